@@ -1,0 +1,37 @@
+"""The linear algebra everything above stands on; knows nothing of networks or equations.
+
+kronecker   sums of Kronecker products on weight-shaped matrices, and their inverses
+dense       damped and pseudo-inverse solves, blocked QR reduction of tall problems
+krylov      conjugate gradients with stop rules as objects
+sketches    CountSketch of rows, cosine sketch of columns, Nystrom approximation
+"""
+
+from kfac_pinn.linalg.dense import damped_solve, pinv_solve, reduce_rows
+from kfac_pinn.linalg.kronecker import KroneckerInverse, KroneckerSum
+from kfac_pinn.linalg.krylov import (
+    RelativeProgress,
+    RelativeResidual,
+    Solution,
+    conjugate_gradients,
+    geometric_indices,
+)
+from kfac_pinn.linalg.sketches import CosineSketch, CountSketch, Nystrom, dct, idct, nystrom
+
+__all__ = [
+    "CosineSketch",
+    "CountSketch",
+    "KroneckerInverse",
+    "KroneckerSum",
+    "Nystrom",
+    "RelativeProgress",
+    "RelativeResidual",
+    "Solution",
+    "conjugate_gradients",
+    "damped_solve",
+    "dct",
+    "geometric_indices",
+    "idct",
+    "nystrom",
+    "pinv_solve",
+    "reduce_rows",
+]

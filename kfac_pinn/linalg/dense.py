@@ -1,0 +1,71 @@
+"""Dense symmetric solves and the reduction of a tall least-squares problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["damped_solve", "pinv_solve", "reduce_rows"]
+
+
+def damped_solve(matrix: Tensor, rhs: Tensor, damping: float | Tensor = 0.0) -> Tensor:
+    """(M + damping I)^-1 b for symmetric positive semi-definite M.
+
+    Cholesky, or `pinv_solve` where rounding has made M + damping I indefinite.
+
+    Args:
+        matrix: M, shape (n, n).
+        rhs: b, shape (n,) or (n, m).
+    """
+    damped = matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return pinv_solve(damped, rhs)
+    columns = rhs if rhs.ndim == 2 else rhs[:, None]
+    return torch.cholesky_solve(columns, factor).reshape(rhs.shape)
+
+
+def pinv_solve(matrix: Tensor, rhs: Tensor, rtol: float | None = None) -> Tensor:
+    """M^+ b for symmetric M; eigenvalues |lambda| <= rtol max|lambda| count as zero.
+
+    Args:
+        matrix: M, shape (n, n).
+        rhs: b, shape (n,) or (n, m).
+        rtol: n eps by default.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    rtol = len(matrix) * torch.finfo(matrix.dtype).eps if rtol is None else rtol
+    kept = values.abs() > rtol * values.abs().max()
+    vectors, columns = vectors[:, kept], rhs.reshape(len(rhs), -1)
+    return (vectors @ ((vectors.mT @ columns) / values[kept, None])).reshape(rhs.shape)
+
+
+def reduce_rows(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """R and Q^T r of J = Q R, from blocks of rows of (J, r), one block in memory at a time.
+
+    min_p ||J p + r|| and min_p ||R p + Q^T r|| have the same minimiser and the same decrease; R
+    has the singular values of J (no squared condition number, unlike J^T J). r's component
+    outside the range of J is dropped.
+
+    Args:
+        blocks: pairs of rows (n, P) and residuals (n,).
+
+    Returns:
+        R of shape (min(N, P), P) and Q^T r of shape (min(N, P),).
+
+    Raises:
+        ValueError: if there is no block.
+
+    Source: Demmel, Grigori, Hoemmen & Langou (2012), sequential TSQR.
+    """
+    triangle: Tensor | None = None
+    for rows, residual in blocks:
+        block = torch.cat([rows, residual[:, None]], dim=1)
+        tall = block if triangle is None else torch.cat([triangle, block])
+        triangle = torch.linalg.qr(tall, mode="r").R
+    if triangle is None:
+        raise ValueError("reduce_rows was given no blocks; give at least one pair (rows, residual)")
+    parameters = triangle.shape[1] - 1
+    return triangle[:parameters, :parameters], triangle[:parameters, parameters]

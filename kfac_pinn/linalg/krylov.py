@@ -1,0 +1,178 @@
+"""Conjugate gradients: any operator, any preconditioner, stop rules as objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Operator",
+    "RelativeProgress",
+    "RelativeResidual",
+    "Solution",
+    "StopRule",
+    "conjugate_gradients",
+    "geometric_indices",
+]
+
+Operator = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Solution:
+    """What conjugate gradients found, and how.
+
+    Attributes:
+        x: the last iterate, shape of b.
+        reason: why it stopped: a stop rule's words, "iteration limit", "negative curvature",
+            "solved" (the residual is zero) or "not finite".
+        residual_norms: ||b - A x_i||, i = 0, 1, ..., by the recurrence; relative to ||b||.
+        model_values: phi(x_i) = 1/2 x_i.A x_i - b.x_i.
+        kept: pairs (i, x_i) at the indices asked for, ending with the last iterate.
+    """
+
+    x: Tensor
+    reason: str = ""
+    residual_norms: list[float] = field(default_factory=list)
+    model_values: list[float] = field(default_factory=list)
+    kept: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @property
+    def iterations(self) -> int:
+        """Products with A spent after the start."""
+        return len(self.residual_norms) - 1
+
+
+class StopRule(Protocol):
+    """Looks at the history after every iteration; returns the reason to stop, or None."""
+
+    def __call__(self, history: Solution) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class RelativeResidual:
+    """Stop once ||b - A x|| <= tolerance ||b||."""
+
+    tolerance: float = 1e-10
+
+    def __call__(self, history: Solution) -> str | None:
+        return "relative residual" if history.residual_norms[-1] <= self.tolerance else None
+
+
+@dataclass(frozen=True)
+class RelativeProgress:
+    """Stop once the last k iterations brought less than k tolerance of phi, k = max(least, i/10).
+
+    (phi_i - phi_{i-k}) / phi_i < k tolerance with phi_i < 0. Source: Martens (2010), section 4.4.
+    """
+
+    tolerance: float = 5e-4
+    least: int = 10
+
+    def __call__(self, history: Solution) -> str | None:
+        i, phi = history.iterations, history.model_values
+        k = max(self.least, math.ceil(0.1 * i))
+        if i <= k or phi[i] >= 0:
+            return None
+        return "relative progress" if (phi[i] - phi[i - k]) / phi[i] < k * self.tolerance else None
+
+
+def geometric_indices(limit: int, growth: float = 1.3) -> list[int]:
+    """ceil(growth^j) <= limit, j = 0, 1, ...: the iterates Martens (2010) keeps to backtrack on.
+
+    Raises:
+        ValueError: if growth <= 1.
+    """
+    if growth <= 1:
+        raise ValueError(f"growth is {growth}; geometric indices need a growth above 1")
+    count = int(math.log(max(limit, 1)) / math.log(growth)) + 2
+    return sorted({i for j in range(count) if (i := math.ceil(growth**j)) <= limit})
+
+
+def conjugate_gradients(
+    product: Operator,
+    rhs: Tensor,
+    stop: Sequence[StopRule] = (RelativeResidual(),),
+    *,
+    start: Tensor | None = None,
+    preconditioner: Operator | None = None,
+    iterations: int = 1000,
+    keep: Sequence[int] = (),
+) -> Solution:
+    """A^-1 b by (preconditioned) conjugate gradients, A symmetric positive definite.
+
+    Args:
+        product: v -> A v; v has the shape of b, which may be any.
+        rhs: b.
+        stop: the first rule that names a reason ends the iteration.
+        start: x_0, zero by default.
+        preconditioner: v -> M^-1 v with M ~ A symmetric positive definite.
+        iterations: the most products to spend.
+        keep: indices of the iterates to return besides the last.
+
+    Source: Hestenes & Stiefel (1952); Nocedal & Wright, algorithm 5.3.
+    """
+    precondition = preconditioner or (lambda v: v)
+    x = torch.zeros_like(rhs) if start is None else start
+    residual = rhs.clone() if start is None else rhs - product(x)
+    history = Solution(x)
+    scale = _norm(rhs) or 1.0
+    wanted = set(keep)
+    direction = y = precondition(residual)
+    slope = _dot(residual, y)
+    _record(history, x, residual, rhs, scale)
+    while not (reason := _reason(history, stop, iterations)):
+        image = product(direction)
+        curvature = _dot(direction, image)
+        if not curvature > 0:
+            reason = "negative curvature" if curvature <= 0 else "not finite"
+            break
+        alpha = slope / curvature
+        x, residual = x + alpha * direction, residual - alpha * image
+        _record(history, x, residual, rhs, scale)
+        if history.iterations in wanted:
+            history.kept.append((history.iterations, x))
+        y = precondition(residual)
+        slope, previous = _dot(residual, y), slope
+        direction = y + (slope / previous) * direction
+    return _finish(history, reason)
+
+
+def _record(history: Solution, x: Tensor, residual: Tensor, rhs: Tensor, scale: float) -> None:
+    """Append x, its residual norm and phi(x) = -1/2 (b + residual).x."""
+    history.x = x
+    history.residual_norms.append(_norm(residual) / scale)
+    history.model_values.append(-0.5 * _dot(rhs + residual, x))
+
+
+def _reason(history: Solution, stop: Sequence[StopRule], iterations: int) -> str | None:
+    """Why to stop now, or None."""
+    norm = history.residual_norms[-1]
+    if not math.isfinite(norm):
+        return "not finite"
+    if norm == 0:
+        return "solved"
+    if reason := next((why for rule in stop if (why := rule(history))), None):
+        return reason
+    return "iteration limit" if history.iterations >= iterations else None
+
+
+def _finish(history: Solution, reason: str) -> Solution:
+    """Name the reason; the last iterate is always kept."""
+    history.reason = reason
+    if not history.kept or history.kept[-1][0] != history.iterations:
+        history.kept.append((history.iterations, history.x))
+    return history
+
+
+def _dot(u: Tensor, v: Tensor) -> float:
+    return float((u * v).sum())
+
+
+def _norm(v: Tensor) -> float:
+    return float(v.norm())
