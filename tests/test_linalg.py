@@ -1,0 +1,339 @@
+"""The linear algebra against dense solves, other libraries and defining identities."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import scipy.fft
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from linear_operator import to_linear_operator
+from linear_operator.operators import KroneckerProductLinearOperator, SumKroneckerLinearOperator
+from torch import Generator, Tensor
+
+from kfac_pinn.linalg import (
+    CosineSketch,
+    CountSketch,
+    KroneckerInverse,
+    KroneckerSum,
+    RelativeProgress,
+    RelativeResidual,
+    conjugate_gradients,
+    damped_solve,
+    dct,
+    geometric_indices,
+    idct,
+    nystrom,
+    pinv_solve,
+    reduce_rows,
+)
+
+seeds = st.integers(0, 10**6)
+sizes = st.integers(1, 12)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=Generator().manual_seed(seed))
+
+
+def psd(seed: int, size: int, digits: float) -> Tensor:
+    """A random symmetric matrix with eigenvalues 1 ... 10^-digits."""
+    Q = torch.linalg.qr(normal(seed, size, size)).Q
+    M = Q @ torch.diag(torch.logspace(0, -digits, size, dtype=torch.float64)) @ Q.mT
+    return (M + M.mT) / 2
+
+
+def pairs_of(seed: int, count: int, d_in: int, d_out: int, digits: float):
+    return [
+        (psd(seed + k, d_in, digits), psd(seed + 7 * k + 1, d_out, digits)) for k in range(count)
+    ]
+
+
+def dense_solve(F: KroneckerSum, V: Tensor) -> Tensor:
+    return torch.linalg.solve(F.dense(), V.flatten()).reshape(V.shape)
+
+
+def relative(x: Tensor, y: Tensor) -> float:
+    return float((x - y).norm() / y.norm())
+
+
+class TestKronecker:
+    @given(seeds, st.integers(1, 4), sizes, sizes)
+    def test_product_is_the_dense_product(self, seed, count, d_in, d_out):
+        F, V = KroneckerSum(pairs_of(seed, count, d_in, d_out, 2)), normal(seed, d_out, d_in)
+        torch.testing.assert_close(F.product(V).flatten(), F.dense() @ V.flatten())
+        batch = torch.stack([V, 2 * V])
+        torch.testing.assert_close(F.product(batch)[1], 2 * F.product(V))
+
+    @given(seeds, st.integers(1, 2), sizes, sizes, st.floats(0, 5.5))
+    def test_solve_undoes_product_as_well_as_a_dense_solve(self, seed, count, d_in, d_out, digits):
+        F = KroneckerSum(pairs_of(seed, count, d_in, d_out, digits))  # condition up to 1e11
+        V = normal(seed, d_out, d_in)
+        b = F.product(V)
+        dense = relative(dense_solve(F, b), V)
+        bound = 1e-14 * float(torch.linalg.cond(F.dense()))  # what any solver may lose
+        assert relative(F.inverse().solve(b), V) <= 3 * dense + bound
+
+    @given(seeds, sizes, sizes, st.floats(1, 5.5))
+    def test_order_of_the_pairs_does_not_matter(self, seed, d_in, d_out, digits):
+        pairs = pairs_of(seed, 2, d_in, d_out, digits)
+        F, swapped, V = KroneckerSum(pairs), KroneckerSum(pairs[::-1]), normal(seed, d_out, d_in)
+        b = F.product(V)
+        error, other = (relative(x.inverse().solve(b), V) for x in (F, swapped))
+        bound = 1e-14 * float(torch.linalg.cond(F.dense()))
+        assert max(error, other) <= 10 * min(error, other) + bound
+
+    def test_one_huge_and_one_tiny_pair(self):
+        (A1, B1), (A2, B2) = pairs_of(3, 2, 20, 15, 3)
+        for scale in (1e-8, 1.0, 1e8):
+            F, V = KroneckerSum([(A1 * scale, B1), (A2, B2)]), normal(4, 15, 20)
+            assert relative(F.inverse().solve(F.product(V)), V) < 1e-9
+
+    @given(seeds, sizes, sizes)
+    def test_agrees_with_linear_operator(self, seed, d_in, d_out):
+        pairs = pairs_of(seed, 2, d_in, d_out, 2)
+        V = normal(seed, d_out, d_in)
+        terms = [
+            KroneckerProductLinearOperator(to_linear_operator(B), to_linear_operator(A))
+            for A, B in pairs
+        ]
+        expected = SumKroneckerLinearOperator(*terms).solve(V.flatten()[:, None]).reshape(V.shape)
+        # its whitening by one pair is the less accurate of the two
+        assert relative(KroneckerSum(pairs).inverse().solve(V), expected) < 1e-8
+
+    @given(seeds, st.integers(3, 5), sizes, sizes)
+    def test_many_pairs_are_solved_to_the_tolerance(self, seed, count, d_in, d_out):
+        F = KroneckerSum(pairs_of(seed, count, d_in, d_out, 1))
+        V = normal(seed, d_out, d_in)
+        found = F.inverse().iterate(V, 1e-12, 500)
+        assert relative(found.x, dense_solve(F, V)) < 1e-9
+        assert relative(F.inverse().solve(V, tolerance=1e-12), found.x) < 1e-12
+
+    def test_many_pairs_need_few_iterations_when_two_dominate(self):
+        pairs = pairs_of(0, 2, 20, 15, 4)
+        small = [(1e-4 * A, B) for A, B in pairs_of(9, 2, 20, 15, 1)]
+        F = KroneckerSum([pairs[0], *small])
+        assert F.inverse().iterate(normal(1, 15, 20), 1e-10, 100).iterations <= 40
+
+    def test_three_pairs_of_which_two_are_alike_are_exact_at_once(self):
+        (A1, B1), (A2, B2) = pairs_of(0, 2, 9, 8, 3)
+        inverse = KroneckerSum([(A2, B2), (A1, B1), (A2, 3 * B2)]).inverse()
+        assert inverse.iterate(normal(1, 8, 9), 1e-9, 100).iterations <= 2
+
+    def test_stopping_short_warns(self):
+        inverse = KroneckerSum(pairs_of(0, 3, 9, 8, 6)).inverse()
+        with pytest.warns(UserWarning, match="3 Kronecker pairs stopped"):
+            inverse.solve(normal(1, 8, 9), iterations=2)
+
+    def test_state_is_plain_tensors(self):
+        F, V, file = KroneckerSum(pairs_of(0, 3, 5, 4, 2)), normal(1, 4, 5), io.BytesIO()
+        inverse = F.inverse()
+        torch.save(vars(inverse), file)
+        file.seek(0)
+        restored = KroneckerInverse(**torch.load(file, weights_only=True))
+        assert torch.equal(restored.solve(V), inverse.solve(V))
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_singular_factors_give_finite_answers(self, count):
+        pairs = [(torch.ones(4, 4).double(), torch.zeros(3, 3).double())] * (count - 1)
+        pairs += [(torch.ones(4, 4).double(), torch.eye(3).double())]
+        solution = KroneckerSum(pairs).inverse().diagonal_solve(normal(0, 3, 4))
+        assert solution.isfinite().all()
+
+    def test_float32(self):
+        pairs = [(A.float(), B.float()) for A, B in pairs_of(0, 3, 6, 5, 1)]
+        F, V = KroneckerSum(pairs), normal(0, 5, 6).float()
+        assert F.inverse().solve(V).dtype == torch.float32
+        assert relative(F.product(F.inverse().solve(V)), V) < 1e-4
+
+    def test_errors_name_the_fix(self):
+        with pytest.raises(ValueError, match="at least one"):
+            KroneckerSum([])
+        with pytest.raises(ValueError, match="differ in shape"):
+            KroneckerSum([(torch.eye(2), torch.eye(3)), (torch.eye(3), torch.eye(3))])
+
+
+class TestDense:
+    @given(seeds, sizes, st.floats(1e-6, 1))
+    def test_damped_solve(self, seed, size, damping):
+        M, b = psd(seed, size, 4), normal(seed, size, 3)
+        expected = torch.linalg.solve(M + damping * torch.eye(size, dtype=M.dtype), b)
+        torch.testing.assert_close(damped_solve(M, b, damping), expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            damped_solve(M, b[:, 0], damping), damped_solve(M, b, damping)[:, 0]
+        )
+
+    def test_damped_solve_of_a_singular_matrix_is_the_pseudo_inverse(self):
+        z = normal(0, 6, 2)
+        M = z @ z.mT - 1e-14 * torch.eye(6, dtype=torch.float64)
+        expected = torch.linalg.pinv(z @ z.mT, hermitian=True, rtol=1e-10) @ z[:, 0]
+        torch.testing.assert_close(damped_solve(M, z[:, 0]), expected, rtol=1e-9, atol=1e-9)
+
+    @given(seeds, sizes, st.integers(0, 12))
+    def test_pinv_solve(self, seed, size, rank):
+        z, b = normal(seed, size, min(rank, size)), normal(seed + 1, size, 2)
+        M = z @ z.mT
+        expected = torch.linalg.pinv(M, hermitian=True, rtol=1e-9) @ b
+        torch.testing.assert_close(pinv_solve(M, b, rtol=1e-9), expected, rtol=1e-6, atol=1e-6)
+        assert pinv_solve(M, b[:, 0]).shape == (size,)
+
+    @given(seeds, st.integers(1, 40), st.integers(1, 8), st.integers(1, 15))
+    def test_blocked_qr_keeps_the_least_squares_problem(self, seed, rows, columns, block):
+        J, r = normal(seed, rows, columns), normal(seed + 1, rows)
+        R, c = reduce_rows(zip(J.split(block), r.split(block), strict=True))
+        assert R.shape == (min(rows, columns), columns) and c.shape == R.shape[:1]
+        torch.testing.assert_close(R.mT @ R, J.mT @ J)
+        torch.testing.assert_close(R.mT @ c, J.mT @ r)
+
+    def test_blocked_qr_keeps_small_singular_values(self):
+        J = torch.linalg.qr(normal(0, 300, 20)).Q * torch.logspace(0, -12, 20, dtype=torch.float64)
+        R, _ = reduce_rows((rows, rows[:, 0]) for rows in J.split(64))
+        torch.testing.assert_close(
+            torch.linalg.svdvals(R), torch.linalg.svdvals(J), rtol=1e-3, atol=1e-17
+        )
+
+    def test_blocked_qr_of_nothing(self):
+        with pytest.raises(ValueError, match="no blocks"):
+            reduce_rows([])
+
+
+class TestConjugateGradients:
+    @given(seeds, sizes, st.floats(0, 3))
+    def test_against_a_dense_solve(self, seed, size, digits):
+        M, b = psd(seed, size, digits), normal(seed, size)
+        found = conjugate_gradients(lambda v: M @ v, b, (RelativeResidual(1e-12),))
+        torch.testing.assert_close(found.x, torch.linalg.solve(M, b), rtol=1e-7, atol=1e-7)
+        assert found.reason in ("relative residual", "solved")
+
+    @given(seeds, sizes)
+    def test_history_is_true(self, seed, size):
+        M, b = psd(seed, size, 2), normal(seed, size)
+        found = conjugate_gradients(
+            lambda v: M @ v, b, (), iterations=3, start=normal(seed + 1, size)
+        )
+        x = found.x
+        assert math.isclose(found.model_values[-1], float(x @ M @ x / 2 - b @ x), abs_tol=1e-10)
+        assert math.isclose(found.residual_norms[-1], relative(M @ x, b), abs_tol=1e-10)
+        assert (torch.tensor(found.model_values).diff() <= 1e-6).all()  # phi never grows
+
+    def test_a_perfect_preconditioner_needs_one_iteration(self):
+        M, b = psd(0, 9, 6), normal(1, 9)
+        found = conjugate_gradients(
+            lambda v: M @ v, b, preconditioner=lambda v: torch.linalg.solve(M, v)
+        )
+        assert found.iterations == 1 and found.reason == "relative residual"
+
+    def test_any_shape_and_kept_iterates(self):
+        M, b = psd(0, 12, 3), normal(1, 3, 4)
+        keep = geometric_indices(20)
+        found = conjugate_gradients(lambda v: (M @ v.flatten()).reshape(3, 4), b, keep=keep)
+        indices = [i for i, _ in found.kept]
+        assert indices[:-1] == [i for i in keep if i < found.iterations]
+        assert indices[-1] == found.iterations and torch.equal(found.kept[-1][1], found.x)
+        again = conjugate_gradients(
+            lambda v: (M @ v.flatten()).reshape(3, 4), b, iterations=found.kept[3][0]
+        )
+        assert torch.equal(again.x, found.kept[3][1]) and again.reason == "iteration limit"
+
+    def test_relative_progress_is_martens_rule(self):
+        M, b = psd(0, 200, 5), normal(1, 200)
+        found = conjugate_gradients(lambda v: M @ v, b, (RelativeProgress(5e-4),))
+        phi, i = found.model_values, found.iterations
+        k = max(10, math.ceil(0.1 * i))
+        assert found.reason == "relative progress"
+        assert (phi[i] - phi[i - k]) / phi[i] < k * 5e-4
+        assert (phi[i - 1] - phi[i - 1 - k]) / phi[i - 1] >= k * 5e-4
+
+    def test_negative_curvature_zero_and_nan_are_named(self):
+        b = normal(0, 4)
+        assert conjugate_gradients(lambda v: -v, b).reason == "negative curvature"
+        assert conjugate_gradients(lambda v: v * math.nan, b).reason == "not finite"
+        assert conjugate_gradients(lambda v: v, 0 * b).reason == "solved"
+        assert conjugate_gradients(lambda v: v, b).reason in ("solved", "relative residual")
+
+    def test_geometric_indices(self):
+        assert geometric_indices(20, 1.3) == [1, 2, 3, 4, 5, 7, 9, 11, 14, 18]
+        assert geometric_indices(1) == [1]
+        with pytest.raises(ValueError, match="above 1"):
+            geometric_indices(5, 1.0)
+
+
+class TestSketches:
+    def test_count_sketch_is_unbiased_and_a_signed_sum(self):
+        generator, identity = Generator().manual_seed(0), torch.eye(10, dtype=torch.float64)
+        mean = torch.zeros(10, 10, dtype=torch.float64)
+        for _ in range(2000):
+            S = CountSketch(10, 6, generator)(identity)
+            assert torch.equal(S.abs().sum(0), torch.ones(10, dtype=torch.float64))
+            mean += S.mT @ S / 2000
+        assert (mean - identity).abs().max() < 0.05  # five standard deviations of 1/sqrt(6 * 2000)
+
+    def test_count_sketch_of_vectors_and_its_seed(self):
+        a, b = (CountSketch(50, 9, Generator().manual_seed(3)) for _ in range(2))
+        J = normal(0, 50, 4)
+        assert torch.equal(a(J), b(J))
+        torch.testing.assert_close(a(J)[:, 1], a(J[:, 1]))
+
+    @given(seeds, st.integers(1, 33))
+    def test_dct_against_scipy_and_its_inverse(self, seed, size):
+        x = normal(seed, 3, size)
+        expected = torch.from_numpy(scipy.fft.dct(x.numpy(), norm="ortho"))
+        torch.testing.assert_close(dct(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(idct(dct(x)), x, rtol=1e-12, atol=1e-12)
+
+    @given(seeds, st.integers(1, 30), st.integers(1, 30))
+    def test_cosine_sketch_has_orthogonal_rows_and_a_transpose(self, seed, columns, size):
+        size = min(size, columns)
+        sketch = CosineSketch(columns, size, Generator().manual_seed(seed))
+        S = sketch(torch.eye(columns, dtype=torch.float64)).mT
+        expected = columns / size * torch.eye(size, dtype=torch.float64)
+        torch.testing.assert_close(S @ S.mT, expected, rtol=1e-12, atol=1e-12)
+        y = normal(seed, 2, size)
+        torch.testing.assert_close(sketch.transpose(y), y @ S, rtol=1e-12, atol=1e-12)
+
+    def test_cosine_sketch_is_unbiased_and_not_larger_than_its_matrix(self):
+        generator, identity = Generator().manual_seed(0), torch.eye(8, dtype=torch.float64)
+        mean = torch.zeros(8, 8, dtype=torch.float64)
+        for _ in range(2000):
+            ST = CosineSketch(8, 3, generator)(identity)
+            mean += ST @ ST.mT / 2000
+        assert (mean - identity).abs().max() < 0.08
+        with pytest.raises(ValueError, match="8 columns"):
+            CosineSketch(8, 9, generator)
+
+    @given(seeds)
+    def test_nystrom_error_falls_with_the_rank_and_is_below(self, seed):
+        A = psd(seed, 40, 12)
+        errors, ranks = [], []
+        for tail in (1e-2, 1e-5, 1e-9):
+            found = nystrom(lambda V: A @ V, A, tail, Generator().manual_seed(seed))
+            eye = torch.eye(40, dtype=torch.float64)
+            gap = A - found.product(eye)
+            assert torch.linalg.eigvalsh(gap)[0] > -1e-13  # Nystrom never exceeds A
+            errors.append(float(gap.norm()))
+            ranks.append(len(found.eigenvalues))
+        assert errors == sorted(errors, reverse=True) and ranks == sorted(ranks)
+        torch.testing.assert_close(found.U.mT @ found.U, torch.eye(ranks[-1], dtype=torch.float64))
+
+    def test_nystrom_solve_and_preconditioner(self):
+        A, b, damping = psd(0, 60, 10), normal(1, 60), 1e-6
+        found = nystrom(lambda V: A @ V, A, 10 * damping, Generator().manual_seed(0))
+        low_rank = found.product(torch.eye(60, dtype=torch.float64))
+        expected = damped_solve(low_rank, b, damping)
+        torch.testing.assert_close(found.solve(b, damping), expected, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(found.solve(b[:, None], damping)[:, 0], found.solve(b, damping))
+        solve = conjugate_gradients(
+            lambda v: A @ v + damping * v,
+            b,
+            preconditioner=lambda v: found.precondition(v, damping),
+        )
+        plain = conjugate_gradients(lambda v: A @ v + damping * v, b)
+        assert solve.iterations < 25 < plain.iterations
+
+    def test_nystrom_reaches_full_rank(self):
+        A = psd(0, 11, 1)
+        found = nystrom(lambda V: A @ V, A, 0.0, Generator().manual_seed(0))
+        torch.testing.assert_close(found.product(A), A @ A)
