@@ -1,0 +1,291 @@
+"""The usual networks for PINNs: plain modules, built of torch functions that jets have rules for.
+
+Embeddings (`Normalized`, `FourierFeatures`, `PeriodicFeatures`) go in front with `nn.Sequential`;
+`HardConstraint` goes around. All map points (N, d_in) to outputs (N, d_out).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kfac_pinn.domains import Box
+
+__all__ = [
+    "MLP",
+    "SIREN",
+    "FourierFeatures",
+    "HardConstraint",
+    "ModifiedMLP",
+    "Normalized",
+    "PeriodicFeatures",
+    "PirateNet",
+    "wall_distance",
+]
+
+Activation: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them: W_L s(... s(W_1 x + b_1) ...) + b_L.
+
+    With tanh and PyTorch's default initialisation (both default) the network of the published
+    K-FAC experiments: `MLP((5, 64, 64, 48, 48, 1))`.
+
+    Args:
+        sizes: (d_in, hidden widths ..., d_out).
+        activation: any function; a module (with parameters of its own, say) is shared by the
+            layers.
+
+    Raises:
+        ValueError: if there are fewer than two sizes.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: Activation = torch.tanh) -> None:
+        super().__init__()
+        self.layers = _linears(sizes)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+class SIREN(nn.Module):
+    """Sine network: hidden layers sin(omega (W x + b)), a linear output.
+
+    W uniform in +-1/d_in for the first layer and +-sqrt(6/d_in)/omega after it, so that every
+    layer's input to the sine has unit variance. Source: Sitzmann et al. (2020), section 3.2.
+
+    Args:
+        sizes: (d_in, hidden widths ..., d_out).
+        omega: the frequency; 30 for images, 1 to 10 for smooth solutions.
+    """
+
+    def __init__(self, sizes: Sequence[int], omega: float = 30.0) -> None:
+        super().__init__()
+        self.omega = omega
+        self.layers = _linears(sizes)
+        for index, (layer, width) in enumerate(zip(self.layers, sizes, strict=False)):
+            bound = 1 / width if index == 0 else math.sqrt(6 / width) / omega
+            nn.init.uniform_(layer.get_parameter("weight"), -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = torch.sin(self.omega * layer(x))
+        return self.layers[-1](x)
+
+
+class ModifiedMLP(nn.Module):
+    """An MLP whose hidden layers are mixed with two encodings of the input.
+
+    U = s(W_U x + b_U), V = s(W_V x + b_V), H_{l+1} = (1 - Z_l) U + Z_l V, Z_l = s(W_l H_l + b_l).
+    Source: Wang, Teng & Perdikaris (2021), eqs. 43-47.
+
+    Args:
+        sizes: (d_in, hidden widths, all equal, ..., d_out).
+        activation: s.
+
+    Raises:
+        ValueError: if the hidden widths differ.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: Activation = torch.tanh) -> None:
+        super().__init__()
+        if len(set(sizes[1:-1])) != 1:
+            raise ValueError(f"ModifiedMLP needs hidden layers of one width, not {sizes[1:-1]}")
+        self.layers = _linears(sizes)
+        self.encoders = nn.ModuleList(nn.Linear(sizes[0], sizes[1]) for _ in range(2))
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        U, V = (self.activation(encoder(x)) for encoder in self.encoders)
+        for layer in self.layers[:-1]:
+            x = _mix(self.activation(layer(x)), V, U)
+        return self.layers[-1](x)
+
+
+class PirateNet(nn.Module):
+    """Residual blocks that start as the identity, on a random Fourier embedding.
+
+    Each block: f = s(W_1 x), z = f U + (1-f) V, g = s(W_2 z), z = g U + (1-g) V, h = s(W_3 z),
+    x <- alpha h + (1 - alpha) x with the trainable alpha = 0 at first.
+    Source: Wang, Li, Chen & Perdikaris (2024), section 4.
+
+    Args:
+        sizes: (d_in, width, d_out), the width even.
+        blocks: the number of residual blocks.
+        scale: standard deviation of the embedding's frequencies.
+        activation: s.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        blocks: int = 2,
+        scale: float = 1.0,
+        activation: Activation = torch.tanh,
+    ) -> None:
+        super().__init__()
+        d_in, width, d_out = sizes
+        self.embedding = FourierFeatures(d_in, width, scale)
+        self.encoders = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.blocks = nn.ModuleList(_PirateBlock(width, activation) for _ in range(blocks))
+        self.output = nn.Linear(width, d_out)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        U, V = (self.activation(encoder(x)) for encoder in self.encoders)
+        for block in self.blocks:
+            x = block(x, U, V)
+        return self.output(x)
+
+
+class _PirateBlock(nn.Module):
+    """Three layers, twice gated by U and V, then mixed with the input by alpha."""
+
+    def __init__(self, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.layers = _linears([width] * 4)
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.activation = activation
+
+    def forward(self, x: Tensor, U: Tensor, V: Tensor) -> Tensor:
+        z = x
+        for layer in self.layers[:-1]:
+            z = _mix(self.activation(layer(z)), U, V)
+        return _mix(self.alpha, self.activation(self.layers[-1](z)), x)
+
+
+class FourierFeatures(nn.Module):
+    """x -> (cos(B x), sin(B x)) with a fixed random B. Source: Tancik et al. (2020).
+
+    Args:
+        d_in: the dimension of x.
+        width: the number of features, even: half cosines, half sines.
+        scale: standard deviation of the entries of B (radians a unit of x).
+
+    Raises:
+        ValueError: if the width is odd.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, d_in: int, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"FourierFeatures come in pairs (cos, sin); width {width} is odd")
+        self.register_buffer("frequencies", scale * torch.randn(width // 2, d_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = nn.functional.linear(x, self.frequencies)
+        return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)
+
+
+class PeriodicFeatures(nn.Module):
+    """Exact periodicity: x_i -> cos, sin(2 pi k x_i / period_i), k = 1 ... harmonics.
+
+    Coordinates without a period pass unchanged and come first.
+
+    Args:
+        periods: one period a coordinate, None where there is none.
+        harmonics: how many multiples of each frequency.
+
+    Attributes:
+        width: the number of features, d_in of the network behind.
+    """
+
+    frequencies: Tensor
+    passed: Tensor
+
+    def __init__(self, periods: Sequence[float | None], harmonics: int = 1) -> None:
+        super().__init__()
+        units = torch.eye(len(periods), dtype=torch.float64)
+        rows = [
+            2 * math.pi * k / period * unit
+            for unit, period in zip(units, periods, strict=True)
+            if period is not None
+            for k in range(1, harmonics + 1)
+        ]
+        dtype = torch.get_default_dtype()
+        self.register_buffer("frequencies", torch.stack(rows).to(dtype))
+        self.register_buffer("passed", units[[p is None for p in periods]].to(dtype))
+        self.width = 2 * len(rows) + len(self.passed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = nn.functional.linear(x, self.frequencies)
+        waves = [torch.cos(phase), torch.sin(phase)]
+        passed = [nn.functional.linear(x, self.passed)] if len(self.passed) else []
+        return torch.cat(passed + waves, dim=-1)
+
+
+class Normalized(nn.Module):
+    """Scales a box to [-1, 1]^d, to stand in front of a network: x -> slope x + shift."""
+
+    slope: Tensor
+    shift: Tensor
+
+    def __init__(self, box: Box) -> None:
+        super().__init__()
+        lower, upper = torch.tensor(box.lower).double(), torch.tensor(box.upper).double()
+        slope, dtype = 2 / (upper - lower), torch.get_default_dtype()
+        self.register_buffer("slope", slope.to(dtype))
+        self.register_buffer("shift", (-1 - slope * lower).to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.slope + self.shift
+
+
+class HardConstraint(nn.Module):
+    """u(x) = value(x) + factor(x) network(x): u equals `value` wherever `factor` vanishes.
+
+    Args:
+        network: any module, outputs (N, 1) or (N, d_out).
+        value: g, points -> (N, 1) or (N, d_out).
+        factor: phi, points -> (N, 1), zero where the condition holds; `wall_distance(box)`, say.
+    """
+
+    def __init__(self, network: nn.Module, value: Activation, factor: Activation) -> None:
+        super().__init__()
+        self.network = network
+        self.value = value
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x) + self.factor(x) * self.network(x)
+
+
+def wall_distance(box: Box) -> Activation:
+    """The factor prod_i 4 (x_i - lower_i)(upper_i - x_i) / (upper_i - lower_i)^2, shape (N, 1).
+
+    It vanishes on the boundary of the box and is 1 in its middle.
+    """
+
+    def factor(x: Tensor) -> Tensor:
+        walls = enumerate(zip(box.lower, box.upper, strict=True))
+        columns = [
+            (x[..., i : i + 1] - low) * (up - x[..., i : i + 1]) * (4 / (up - low) ** 2)
+            for i, (low, up) in walls
+        ]
+        return math.prod(columns[1:], start=columns[0])
+
+    return factor
+
+
+def _linears(sizes: Sequence[int]) -> nn.ModuleList:
+    """One linear layer between any two neighbouring sizes."""
+    if len(sizes) < 2:
+        raise ValueError(f"a network needs sizes (d_in, ..., d_out), at least two, not {sizes}")
+    return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+
+def _mix(z: Tensor, one: Tensor, zero: Tensor) -> Tensor:
+    """Z one + (1 - z) zero."""
+    return zero + z * (one - zero)
