@@ -1,0 +1,246 @@
+"""The Jacobian of one residual with respect to one layer, kept in factored form.
+
+Shapes: N points, S shared positions, d_in inputs and d_out outputs of the layer. A layer
+y_ns = W z_ns + e_s b has the Jacobian rows (docs/mathematics.md, "Weight sharing")
+
+    J_n = sum_s g_ns [z_ns; e_s]^T        (d_out, d_in + 1),   g_ns = d r_n / d y_ns.
+
+Loops over s keep the temporaries in the cache: they are small, and reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["BlockJacobian", "Layer", "LayerInputs", "LayerJacobian", "Leaf", "LeafJacobian"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A weight and bias that act together; `columns` of [W | b] in the flat parameter vector.
+
+    Attributes:
+        weight, bias: the tracked tensors, None where frozen or absent.
+        weight_slice, bias_slice: their places in the flat vector of length P.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    weight_slice: slice
+    bias_slice: slice
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The tracked tensors of this block."""
+        return [p for p in (self.weight, self.bias) if p is not None]
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where the block stands in the flat vector."""
+        pairs = ((self.weight, self.weight_slice), (self.bias, self.bias_slice))
+        return [place for p, place in pairs if p is not None]
+
+    @property
+    def size(self) -> int:
+        """The number of parameters of the block."""
+        return sum(p.numel() for p in self.parameters)
+
+    def matrix(self, v: Tensor) -> Tensor:
+        """[W | b] (d_out, d_in + 1) of a flat vector (P,)."""
+        rows = (self.weight if self.weight is not None else self.bias).shape[0]  # type: ignore[union-attr]
+        return torch.cat([v[place].view(rows, -1) for place in self.slices], dim=1)
+
+    def write(self, matrix: Tensor, out: Tensor) -> None:
+        """The reverse of `matrix`, into the flat vector `out`."""
+        columns = [p.numel() // len(p) for p in self.parameters]
+        for place, part in zip(self.slices, matrix.split(columns, dim=1), strict=True):
+            out[place] = part.reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """Any other trained tensor: a PDE coefficient, a slope, a norm's scale. Treated exactly."""
+
+    parameter: Tensor
+    place: slice
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The one tensor."""
+        return [self.parameter]
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where the block stands in the flat vector."""
+        return [self.place]
+
+    @property
+    def size(self) -> int:
+        """The number of parameters of the block."""
+        return self.parameter.numel()
+
+
+class BlockJacobian(Protocol):
+    """What every block offers: J v, J^T u and the rows of J, for N points."""
+
+    def times(self, v: Tensor) -> Tensor:
+        """J v (N,) for a flat vector v (P,)."""
+
+    def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
+        """out += J^T u for u (N,), out (P,)."""
+
+    def rows(self, points: slice = slice(None)) -> Tensor:
+        """The rows (N, size), columns in the order of the block's `slices`."""
+
+
+class LayerInputs:
+    """z (S, N, d_in) and e (S,): the inputs of a layer, shared by all residuals of one pass."""
+
+    def __init__(self, z: Tensor, unit: Tensor) -> None:
+        self.z, self.unit = z, unit
+
+    @cached_property
+    def second_moment(self) -> Tensor:
+        """sum_ns [z; e][z; e]^T, shape (d_in + 1, d_in + 1)."""
+        z, e = self.z, self.unit
+        moment = z.new_zeros(z.shape[2] + 1, z.shape[2] + 1)
+        inner = moment[:-1, :-1]
+        for position in z:
+            inner.addmm_(position.T, position)
+        moment[-1, :-1] = moment[:-1, -1] = torch.tensordot(e, z.sum(1), 1)
+        moment[-1, -1] = e.sum() * z.shape[1]
+        return moment
+
+    @cached_property
+    def extended(self) -> Tensor:
+        """[z; e], shape (S, N, d_in + 1)."""
+        column = self.unit[:, None, None].expand(-1, self.z.shape[1], 1)
+        return torch.cat([self.z, column], dim=2)
+
+
+class LayerJacobian:
+    """J_n = sum_s g_ns [z_ns; e_s]^T for the N points of one residual.
+
+    Args:
+        layer: which parameters.
+        inputs: z and e.
+        g: d r_n / d y_ns, shape (S, N, d_out).
+    """
+
+    def __init__(self, layer: Layer, inputs: LayerInputs, g: Tensor) -> None:
+        self.layer, self.inputs, self.g = layer, inputs, g
+
+    @cached_property
+    def bias_gradient(self) -> Tensor:
+        """d r_n / d b = sum_s e_s g_ns, shape (N, d_out)."""
+        return torch.tensordot(self.inputs.unit, self.g, 1)
+
+    def times(self, v: Tensor) -> Tensor:
+        """(J v)_n = sum_s g_ns . (W z_ns + e_s b)."""
+        product = v.new_zeros(self.g.shape[1])
+        if self.layer.weight is not None:
+            transposed = v[self.layer.weight_slice].view(self.g.shape[2], -1).T
+            buffer = torch.empty_like(self.g[0])
+            for z, g in zip(self.inputs.z, self.g, strict=True):
+                torch.mm(z, transposed, out=buffer)
+                product += buffer.mul_(g).sum(1)
+        if self.layer.bias is not None:
+            product += self.bias_gradient @ v[self.layer.bias_slice]
+        return product
+
+    def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
+        """J^T u = sum_ns u_n g_ns [z_ns; e_s]^T, added into the flat vector `out`."""
+        if self.layer.weight is not None:
+            target = out[self.layer.weight_slice].view(self.g.shape[2], -1)
+            buffer = torch.empty_like(self.g[0])
+            for z, g in zip(self.inputs.z, self.g, strict=True):
+                torch.mul(g, u[:, None], out=buffer)
+                target.addmm_(buffer.T, z)
+        if self.layer.bias is not None:
+            out[self.layer.bias_slice] += u @ self.bias_gradient
+
+    def rows(self, points: slice = slice(None)) -> Tensor:
+        """J_n with [W, b] flattened, shape (N, size)."""
+        parts = []
+        if self.layer.weight is not None:
+            g, z = self.g[:, points], self.inputs.z[:, points]
+            parts.append(torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1))
+        if self.layer.bias is not None:
+            parts.append(self.bias_gradient[points])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def kernel(self, other: LayerJacobian) -> Tensor:
+        """J J'^T = sum_ss' (z_ns . z'_ms' + e_s e'_s') (g_ns . g'_ms'), shape (N, M)."""
+        kernel = self.g.new_zeros(self.g.shape[1], other.g.shape[1])
+        weight, bias = self.layer.weight is not None, self.layer.bias is not None
+        if weight:
+            for z, g in zip(self.inputs.z, self.g, strict=True):
+                for z_other, g_other in zip(other.inputs.z, other.g, strict=True):
+                    kernel.addcmul_(z @ z_other.T, g @ g_other.T)
+        if bias:
+            kernel.addmm_(self.bias_gradient, other.bias_gradient.T)
+        return kernel
+
+    def kernel_cost(self, other: LayerJacobian) -> int:
+        """Multiplications of `kernel`, to choose between it and `rows`."""
+        positions = self.g.shape[0] * other.g.shape[0]
+        widths = self.inputs.z.shape[2] + self.g.shape[2] + 4
+        return positions * widths * self.g.shape[1] * other.g.shape[1]
+
+
+class LeafJacobian:
+    """The dense rows d r_n / d p of any other trained tensor p.
+
+    Args:
+        leaf: which parameter.
+        dense: shape (N, numel p).
+    """
+
+    def __init__(self, leaf: Leaf, dense: Tensor) -> None:
+        self.leaf, self.dense = leaf, dense
+
+    def times(self, v: Tensor) -> Tensor:
+        """J v, shape (N,)."""
+        return self.dense @ v[self.leaf.place]
+
+    def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
+        """out += J^T u."""
+        out[self.leaf.place] += u @ self.dense
+
+    def rows(self, points: slice = slice(None)) -> Tensor:
+        """The rows (N, numel p)."""
+        return self.dense[points]
+
+
+def leaf_rows(outputs: Tensor, leaves: Sequence[Tensor], chunk: int = 32) -> list[Tensor | None]:
+    """d r_n / d p of shape (N, numel p) for each leaf p, None where r does not depend on it.
+
+    G(v) = J^T v is linear in v, so its derivative with respect to v, entry by entry, gives the
+    columns of J: numel p backward passes instead of N.
+    """
+    v = torch.ones_like(outputs, requires_grad=True)
+    transposed = torch.autograd.grad(
+        outputs, leaves, v, create_graph=True, retain_graph=True, allow_unused=True
+    )
+    return [None if g is None else columns(g.reshape(-1), v, chunk) for g in transposed]
+
+
+def columns(product: Tensor, v: Tensor, chunk: int) -> Tensor:
+    """(N, P) from the entries of the linear map v -> J^T v, `chunk` of them at once."""
+    if not product.requires_grad:
+        return v.new_zeros(len(v), len(product))
+    if len(product) == 1:
+        (column,) = torch.autograd.grad(product[0], v, retain_graph=True)
+        return column[:, None].detach()
+    units = torch.eye(len(product), dtype=product.dtype, device=product.device)
+    parts = [
+        torch.autograd.grad(product, v, part, retain_graph=True, is_grads_batched=True)[0]
+        for part in units.split(chunk)
+    ]
+    return torch.cat(parts).T.detach()

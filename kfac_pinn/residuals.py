@@ -1,0 +1,188 @@
+"""What a closure may return: residuals, or outputs with a convex loss of their own.
+
+Every term gives the same three things to the rest of the package: its loss, the *tangents*
+(tensors whose Jacobian rows make up the Gauss-Newton matrix) and the residual values that stand
+before those rows in the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["ConvexLoss", "LeastSquares", "Residuals", "as_terms", "total_loss"]
+
+
+class LeastSquares:
+    """One residual term with the loss L = 1/2 mean_n r_n^2.
+
+    Args:
+        residual: r, shape (N,) or (N, 1).
+        name: how errors call the term.
+    """
+
+    def __init__(self, residual: Tensor, name: str = "residual") -> None:
+        self.name = name
+        self.residual = as_column(residual, name)
+
+    def loss(self) -> Tensor:
+        """L = 1/2 mean_n r_n^2, a scalar."""
+        return 0.5 * self.residual.square().mean()
+
+    def tangents(self) -> list[tuple[Tensor, Tensor]]:
+        """The one pair (r, value of r)."""
+        return [(self.residual, self.residual.detach())]
+
+    def excess(self) -> Tensor | None:
+        """The part of the loss whose gradient is not J^T r: none."""
+        return None
+
+
+class ConvexLoss:
+    """A term whose loss is L = mean_n l(y_n), l convex in the outputs y_n of one point.
+
+    The Gauss-Newton matrix is mean_n J_n^T H_n J_n with H_n the Hessian of l at y_n. With
+    H = U U^T it is the Gramian of the tangents U^T y (U held constant), so every optimizer runs
+    on it unchanged. What of the gradient J^T l'(y) is not in the range of J^T U (a term linear in
+    u, say) is kept apart as the *excess* (docs/mathematics.md, "General convex losses").
+
+    Args:
+        outputs: C tensors y_c of shape (N,) or (N, 1), values of operators at the N points.
+        density: l, maps C tensors of shape (N,) to the N values of the loss, point by point.
+        name: how errors call the term.
+
+    Example: the deep Ritz energy of -Laplace u = f (E & Yu, 2018)
+
+        u, du = taylor(model, x, order=1)
+        ConvexLoss((u, *du), lambda u, *du: sum(p**2 for p in du) / 2 - f * u)
+    """
+
+    def __init__(
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        density: Callable[..., Tensor],
+        name: str = "convex loss",
+    ) -> None:
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        self.name = name
+        self.outputs = tuple(as_column(y, name) for y in outputs)
+        self.density = density
+
+    def loss(self) -> Tensor:
+        """L = mean_n l(y_n), a scalar."""
+        return self._values(self.outputs).mean()
+
+    def tangents(self) -> list[tuple[Tensor, Tensor]]:
+        """C pairs (U^T y with U constant, U^+ l'(y))."""
+        slope, hessian = self._derivatives()
+        root, pseudo_inverse = square_root(hessian)
+        values = (pseudo_inverse @ slope[..., None])[..., 0]
+        y = torch.stack(self.outputs, dim=-1)
+        tangent = (root.mT @ y[..., None])[..., 0]
+        return list(zip(tangent.unbind(-1), values.unbind(-1), strict=True))
+
+    def excess(self) -> Tensor | None:
+        """mean_n e_n . y_n with e = l' - U U^+ l' held constant, or None where e vanishes."""
+        slope, hessian = self._derivatives()
+        root, pseudo_inverse = square_root(hessian)
+        rest = slope - (root @ (pseudo_inverse @ slope[..., None]))[..., 0]
+        if rest.abs().max() <= 1e3 * torch.finfo(rest.dtype).eps * slope.abs().max():
+            return None
+        return (rest * torch.stack(self.outputs, dim=-1)).sum(-1).mean()
+
+    def _values(self, outputs: Sequence[Tensor]) -> Tensor:
+        values = self.density(*outputs)
+        if not isinstance(values, Tensor) or values.shape != outputs[0].shape:
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"{self.name}: the density must return one loss per point, shape "
+                f"{tuple(outputs[0].shape)}, but returned {found}"
+            )
+        return values
+
+    def _derivatives(self) -> tuple[Tensor, Tensor]:
+        """l'(y) of shape (N, C) and l''(y) of shape (N, C, C), by autograd on the density alone."""
+        with torch.enable_grad():
+            y = [output.detach().requires_grad_() for output in self.outputs]
+            values = self._values(y).sum()
+            slope = torch.autograd.grad(values, y, create_graph=True, materialize_grads=True)
+            rows = [
+                torch.autograd.grad(s.sum(), y, retain_graph=True, materialize_grads=True)
+                if s.requires_grad
+                else [torch.zeros_like(s)] * len(y)
+                for s in slope
+            ]
+        hessian = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+        return torch.stack(slope, dim=-1).detach(), hessian.detach()
+
+
+Term: TypeAlias = LeastSquares | ConvexLoss
+Residuals: TypeAlias = (
+    Tensor | ConvexLoss | Sequence["Tensor | ConvexLoss"] | Mapping[str, "Tensor | ConvexLoss"]
+)
+
+
+def as_column(residual: Tensor, name: str) -> Tensor:
+    """The residual as a vector (N,); anything but (N,) or (N, 1) is an error."""
+    if residual.ndim == 2 and residual.shape[1] == 1:
+        residual = residual[:, 0]
+    if residual.ndim != 1 or len(residual) == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(residual.shape)}; a residual is one number per point, "
+            "shape (N,) or (N, 1). Return one tensor per equation, e.g. "
+            "`return tuple(r.unbind(-1))`, and do not average over the points."
+        )
+    return residual
+
+
+def square_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """U with U U^T = H and its pseudo-inverse, for positive semi-definite H (N, C, C)."""
+    values, vectors = torch.linalg.eigh(hessian)
+    largest = values.abs().amax(-1, keepdim=True)
+    floor = hessian.shape[-1] * torch.finfo(hessian.dtype).eps * largest
+    if (values < -1e3 * floor).any():
+        raise ValueError(
+            "the density is not convex: its Hessian has the eigenvalue "
+            f"{values.min().item():.3g}. Gauss-Newton needs a convex loss of the outputs."
+        )
+    kept = values > floor
+    root = torch.where(kept, values, 0).sqrt()
+    inverse = torch.where(kept, root, 1).reciprocal() * kept
+    return vectors * root[..., None, :], inverse[..., :, None] * vectors.mT
+
+
+def as_terms(output: Any) -> list[Term]:
+    """The terms of whatever a closure returned: a tensor, a tuple or list, or a dict.
+
+    Raises:
+        TypeError: if it is anything else, with the line that would be right.
+    """
+    if isinstance(output, Mapping):
+        named = [(f"residual {key!r}", value) for key, value in output.items()]
+    elif isinstance(output, (tuple, list)):
+        named = [(f"residual {index}", value) for index, value in enumerate(output)]
+    else:
+        named = [("residual", output)]
+    if not named:
+        raise TypeError("the closure returned no residuals; return at least one tensor")
+    return [as_term(value, name) for name, value in named]
+
+
+def as_term(value: Any, name: str) -> Term:
+    """One term; a tensor means least squares."""
+    if isinstance(value, ConvexLoss):
+        return value
+    if isinstance(value, Tensor):
+        return LeastSquares(value, name)
+    raise TypeError(
+        f"{name} is of type {type(value).__name__}. The closure must return its residuals: a "
+        "tensor, a tuple or a dict of tensors, e.g. `return laplacian(model, x) + f, model(xb) - g`"
+    )
+
+
+def total_loss(output: Any) -> Tensor:
+    """L = sum_k L_k of a closure's output, a scalar: what a first-order optimizer would minimise."""
+    return torch.stack([term.loss() for term in as_terms(output)]).sum()

@@ -1,0 +1,163 @@
+"""How far to go along a direction: the second half of every optimizer.
+
+A search is called as search(objective, linearization, direction) and returns a `Step`. The
+objective evaluates the loss at theta + displacement by the user's closure, without gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.linearize import Linearization
+from kfac_pinn.residuals import Residuals, total_loss
+
+__all__ = ["Armijo", "FixedStep", "GridSearch", "NormConstraint", "Objective", "Search", "Step"]
+
+
+@dataclass
+class Step:
+    """What a search decided.
+
+    Attributes:
+        displacement: theta_new - theta, shape (P,); None: stay.
+        loss: at the new parameters, nan where it was not evaluated.
+        info: entries for `optimizer.stats`; `reason` says why a step was shortened or rejected.
+    """
+
+    displacement: Tensor | None
+    loss: float = math.nan
+    info: dict[str, float | int | str] = field(default_factory=dict)
+
+
+class Objective:
+    """L(theta + displacement) by the user's closure; counts its evaluations.
+
+    Args:
+        closure: returns residuals.
+        parameters: moved for an evaluation, put back by `restore`.
+    """
+
+    def __init__(self, closure: Callable[[], Residuals], parameters: Sequence[Tensor]) -> None:
+        self.closure, self.parameters = closure, list(parameters)
+        self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.evaluations = 0
+
+    def __call__(self, displacement: Tensor) -> float:
+        """The loss there; inf where it is not finite. Leaves the parameters there."""
+        self.move(displacement)
+        self.evaluations += 1
+        with torch.no_grad():
+            loss = float(total_loss(self.closure()))
+        return loss if math.isfinite(loss) else math.inf
+
+    def move(self, displacement: Tensor) -> None:
+        """theta <- origin + displacement."""
+        self._write(self.origin + displacement)
+
+    def restore(self) -> None:
+        """theta <- origin, bit by bit."""
+        self._write(self.origin)
+
+    @torch.no_grad()
+    def _write(self, flat: Tensor) -> None:
+        parts = flat.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+
+class Search(Protocol):
+    """Chooses a step along a direction."""
+
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """The step to take; `direction` (P,) is already scaled by the groups' lr."""
+
+
+@dataclass(frozen=True)
+class FixedStep:
+    """theta <- theta + lr * direction, without looking."""
+
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """The direction as it is."""
+        return Step(direction, info={"step_length": 1.0})
+
+
+@dataclass(frozen=True)
+class GridSearch:
+    """The best of the step lengths 2^-30, ..., 2^0 (Mueller & Zeinhofer 2023), if any decreases.
+
+    Args:
+        lengths: the grid.
+    """
+
+    lengths: Sequence[float] = tuple(2.0**k for k in range(-30, 1))
+
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """Evaluates the whole grid."""
+        losses = [objective(length * direction) for length in self.lengths]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        if not losses[best] < linearization.loss:
+            return Step(None, info={"reason": "no step length of the grid decreases the loss"})
+        length = self.lengths[best]
+        return Step(length * direction, losses[best], {"step_length": length})
+
+
+@dataclass(frozen=True)
+class Armijo:
+    """Halve (by `factor`) until L falls by at least c times its linear prediction (Armijo 1966).
+
+    Args:
+        c: the fraction of the slope that must be realised, in (0, 1).
+        factor: of one shortening, in (0, 1).
+        trials: at most.
+    """
+
+    c: float = 1e-4
+    factor: float = 0.5
+    trials: int = 30
+
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """Backtracks from the full direction."""
+        slope = float(linearization.gradient @ direction)
+        if slope >= 0:
+            return Step(None, info={"reason": "the direction does not descend"})
+        length = 1.0
+        for _ in range(self.trials):
+            loss = objective(length * direction)
+            if loss <= linearization.loss + self.c * length * slope:
+                reason = {"reason": "shortened by backtracking"} if length < 1 else {}
+                return Step(length * direction, loss, {"step_length": length, **reason})
+            length *= self.factor
+        return Step(None, info={"reason": "no backtracked step decreases the loss"})
+
+
+@dataclass(frozen=True)
+class NormConstraint:
+    """Shorten the direction so that ||lr * direction||^2 <= bound (Goldshlager et al. 2024).
+
+    Args:
+        bound: of the squared length of a step.
+    """
+
+    bound: float = 1e-3
+
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """Never evaluates the loss."""
+        length = min(1.0, math.sqrt(self.bound) / float(direction.norm().clamp_min(1e-300)))
+        reason = {"reason": "shortened to the norm constraint"} if length < 1 else {}
+        return Step(length * direction, info={"step_length": length, **reason})
