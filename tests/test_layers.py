@@ -1,0 +1,120 @@
+"""The floors of the architecture: a module imports only strictly lower ones.
+
+Reads the sources with ``ast``; nothing is imported, so a lazy import inside a function counts too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A package named without its modules is one unit: its files may import each other.
+FLOORS = [
+    ["jets", "linalg", "domains"],
+    ["rules", "networks", "capture", "residuals"],
+    ["operators", "jacobians"],
+    ["linearize"],
+    ["problem", "factors", "search"],
+    ["problems", "optimizers.base"],
+    [
+        "optimizers.kfac",
+        "optimizers.engd",
+        "optimizers.spring",
+        "optimizers.hessian_free",
+        "optimizers.gauss_newton",
+    ],
+    ["optimizers"],
+    ["fit", "dropin"],
+]
+FLOOR = {f"kfac_pinn.{unit}": i for i, units in enumerate(FLOORS, 1) for unit in units}
+FLOOR |= {"kfac_pinn": 100, "hyperlora_ext": 101}
+
+
+def module_name(path: Path) -> str:
+    """kfac_pinn/optimizers/base.py -> kfac_pinn.optimizers.base."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path
+    for package in ("kfac_pinn", "hyperlora_ext")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def unit_of(module: str) -> str | None:
+    """The row of the table a module belongs to: the longest prefix that has a floor."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    found = next((prefix for prefix in prefixes if prefix in FLOOR), None)
+    # Only kfac_pinn/__init__.py is the package; any other file needs a row of its own.
+    return None if found == "kfac_pinn" and module != "kfac_pinn" else found
+
+
+def targets(module: str, node: ast.AST) -> Iterator[str]:
+    """The modules an import statement reads: a submodule where there is one, else its package."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        source = absolute(module, node)
+        for alias in node.names:
+            submodule = f"{source}.{alias.name}"
+            yield submodule if submodule in MODULES else source
+
+
+def absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module named by ``from .x import``, whole."""
+    if not node.level:
+        return node.module or ""
+    package = module.split(".")
+    drop = node.level - (MODULES[module].name == "__init__.py")
+    return ".".join([*package[: len(package) - drop], *filter(None, [node.module])])
+
+
+def imports(module: str) -> set[str]:
+    """Every module of ours that a module reads."""
+    tree = ast.parse(MODULES[module].read_text())
+    found = {target for node in ast.walk(tree) for target in targets(module, node)}
+    return {target for target in found if target.split(".")[0] in ("kfac_pinn", "hyperlora_ext")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_a_floor(module: str) -> None:
+    assert unit_of(module), f"{module} stands on no floor: give it a row in FLOORS"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_strictly_down(module: str) -> None:
+    here = unit_of(module)
+    for target in imports(module) - {module}:
+        there = unit_of(target)
+        assert there == here or FLOOR[there] < FLOOR[here], (
+            f"{module} (floor {FLOOR[here]}) imports {target} (floor {FLOOR[there]})"
+        )
+
+
+def test_imports_are_seen() -> None:
+    assert "kfac_pinn.jets" in imports("kfac_pinn.rules")
+    assert "kfac_pinn.rules" in imports("kfac_pinn.operators")  # from kfac_pinn import rules
+
+
+def public_names(module: str) -> set[str]:
+    """What a module lists in ``__all__``."""
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("hyperlora_ext")])
+def test_the_extension_uses_public_names_only(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and absolute(module, node).startswith("kfac_pinn"):
+            private = {alias.name for alias in node.names} - public_names(absolute(module, node))
+            assert not private, f"{module}: {ast.unparse(node)}: {private} is not in __all__"
