@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["Ball", "Box", "Domain", "Fill", "Sampler", "TimeSpace", "grid", "sobol", "uniform"]
+__all__ = [
+    "Ball",
+    "Box",
+    "Domain",
+    "Fill",
+    "Sampler",
+    "TimeSpace",
+    "grid",
+    "sobol",
+    "together",
+    "uniform",
+]
 
 Device: TypeAlias = "torch.device | str | None"
 Fill: TypeAlias = Callable[[int, int, "Generator | None", torch.dtype], Tensor]
@@ -234,3 +245,13 @@ class TimeSpace:
             return torch.cat([t, inner.place(unit[:, 1:])], dim=1)
 
         return Sampler(place, 1 + inner.coordinates, inner.fill)
+
+
+def together(*samplers: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A sampler whose n points are shared equally among others, the first get the remainder."""
+
+    def sample(n: int, *args: Any) -> Tensor:
+        share, extra = divmod(n, len(samplers))
+        return torch.cat([s(share + (i < extra), *args) for i, s in enumerate(samplers)])
+
+    return sample

@@ -192,7 +192,8 @@ class FourierFeatures(nn.Module):
 class PeriodicFeatures(nn.Module):
     """Exact periodicity: x_i -> cos, sin(2 pi k x_i / period_i), k = 1 ... harmonics.
 
-    Coordinates without a period pass unchanged and come first.
+    Coordinates without a period pass unchanged and come first. The frequencies are float64 until
+    the module is cast: a period is right to the last bit of x.
 
     Args:
         periods: one period a coordinate, None where there is none.
@@ -214,15 +215,14 @@ class PeriodicFeatures(nn.Module):
             if period is not None
             for k in range(1, harmonics + 1)
         ]
-        dtype = torch.get_default_dtype()
-        self.register_buffer("frequencies", torch.stack(rows).to(dtype))
-        self.register_buffer("passed", units[[p is None for p in periods]].to(dtype))
+        self.register_buffer("frequencies", torch.stack(rows))
+        self.register_buffer("passed", units[[p is None for p in periods]])
         self.width = 2 * len(rows) + len(self.passed)
 
     def forward(self, x: Tensor) -> Tensor:
-        phase = nn.functional.linear(x, self.frequencies)
+        phase = nn.functional.linear(x, self.frequencies.to(x.dtype))
         waves = [torch.cos(phase), torch.sin(phase)]
-        passed = [nn.functional.linear(x, self.passed)] if len(self.passed) else []
+        passed = [nn.functional.linear(x, self.passed.to(x.dtype))] if len(self.passed) else []
         return torch.cat(passed + waves, dim=-1)
 
 
@@ -235,12 +235,11 @@ class Normalized(nn.Module):
     def __init__(self, box: Box) -> None:
         super().__init__()
         lower, upper = torch.tensor(box.lower).double(), torch.tensor(box.upper).double()
-        slope, dtype = 2 / (upper - lower), torch.get_default_dtype()
-        self.register_buffer("slope", slope.to(dtype))
-        self.register_buffer("shift", (-1 - slope * lower).to(dtype))
+        self.register_buffer("slope", 2 / (upper - lower))
+        self.register_buffer("shift", -(upper + lower) / (upper - lower))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.slope + self.shift
+        return x * self.slope.to(x.dtype) + self.shift.to(x.dtype)
 
 
 class HardConstraint(nn.Module):

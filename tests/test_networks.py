@@ -110,11 +110,11 @@ def test_pirate_net_starts_linear_in_its_embedding():
 
 
 def test_periodic_features_are_periodic():
-    features = PeriodicFeatures((None, 2.0, 0.5), harmonics=3).double()
+    features = PeriodicFeatures((None, 2.0, 0.5), harmonics=3)
     x, shift = torch.rand(4, 3).double(), torch.tensor([0.0, 2.0, -1.5]).double()
     assert features(x).shape == (4, features.width) == (4, 13)
-    # the frequencies were made in float32, the default dtype
-    torch.testing.assert_close(features(x + shift), features(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features(x + shift), features(x), rtol=1e-13, atol=1e-13)
+    assert features(x.float()).dtype == features.float()(x.float()).dtype == torch.float32
 
 
 def test_normalized_maps_the_corners():

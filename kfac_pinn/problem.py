@@ -1,0 +1,149 @@
+"""A PDE problem as data: points, residuals, and a reference solution to measure errors against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from kfac_pinn.domains import Device, Domain
+
+__all__ = ["Batch", "Problem", "Term", "relative_l2", "root_mean_square_error"]
+
+Function: TypeAlias = Callable[[Any], Any]
+Points: TypeAlias = Callable[[int, "Generator | None", "torch.dtype | None", Device], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One condition on u: its residual vanishes at the points.
+
+    Attributes:
+        points: a sampler, called as points(n, generator, dtype, device) -> (n, d).
+        residual: (u, x) -> (N,) or (N, 1); a tuple of them for a system; or what else the
+            optimizers take. Weights are factors sqrt(w) written here.
+        size: how many points to draw unless told otherwise.
+    """
+
+    points: Points
+    residual: Callable[[Function, Tensor], Any]
+    size: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Find u such that every term's residual vanishes.
+
+    Attributes:
+        name: for reports.
+        domain: where errors are measured.
+        terms: the conditions by name; the loss is sum_k 1/2 mean(r_k^2).
+        solution: the exact (or reference) u, (N, d) -> (N, 1), or None where there is none.
+        networks: sizes (d, hidden ..., 1) of the networks it was published with, small to large.
+        resample_every: steps after which the published runs drew new points; None is never.
+    """
+
+    name: str
+    domain: Domain
+    terms: Mapping[str, Term]
+    solution: Callable[[Tensor], Tensor] | None = None
+    networks: tuple[tuple[int, ...], ...] = ()
+    resample_every: int | None = None
+
+    def sample(
+        self,
+        generator: Generator | None = None,
+        sizes: Mapping[str, int] | None = None,
+        dtype: torch.dtype | None = None,
+        device: Device = None,
+    ) -> Batch:
+        """New points for every term; `sizes` replaces the terms' own sizes by name.
+
+        Raises:
+            KeyError: if `sizes` names a term that the problem does not have.
+        """
+        sizes = sizes or {}
+        if unknown := set(sizes) - set(self.terms):
+            raise KeyError(f"{self.name} has terms {list(self.terms)}, not {sorted(unknown)}")
+        points = {
+            name: term.points(sizes.get(name, term.size), generator, dtype, device)
+            for name, term in self.terms.items()
+        }
+        return Batch(self.terms, points)
+
+    def held_out(
+        self,
+        generator: Generator | None = None,
+        n: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: Device = None,
+    ) -> Tensor:
+        """Points of the domain to measure errors on: ten times the largest term's by default."""
+        n = 10 * max(term.size for term in self.terms.values()) if n is None else n
+        return self.domain.interior(n, generator, dtype, device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The points of every term, drawn once.
+
+    Attributes:
+        points: (N_k, d) by the name of the term: plain tensors, to be stored in checkpoints.
+    """
+
+    terms: Mapping[str, Term] = field(repr=False)
+    points: dict[str, Tensor]
+
+    def residuals(self, u: Function) -> Callable[[], dict[str, Any]]:
+        """The closure an optimizer takes: called without arguments it returns r_k(u) by name."""
+
+        def closure() -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for name, term in self.terms.items():
+                residual = term.residual(u, self.points[name])
+                found.update(_equations(name, residual))
+            return found
+
+        return closure
+
+
+def relative_l2(u: Function, solution: Function, x: Tensor) -> float:
+    """||u - u*|| / ||u*|| over the points x (N, d).
+
+    Raises:
+        ValueError: if u(x) and u*(x) differ in shape (N, 1) against (N,) would broadcast.
+    """
+    found, expected = _values(u, solution, x)
+    return float((found - expected).norm() / expected.norm())
+
+
+def root_mean_square_error(u: Function, solution: Function, x: Tensor) -> float:
+    """sqrt(mean (u - u*)^2), absolute: what published tables often call relative L2.
+
+    Raises:
+        ValueError: if u(x) and u*(x) differ in shape.
+    """
+    found, expected = _values(u, solution, x)
+    return float((found - expected).square().mean().sqrt())
+
+
+def _values(u: Function, solution: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+    """u(x) and u*(x) without gradients."""
+    with torch.no_grad():
+        found, expected = u(x), solution(x)
+    if found.shape != expected.shape:
+        raise ValueError(
+            f"the model returned shape {tuple(found.shape)} and the solution "
+            f"{tuple(expected.shape)}; return (N, 1) from both"
+        )
+    return found, expected
+
+
+def _equations(name: str, residual: Any) -> dict[str, Any]:
+    """The residual by name; those of a system are numbered."""
+    if isinstance(residual, (tuple, list)):
+        return {f"{name} {index}": r for index, r in enumerate(residual)}
+    return {name: residual}

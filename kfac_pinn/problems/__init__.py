@@ -1,0 +1,19 @@
+"""Problems as data, one PDE a file; each function returns a `kfac_pinn.problem.Problem`."""
+
+from kfac_pinn.problems.burgers import burgers
+from kfac_pinn.problems.fokker_planck import fokker_planck
+from kfac_pinn.problems.heat import WithDiffusivity, heat_1d, heat_4d, inverse_heat
+from kfac_pinn.problems.poisson import poisson_2d, poisson_5d, poisson_10d, poisson_100d
+
+__all__ = [
+    "WithDiffusivity",
+    "burgers",
+    "fokker_planck",
+    "heat_1d",
+    "heat_4d",
+    "inverse_heat",
+    "poisson_2d",
+    "poisson_5d",
+    "poisson_10d",
+    "poisson_100d",
+]
