@@ -1,0 +1,31 @@
+"""Second-order optimizers for physics-informed neural networks.
+
+    from kfac_pinn import KFACPINN, laplacian
+    optimizer = KFACPINN(model.parameters())
+
+    def residuals():
+        return laplacian(model, x) + f, model(xb) - g
+
+    loss = optimizer.step(residuals)
+
+Shape letters, the same everywhere: N points of a term, D directions, S shared positions (the Taylor
+coefficients pushed through a layer), d_in and d_out widths of a layer, P parameters, R stacked
+residuals of all terms, C outputs or summed operators. Equations are numbered in
+docs/mathematics.md.
+"""
+
+from kfac_pinn.linearize import Linearization, linearize
+from kfac_pinn.operators import gradient, laplacian, taylor
+from kfac_pinn.residuals import ConvexLoss, total_loss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvexLoss",
+    "Linearization",
+    "gradient",
+    "laplacian",
+    "linearize",
+    "taylor",
+    "total_loss",
+]
