@@ -1,0 +1,113 @@
+"""The only training loop: any problem, any optimizer, ours or torch's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Generator, nn
+from torch.optim import Optimizer
+
+from kfac_pinn.fit.run import Callback, Every, Fixed, Row, Run, Sampling
+from kfac_pinn.problem import Problem
+
+__all__ = ["History", "fit"]
+
+
+def fit(
+    model: nn.Module,
+    problem: Problem,
+    optimizer: Optimizer,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    every: int = 100,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> History:
+    """Train the model until the steps or the seconds are spent, or a callback stops.
+
+    Args:
+        model: u, points (N, d) -> (N, 1); its first parameter says dtype and device.
+        problem: what to solve.
+        optimizer: a `LeastSquaresOptimizer` is given the residuals; any other torch optimizer
+            the loss sum_k 1/2 mean(r_k^2) and its gradient.
+        steps: the most steps, those of a resumed run included.
+        seconds: the most seconds of training, evaluation and callbacks not counted.
+        every: steps between two rows of the history.
+        seed: of the points, both those trained on and those held out.
+        sampling: when to draw which points; as published (`Problem.resample_every`) by default.
+        callbacks: called in this order after each step.
+
+    Raises:
+        ValueError: if neither steps nor seconds nor a callback bounds the run.
+    """
+    if steps is None and seconds is None and not callbacks:
+        raise ValueError("fit has no end: give steps, seconds or a callback that stops")
+    if sampling is None:
+        k = problem.resample_every
+        sampling = Fixed() if k is None else Every(k)
+    run = Run(model, problem, optimizer, sampling, Generator().manual_seed(seed))
+    run.callbacks = tuple(callbacks)
+    for callback in callbacks:
+        callback.on_start(run)
+    if not run.rows:
+        run.record()
+    while not (reason := run.stopped or _spent(run, steps, seconds)):
+        run.advance()
+        if run.step % every == 0:
+            run.record()
+        for callback in callbacks:
+            callback.on_step(run)
+    for callback in callbacks:
+        callback.on_end(run)
+    return _history(run, reason)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run did: tidy rows, `pandas.DataFrame(history.rows)` is a table.
+
+    Attributes:
+        rows: one dict an evaluation, from before the first step to after the last (`Run.evaluate`).
+        reason: why the run ended.
+    """
+
+    rows: list[Row]
+    reason: str
+
+    @property
+    def last(self) -> Row:
+        """The final row."""
+        return self.rows[-1]
+
+    def column(self, name: str) -> list[Any]:
+        """One quantity over the rows that have it."""
+        return [row[name] for row in self.rows if name in row]
+
+
+def _spent(run: Run, steps: int | None, seconds: float | None) -> str:
+    """Which budget is spent, if one is."""
+    if steps is not None and run.step >= steps:
+        return f"{steps} steps are done"
+    if seconds is not None and run.seconds >= seconds:
+        return f"{seconds} seconds are spent"
+    return ""
+
+
+def _history(run: Run, reason: str) -> History:
+    """The rows, the final one included, which a continued run would not have."""
+    current = bool(run.rows) and run.rows[-1]["step"] == run.step
+    rows = list(run.rows) if current else [*run.rows, run.evaluate()]
+    loss, held_out = rows[-1]["loss"], rows[-1]["held_out_loss"]
+    if held_out > 1000 * loss:
+        warnings.warn(
+            f"the loss is {loss:.1e} but {held_out:.1e} on points held out: the points were "
+            "fitted, the equation was not solved. Draw more points (about ten rows a parameter) "
+            "or new ones now and then (sampling=Every(...))",
+            stacklevel=3,
+        )
+    return History(rows, reason)
