@@ -11,8 +11,10 @@ from torch import nn
 from kfac_pinn.domains import Box
 from kfac_pinn.fit import Callback, Checkpoint, Every, Fixed, Progress, Schedule, StopAtError, fit
 from kfac_pinn.networks import MLP
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.problem import Problem, Term, relative_l2
 from kfac_pinn.problems import WithDiffusivity, heat_1d, inverse_heat, poisson_2d
+from kfac_pinn.search import FixedStep
 
 SMALL = {"interior": 40, "boundary": 20}
 
@@ -130,6 +132,28 @@ def test_torch_optimizers_lower_the_loss(name):
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2)
     history = fit(model, heat_1d(), optimizer, steps=20, every=20)
     assert history.last["loss"] < history.rows[0]["loss"]
+
+
+class SteepestDescent(LeastSquaresOptimizer):
+    """The least-squares optimizer whose direction is the negative gradient: SGD."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr}, FixedStep())
+
+    def direction(self, linearization):
+        return -linearization.gradient
+
+
+def test_our_optimizers_are_given_residuals_and_their_stats_are_rows():
+    def train(optimizer):
+        model, _ = setup()
+        options = {"steps": 6, "every": 2, "sampling": Every(2, SMALL)}
+        return fit(model, poisson_2d(), optimizer(model.parameters(), lr=1e-3), **options)
+
+    ours, sgd = train(SteepestDescent), train(torch.optim.SGD)
+    assert ours.column("loss") == pytest.approx(sgd.column("loss"), rel=1e-10)
+    assert ours.column("relative_l2") == pytest.approx(sgd.column("relative_l2"), rel=1e-10)
+    assert {"step_norm", "gradient_norm", "new_loss", "reason"} <= ours.last.keys()
 
 
 def test_new_points_come_when_the_policy_says_so():

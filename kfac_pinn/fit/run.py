@@ -121,7 +121,8 @@ class Run:
         self.seconds, self.loss = state["seconds"], state["loss"]
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_generator"])
-        torch.cuda.set_rng_state_all(state["cuda_generators"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_generators"])
 
     @property
     def _parameter(self) -> Tensor:
