@@ -1,0 +1,55 @@
+"""Every ``python`` snippet of the README and the docs runs, page by page, in one namespace a page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name_of(page: Path) -> str:
+    """The page as a test is called."""
+    return str(page.relative_to(ROOT))
+
+
+def program(text: str) -> str:
+    """The snippets of a page as one program that keeps their line numbers."""
+    lines = [""] * text.count("\n")
+    for block in FENCE.finditer(text):
+        first = text.count("\n", 0, block.start(2))
+        indent = len(block[1])
+        code = [line[indent:] for line in block[2].splitlines()]
+        lines[first : first + len(code)] = code
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if FENCE.search(p.read_text())], ids=name_of)
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what a snippet writes is left there
+    exec(compile(program(page.read_text()), str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    gone = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not gone, f"{name_of(page)} links to {gone}"
+
+
+def test_equations_are_numbered_in_order() -> None:
+    text = (ROOT / "docs" / "mathematics.md").read_text()
+    numbers = [int(n) for n in re.findall(r"\\tag\{(\d+)\}", text)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_equations_cited_exist() -> None:
+    count = (ROOT / "docs" / "mathematics.md").read_text().count(r"\tag{")
+    sources = [*(ROOT / "kfac_pinn").rglob("*.py"), *(ROOT / "docs").rglob("*.md")]
+    for source in sources:
+        for cited in re.findall(r"mathematics\.md[^\n]{0,12}eq\. \((\d+)\)", source.read_text()):
+            assert 1 <= int(cited) <= count, f"{source.name} cites eq. ({cited}) of {count}"
