@@ -14,6 +14,7 @@ from kfac_pinn.networks import MLP
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.problem import Problem, Term, relative_l2
 from kfac_pinn.problems import WithDiffusivity, heat_1d, inverse_heat, poisson_2d
+from kfac_pinn.residuals import ConvexLoss
 from kfac_pinn.search import FixedStep
 
 SMALL = {"interior": 40, "boundary": 20}
@@ -212,6 +213,19 @@ def test_problems_without_a_solution_and_with_unknown_coefficients():
     model = WithDiffusivity(MLP((2, 6, 1))).double()
     history = fit(model, inverse_heat(), torch.optim.Adam(model.parameters()), steps=2)
     assert model.diffusivity.item() != 1.0 and "relative_l2" in history.last
+
+
+def test_energies_may_be_negative():
+    box = Box.cube(2)
+
+    def energy(u, x):
+        return ConvexLoss(u(x), lambda u: 0.5 * u**2 - 3 * u)
+
+    model, optimizer = setup(lr=0.1)
+    history = fit(
+        model, Problem("energy", box, {"all": Term(box.interior, energy, 10)}), optimizer, steps=40
+    )
+    assert history.last["loss"] < -2
 
 
 def test_progress_shows_the_steps(capsys):

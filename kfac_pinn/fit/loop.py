@@ -103,7 +103,7 @@ def _history(run: Run, reason: str) -> History:
     current = bool(run.rows) and run.rows[-1]["step"] == run.step
     rows = list(run.rows) if current else [*run.rows, run.evaluate()]
     loss, held_out = rows[-1]["loss"], rows[-1]["held_out_loss"]
-    if held_out > 1000 * loss:
+    if 0 <= 1000 * loss < held_out:  # energies may be negative
         warnings.warn(
             f"the loss is {loss:.1e} but {held_out:.1e} on points held out: the points were "
             "fitted, the equation was not solved. Draw more points (about ten rows a parameter) "

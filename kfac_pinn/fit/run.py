@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.problem import Batch, Problem, relative_l2, root_mean_square_error
+from kfac_pinn.problem import Batch, Problem, relative_l2
 from kfac_pinn.residuals import total_loss
 
 __all__ = ["Callback", "Every", "Fixed", "Row", "Run", "Sampling"]
@@ -28,6 +28,8 @@ class Run:
     Attributes:
         model, problem, optimizer: as given to `fit`.
         batch: the points trained on.
+        held_out: points never trained on, for the loss; drawn first, like all by the seed.
+        places, reference: points (N, d) and the solution there, (N, 1) or None, for the errors.
         step: steps taken.
         seconds: spent in them (drawing points included, evaluation not), the device waited for.
         loss: before the last step.
@@ -49,7 +51,9 @@ class Run:
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
         self.rows: list[Row] = []
         self.stopped = ""
-        self.held_out = self.draw(), self._place(problem.held_out)
+        self.held_out, self.places = self.draw(), self._place(problem.held_out)
+        solution = problem.solution
+        self.reference = None if solution is None else solution(self.places)
         self.batch: Batch = sampling(self) or self.draw()
 
     def draw(self, sizes: Sizes = None) -> Batch:
@@ -82,13 +86,12 @@ class Run:
         loss is that of the batch, held_out_loss of points never trained on; relative_l2 and rms
         (absolute) are errors against the solution, where the problem has one.
         """
-        batch, x = self.held_out
         row: Row = {"step": self.step, "seconds": self.seconds}
         row["loss"] = _plain(total_loss(self.batch.residuals(self.model)()))
-        row["held_out_loss"] = _plain(total_loss(batch.residuals(self.model)()))
-        if (solution := self.problem.solution) is not None:
-            row["relative_l2"] = relative_l2(self.model, solution, x)
-            row["rms"] = root_mean_square_error(self.model, solution, x)
+        row["held_out_loss"] = _plain(total_loss(self.held_out.residuals(self.model)()))
+        if (reference := self.reference) is not None:
+            row["relative_l2"] = relative_l2(self.model, lambda _: reference, self.places)
+            row["rms"] = row["relative_l2"] * reference.square().mean().sqrt().item()
         stats = getattr(self.optimizer, "stats", {})
         return row | {name: _plain(stats[name]) for name in stats if name not in row}
 
