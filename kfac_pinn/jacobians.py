@@ -51,6 +51,12 @@ class Layer:
         """The number of parameters of the block."""
         return sum(p.numel() for p in self.parameters)
 
+    @property
+    def columns(self) -> slice:
+        """The trained columns of [W | b]."""
+        first = 0 if self.weight is not None else -1
+        return slice(first, None if self.bias is not None else -1)
+
     def matrix(self, v: Tensor) -> Tensor:
         """[W | b] (d_out, d_in + 1) of a flat vector (P,)."""
         rows = (self.weight if self.weight is not None else self.bias).shape[0]  # type: ignore[union-attr]
@@ -99,6 +105,14 @@ class BlockJacobian(Protocol):
         """The rows (N, size), columns in the order of the block's `slices`."""
 
 
+def second_moment(positions: Tensor) -> Tensor:
+    """sum_ns z_ns z_ns^T, shape (d, d), for z (S, N, d)."""
+    moment = positions.new_zeros(positions.shape[2], positions.shape[2])
+    for z in positions:
+        moment.addmm_(z.T, z)
+    return moment
+
+
 class LayerInputs:
     """z (S, N, d_in) and e (S,): the inputs of a layer, shared by all residuals of one pass."""
 
@@ -110,11 +124,9 @@ class LayerInputs:
         """sum_ns [z; e][z; e]^T, shape (d_in + 1, d_in + 1)."""
         z, e = self.z, self.unit
         moment = z.new_zeros(z.shape[2] + 1, z.shape[2] + 1)
-        inner = moment[:-1, :-1]
-        for position in z:
-            inner.addmm_(position.T, position)
+        moment[:-1, :-1] = second_moment(z)
         moment[-1, :-1] = moment[:-1, -1] = torch.tensordot(e, z.sum(1), 1)
-        moment[-1, -1] = e.sum() * z.shape[1]
+        moment[-1, -1] = (e @ e) * z.shape[1]
         return moment
 
     @cached_property
@@ -142,14 +154,18 @@ class LayerJacobian:
         return torch.tensordot(self.inputs.unit, self.g, 1)
 
     def times(self, v: Tensor) -> Tensor:
-        """(J v)_n = sum_s g_ns . (W z_ns + e_s b)."""
-        product = v.new_zeros(self.g.shape[1])
+        """(J v)_n = sum_s g_ns . (W z_ns + e_s b); several v (P, m) share the passes over z."""
+        _, points, d_out = self.g.shape
+        product = v.new_zeros(points, *v.shape[1:])
         if self.layer.weight is not None:
-            transposed = v[self.layer.weight_slice].view(self.g.shape[2], -1).T
-            buffer = torch.empty_like(self.g[0])
+            matrices = v[self.layer.weight_slice].view(d_out, -1, *v.shape[1:])
+            matrices = matrices.movedim(1, 0).movedim(1, -1).flatten(1)  # (d_in, m d_out)
+            buffer = v.new_empty(points, matrices.shape[1])
+            total = v.new_zeros(*product.shape, d_out)
             for z, g in zip(self.inputs.z, self.g, strict=True):
-                torch.mm(z, transposed, out=buffer)
-                product += buffer.mul_(g).sum(1)
+                torch.mm(z, matrices, out=buffer)
+                total.addcmul_(buffer.view_as(total), g if v.ndim == 1 else g[:, None])
+            product += total.sum(-1)
         if self.layer.bias is not None:
             product += self.bias_gradient @ v[self.layer.bias_slice]
         return product

@@ -14,10 +14,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kfac_pinn.linalg import pinv_solve
 from kfac_pinn.linearize import Linearization
 from kfac_pinn.residuals import Residuals, total_loss
 
-__all__ = ["Armijo", "FixedStep", "GridSearch", "NormConstraint", "Objective", "Search", "Step"]
+__all__ = [
+    "Armijo",
+    "FixedStep",
+    "GridSearch",
+    "NormConstraint",
+    "Objective",
+    "QuadraticModel",
+    "Search",
+    "Step",
+]
 
 
 @dataclass
@@ -161,3 +171,35 @@ class NormConstraint:
         length = min(1.0, math.sqrt(self.bound) / float(direction.norm().clamp_min(1e-300)))
         reason = {"reason": "shortened to the norm constraint"} if length < 1 else {}
         return Step(length * direction, info={"step_length": length, **reason})
+
+
+class QuadraticModel:
+    """The damped Gauss-Newton model on the span of a few directions.
+
+        m(c) = L + g.p + 1/2 p.(J^T J + diag(lambda)) p,    p = sum_i c_i d_i,   g = grad L
+
+    Args:
+        linearization: gives L, g and the exact products J d_i.
+        directions: d_i, shape (m, P).
+        damping: lambda, a number or a vector (P,).
+    """
+
+    def __init__(
+        self, linearization: Linearization, directions: Tensor, damping: float | Tensor
+    ) -> None:
+        self.directions = directions
+        self.images = linearization @ directions.T  # (R, m)
+        self.slope = directions @ linearization.gradient
+        self.gramian = self.images.T @ self.images
+        self.damping = (damping * directions) @ directions.T
+
+    def minimiser(self) -> Tensor:
+        """c, shape (m,): (D J^T J D^T + D lambda D^T) c = -D g, of least norm where singular."""
+        matrix = self.gramian + self.damping
+        scale = matrix.diagonal().clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()
+        scaled = scale[:, None] * matrix * scale
+        return scale * pinv_solve(scaled, -scale * self.slope)
+
+    def decrease(self, coefficients: Tensor) -> float:
+        """L - m(c) without damping: what Gauss-Newton promises."""
+        return -float(self.slope @ coefficients + 0.5 * coefficients @ self.gramian @ coefficients)

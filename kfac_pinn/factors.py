@@ -1,0 +1,258 @@
+"""Kronecker factors of the Gauss-Newton matrix, a layer and a term; exact blocks for other leaves.
+
+Of one layer the term k of the loss has the Gramian (docs/mathematics.md, "Kronecker factors")
+
+    1/N sum_n J_n^T J_n,  J_n = sum_s g_ns [z_ns; e_s]^T    ~    A_k (x) B_k,
+
+    A_k = 1/(N S) sum_ns [z_ns; e_s] [z_ns; e_s]^T,      B_k = 1/N sum_ns g_ns g_ns^T.
+
+Source: Dangel, Mueller & Zeinhofer (2024), "Kronecker-factored approximate curvature for
+physics-informed neural networks"; Eschenhagen et al. (2023) for weight sharing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobians import Layer, LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.linalg import KroneckerInverse, KroneckerSum
+from kfac_pinn.linearize import Block, Linearization
+
+__all__ = [
+    "Average",
+    "DampingRule",
+    "Empirical",
+    "EqualDamping",
+    "Expand",
+    "Factors",
+    "Fisher",
+    "ForwardOnly",
+    "MonteCarlo",
+    "Reduce",
+    "Sharing",
+    "TraceNormDamping",
+    "Type2",
+]
+
+Stored: TypeAlias = dict[str, Any]
+
+
+class Sharing(Protocol):
+    """How the shared positions s of a layer enter the two factors."""
+
+    def inputs(self, inputs: LayerInputs) -> Tensor:
+        """A, shape (d_in + 1, d_in + 1)."""
+
+    def gradients(self, g: Tensor) -> Tensor:
+        """B, shape (d_out, d_out), of g (S, N, d_out)."""
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Each position counts as a point: A = 1/(NS) sum_ns z z^T, B = 1/N sum_ns g g^T."""
+
+    def inputs(self, inputs: LayerInputs) -> Tensor:
+        return inputs.second_moment / (inputs.z.shape[0] * inputs.z.shape[1])
+
+    def gradients(self, g: Tensor) -> Tensor:
+        return second_moment(g) / g.shape[1]
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Positions are summed first: A = 1/N sum_n zbar zbar^T, B = 1/N sum_n gbar gbar^T.
+
+    zbar_n = 1/S sum_s [z_ns; e_s] and gbar_n = sum_s g_ns.
+    """
+
+    def inputs(self, inputs: LayerInputs) -> Tensor:
+        mean = LayerInputs(inputs.z.mean(0, keepdim=True), inputs.unit.mean(0, keepdim=True))
+        return mean.second_moment / inputs.z.shape[1]
+
+    def gradients(self, g: Tensor) -> Tensor:
+        return second_moment(g.sum(0, keepdim=True)) / g.shape[1]
+
+
+class Fisher(Protocol):
+    """Which vector of the residual space is sent backwards through the network."""
+
+    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+        """One entry a term, (N,) or a number: g_n is multiplied by it; None: B is the identity."""
+
+
+@dataclass(frozen=True)
+class Type2:
+    """g_n as it is: the exact Gauss-Newton curvature of a square."""
+
+    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+        return [1.0] * len(linearization.tangents)
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """eps_n g_n with eps_n ~ N(0, 1): equal to type-2 in expectation.
+
+    Args:
+        seed: together with the number of the step it fixes the sample, so that runs resume exactly.
+    """
+
+    seed: int = 0
+
+    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        like = linearization.residual
+        sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
+        return linearization.split(sample.to(like))
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """r_n g_n: the gradient of 1/2 r_n^2 itself."""
+
+    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+        return [tangent.residual for tangent in linearization.tangents]
+
+
+@dataclass(frozen=True)
+class ForwardOnly:
+    """B = I: no curvature of what follows the layer."""
+
+    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+        return [None] * len(linearization.tangents)
+
+
+class DampingRule(Protocol):
+    """How the damping lambda enters the factors."""
+
+    def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """The damped pair."""
+
+
+@dataclass(frozen=True)
+class EqualDamping:
+    """(A + lambda I, B + lambda I)."""
+
+    def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        return shifted(A, damping), shifted(B, damping)
+
+
+@dataclass(frozen=True)
+class TraceNormDamping:
+    """(A + pi sqrt(lambda) I, B + sqrt(lambda) / pi I), pi^2 = (tr A / dim A) / (tr B / dim B).
+
+    Source: Martens & Grosse (2015), section 6.3.
+    """
+
+    def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        pi = math.sqrt(float(A.diagonal().mean() / B.diagonal().mean()))
+        root = math.sqrt(damping)
+        return shifted(A, pi * root), shifted(B, root / pi)
+
+
+def shifted(matrix: Tensor, shift: float) -> Tensor:
+    """matrix + shift I."""
+    result = matrix.clone()
+    result.diagonal().add_(shift)
+    return result
+
+
+@dataclass(frozen=True)
+class Average:
+    """M <- decay M + (1 - decay) M_new, from `start` times the identity.
+
+    Args:
+        decay: in [0, 1); 0 forgets at once.
+        start: 1 is the identity, 0 is zero.
+    """
+
+    decay: float = 0.95
+    start: float = 1.0
+
+    def __call__(self, old: Tensor | None, new: Tensor) -> Tensor:
+        if old is None:
+            old = self.start * torch.eye(len(new), dtype=new.dtype, device=new.device)
+        return torch.lerp(new, old, self.decay)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Everything about the curvature of one optimizer; the numbers live in its state.
+
+    Args:
+        fisher: what is sent backwards.
+        sharing: expand or reduce.
+        average: over the steps.
+        rule: how damping enters.
+        every: steps from one update of the averages to the next.
+        invert_every: steps from one inversion to the next.
+    """
+
+    fisher: Fisher = Type2()
+    sharing: Sharing = Expand()
+    average: Average = Average()
+    rule: DampingRule = EqualDamping()
+    every: int = 1
+    invert_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.every >= 1 and self.invert_every >= 1 and 0 <= self.average.decay < 1):
+            raise ValueError(f"periods must be at least 1 and the decay in [0, 1), found {self}")
+
+    def update(
+        self, stored: Mapping[Block, Stored], linearization: Linearization, step: int
+    ) -> dict[Block, Stored]:
+        """What to store of each block: the averages of its factors, those due refreshed."""
+        seeds = self.fisher.seeds(linearization, step)
+        updated = {}
+        for block in linearization.blocks:
+            old = stored[block].get("factors", {})
+            if not old or step % self.every == 0:
+                new = self._measure(block, linearization, seeds)
+                old = {**old, **{key: self.average(old.get(key), new[key]) for key in new}}
+            updated[block] = {**stored[block], "factors": old}
+        return updated
+
+    def invert(self, block: Block, factors: Stored, damping: float) -> Stored:
+        """The damped inverse of a block as plain tensors."""
+        if isinstance(block, Leaf):
+            return {"inverse": torch.linalg.inv(shifted(factors["gramian"], damping))}
+        pairs = [self.rule(factors[f"A{k}"], factors[f"B{k}"], damping) for k in terms(factors)]
+        return dict(vars(KroneckerSum(pairs).inverse()))
+
+    def _measure(
+        self, block: Block, linearization: Linearization, seeds: Sequence[Tensor | float | None]
+    ) -> Stored:
+        if isinstance(block, Leaf):
+            return {"gramian": linearization.gramian(block)}
+        measured = {}
+        for k, (tangent, seed) in enumerate(zip(linearization.tangents, seeds, strict=True)):
+            jacobian = tangent.blocks.get(block)
+            if isinstance(jacobian, LayerJacobian):
+                columns = block.columns
+                measured[f"A{k}"] = self.sharing.inputs(jacobian.inputs)[columns, columns]
+                measured[f"B{k}"] = self._gradients(jacobian.g, seed)
+        return measured
+
+    def _gradients(self, g: Tensor, seed: Tensor | float | None) -> Tensor:
+        if seed is None:
+            return torch.eye(g.shape[2], dtype=g.dtype, device=g.device)
+        return self.sharing.gradients(g * seed[:, None] if isinstance(seed, Tensor) else g)
+
+
+def terms(factors: Stored) -> list[str]:
+    """The numbers k of the terms that a layer has seen."""
+    return [key[1:] for key in factors if key.startswith("A")]
+
+
+def precondition(block: Block, inverse: Stored, v: Tensor, out: Tensor) -> None:
+    """Write the block of F^-1 v into the flat vector `out`."""
+    if isinstance(block, Leaf):
+        out[block.place] = inverse["inverse"] @ v[block.place]
+    else:
+        block.write(KroneckerInverse(**inverse).solve(block.matrix(v)), out)
