@@ -1,11 +1,15 @@
-"""Every ``python`` snippet of the README and the docs runs, page by page, in one namespace a page."""
+"""Every ``python`` snippet of the README and the docs runs, in one namespace a page."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from kfac_pinn.jets import RULES
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -29,6 +33,17 @@ def program(text: str) -> str:
     return "\n".join(lines)
 
 
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """A page may choose a default dtype and add rules; the tests after it see neither."""
+    dtype, rules = torch.get_default_dtype(), dict(RULES)
+    yield
+    torch.set_default_dtype(dtype)
+    RULES.clear()
+    RULES.update(rules)
+
+
+@pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("page", [p for p in PAGES if FENCE.search(p.read_text())], ids=name_of)
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what a snippet writes is left there

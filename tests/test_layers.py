@@ -19,7 +19,7 @@ FLOORS = [
     ["rules", "networks", "capture", "residuals"],
     ["operators", "jacobians"],
     ["linearize"],
-    ["problem", "factors", "search"],
+    ["problem", "factors", "search", "trust_region"],
     ["problems", "optimizers.base"],
     [
         "optimizers.kfac",
@@ -28,6 +28,7 @@ FLOORS = [
         "optimizers.hessian_free",
         "optimizers.gauss_newton",
     ],
+    ["optimizers.kfac_pinn"],
     ["optimizers"],
     ["fit", "dropin"],
 ]
