@@ -1,0 +1,222 @@
+"""A family of PDE problems: one residual, many tasks.
+
+A task is a vector of p numbers (a viscosity, an initial condition on a grid); tasks are stacked as
+(T, p), their points as (T, n, d), and residuals are evaluated at all T n points in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from hyperlora_ext.spaces import TaskSpace
+from kfac_pinn.domains import Domain
+from kfac_pinn.problem import Problem, Term
+
+__all__ = ["Condition", "Errors", "Family", "Splits", "uniform_points"]
+
+Function: TypeAlias = Callable[[Any], Any]
+Points: TypeAlias = "dict[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition on u, for every task.
+
+    Attributes:
+        points: a sampler, called as points(n, tasks (T, p), generator) -> (T, n, d).
+        residual: (u, x (N, d), task (N, p)) -> (N,) or (N, 1), or a tuple of them for a system;
+            u maps points to fields (N, c). Weights are factors sqrt(w) written here.
+        size: points a task draws unless told otherwise.
+    """
+
+    points: Callable[[int, Tensor, Generator | None], Tensor]
+    residual: Callable[[Function, Tensor, Tensor], Any]
+    size: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Task sets (T, p), reproducible by seed; `extrapolation` lies outside the trained range."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    extrapolation: Tensor
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of T predicted fields on the family's grid.
+
+    Attributes:
+        mse: mean square over fields and grid points, as the paper's tables, shape (T,).
+        relative: ||u - u*|| / ||u*||, shape (T,).
+    """
+
+    mse: Tensor
+    relative: Tensor
+
+    def summary(self) -> dict[str, float]:
+        """Mean, median and worst task."""
+        return {
+            "mse": float(self.mse.mean()),
+            "median_mse": float(self.mse.median()),
+            "worst_mse": float(self.mse.max()),
+            "relative_l2": float(self.relative.mean()),
+            "worst_relative_l2": float(self.relative.max()),
+        }
+
+
+@dataclass(frozen=True)
+class Family:
+    """Find, for every task, the u whose residuals vanish.
+
+    Attributes:
+        name: for reports.
+        domain: of the points.
+        space: of the tasks: how they are drawn, embedded, and what was trained on.
+        conditions: by name; the loss of a task is sum_k 1/2 mean(r_k^2).
+        solution: the exact or reference fields, (x (N, d), task (p,)) -> (N, c).
+        grid: where errors are measured, shape (M, d).
+        counts: numbers of train, validation and test tasks of the paper.
+    """
+
+    name: str
+    domain: Domain
+    space: TaskSpace
+    conditions: Mapping[str, Condition]
+    solution: Callable[[Tensor, Tensor], Tensor]
+    grid: Tensor = field(repr=False)
+    counts: tuple[int, int, int] = (20, 20, 20)
+
+    def splits(self, seed: int = 0) -> Splits:
+        """Four task sets, each from a stream of its own: none depends on another's size."""
+        train, valid, test = self.counts
+        draws = [(self.space.sample, train), (self.space.sample, valid), (self.space.sample, test)]
+        draws.append((self.space.outside, test))
+        streams = [Generator().manual_seed(4 * seed + i) for i in range(4)]
+        return Splits(*[draw(n, g) for (draw, n), g in zip(draws, streams, strict=True)])
+
+    def sample(
+        self,
+        tasks: Tensor,
+        generator: Generator | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Points:
+        """New points of every condition for the tasks (T, p): (T, n_k, d) by name.
+
+        They have the tasks' dtype and device.
+
+        Raises:
+            ValueError: for tasks of the wrong size.
+            KeyError: if `sizes` names a condition that the family does not have.
+        """
+        tasks, sizes = self.space.check(tasks), sizes or {}
+        if unknown := set(sizes) - set(self.conditions):
+            raise KeyError(f"{self.name} has {list(self.conditions)}, not {sorted(unknown)}")
+        return {
+            name: condition.points(sizes.get(name, condition.size), tasks, generator)
+            for name, condition in self.conditions.items()
+        }
+
+    def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
+        """All residuals of all tasks: r_k (T n_k,) by name, those of a system numbered.
+
+        Args:
+            u: maps stacked points (T n, d), task after task, to fields (T n, c).
+            tasks: (T, p).
+            points: of `sample`.
+        """
+        found: dict[str, Tensor] = {}
+        for name, x in points.items():
+            repeated = tasks.repeat_interleave(x.shape[1], dim=0)
+            found.update(
+                _equations(name, self.conditions[name].residual(u, x.flatten(0, 1), repeated))
+            )
+        return found
+
+    def problem(self, task: Tensor) -> Problem:
+        """The single task (p,) as a kfac_pinn problem, ready for `kfac_pinn.fit`.
+
+        Raises:
+            ValueError: for a task of the wrong size.
+        """
+        task = self.space.check(task)[0]
+        terms = {name: _term(condition, task) for name, condition in self.conditions.items()}
+
+        def solution(x: Tensor) -> Tensor:
+            return self.solution(x, task.to(x))
+
+        return Problem(f"{self.name}, task {_short(task)}", self.domain, terms, solution)
+
+    def reference(self, task: Tensor) -> Tensor:
+        """The solution on the grid, (M, c); computed once a task."""
+        task = self.space.check(task)[0].to(self.grid)
+        key = tuple(task.tolist())
+        if key not in self._references:
+            self._references[key] = self.solution(self.grid, task)
+        return self._references[key]
+
+    @cached_property
+    def _references(self) -> dict[tuple[float, ...], Tensor]:
+        return {}
+
+    @torch.no_grad()
+    def errors(self, predict: Callable[[Tensor], Function], tasks: Tensor) -> Errors:
+        """Errors on the grid of predict(task) -> u, for each of the tasks (T, p)."""
+        pairs = [(predict(task), self.reference(task)) for task in self.space.check(tasks)]
+        differences = [
+            (u(self.grid.to(_like(u, self.grid))).to(truth) - truth, truth) for u, truth in pairs
+        ]
+        return Errors(
+            torch.stack([d.square().mean() for d, _ in differences]),
+            torch.stack([d.norm() / truth.norm() for d, truth in differences]),
+        )
+
+
+def uniform_points(box: Domain) -> Callable[[int, Tensor, Generator | None], Tensor]:
+    """A sampler of `Condition` that ignores the tasks: uniform points of the domain's interior."""
+
+    def points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
+        flat = box.interior(len(tasks) * n, generator, tasks.dtype, tasks.device)
+        return flat.unflatten(0, (len(tasks), n))
+
+    return points
+
+
+def _term(condition: Condition, task: Tensor) -> Term:
+    """The condition of one task."""
+
+    def points(n: int, generator: Any = None, dtype: Any = None, device: Any = None) -> Tensor:
+        one = task[None].to(dtype=dtype or torch.get_default_dtype(), device=device)
+        return condition.points(n, one, generator)[0]
+
+    def residual(u: Function, x: Tensor) -> Any:
+        return condition.residual(u, x, task.to(x).expand(len(x), -1))
+
+    return Term(points, residual, condition.size)
+
+
+def _equations(name: str, residual: Any) -> Iterator[tuple[str, Tensor]]:
+    """The residual by name as vectors; those of a system are numbered."""
+    if isinstance(residual, (tuple, list)):
+        return ((f"{name} {i}", r.reshape(-1)) for i, r in enumerate(residual))
+    return iter([(name, residual.reshape(-1))])
+
+
+def _short(task: Tensor) -> str:
+    """A task in a few characters."""
+    shown = [f"{value:.4g}" for value in task[:3].tolist()]
+    return ", ".join(shown + ["..."] * (len(task) > 3))
+
+
+def _like(u: Any, default: Tensor) -> Tensor:
+    """A tensor whose dtype and device the function computes in."""
+    parameters = getattr(u, "parameters", None)
+    return next(parameters(), default) if callable(parameters) else default

@@ -1,0 +1,191 @@
+"""Where tasks come from: an interval of a number, or a Gaussian random field on a grid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+__all__ = ["GaussianField", "Interval", "TaskSpace"]
+
+OUTSIDE = (
+    "{n} of {total} tasks lie outside the trained range ({range}): a prediction there is an "
+    "extrapolation; certify it by its held-out residual, or adapt to the task"
+)
+
+
+class TaskSpace(Protocol):
+    """The tasks of a family: vectors of `inputs` numbers, float64 on the CPU when drawn."""
+
+    @property
+    def inputs(self) -> int:
+        """p, the numbers a task has."""
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Random tasks, (n, p)."""
+
+    def outside(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Tasks beyond the trained range, to measure extrapolation, (n, p)."""
+
+    def embed(self, tasks: Tensor) -> Tensor:
+        """What a hypernetwork is fed: (T, p) of order one."""
+
+    def contains(self, tasks: Tensor) -> Tensor:
+        """Which tasks lie in the trained range, bools (T,)."""
+
+    def check(self, tasks: Tensor) -> Tensor:
+        """The tasks as (T, p).
+
+        Raises:
+            ValueError: for tasks of the wrong size.
+        """
+
+
+def identity(value: Tensor) -> Tensor:
+    """The value itself."""
+    return value
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One number in [lower, upper], p = 1.
+
+    Attributes:
+        lower, upper: the trained range.
+        scale: monotone; tasks are embedded by scale(value), mapped to [-1, 1]. `torch.reciprocal`
+            where the solution depends on 1 / value.
+        inverse: of `scale`.
+        margin: how far `outside` reaches, as a fraction of the range (in `scale`).
+    """
+
+    lower: float
+    upper: float
+    scale: Callable[[Tensor], Tensor] = identity
+    inverse: Callable[[Tensor], Tensor] = identity
+    margin: float = 0.25
+
+    inputs = 1
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Uniform in the value itself."""
+        unit = torch.rand(n, 1, generator=generator, dtype=torch.float64)
+        return self.lower + (self.upper - self.lower) * unit
+
+    def nodes(self, n: int) -> Tensor:
+        """The n Chebyshev nodes, in `scale`: they leave no gap at the ends of the range, (n, 1)."""
+        angles = (2 * torch.arange(n, dtype=torch.float64) + 1) * (math.pi / (2 * n))
+        return self._value(torch.cos(angles))[:, None]
+
+    def outside(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Up to `margin` of the range beyond either end, half of them each."""
+        unit = torch.rand(n, 1, generator=generator, dtype=torch.float64)
+        side = torch.arange(n)[:, None] % 2 * 2 - 1
+        return self._value(side * (1 + 2 * self.margin * (1 - unit)))
+
+    def embed(self, tasks: Tensor) -> Tensor:
+        """(scale(value) - middle) / half the range, in [-1, 1] within the trained range."""
+        low, high = self._ends(tasks)
+        return (2 * self.scale(tasks) - (high + low)) / (high - low)
+
+    def contains(self, tasks: Tensor) -> Tensor:
+        """Up to rounding."""
+        slack = 1e-6 * (self.upper - self.lower)
+        return ((tasks >= self.lower - slack) & (tasks <= self.upper + slack)).all(-1)
+
+    def check(self, tasks: Tensor) -> Tensor:
+        """A task or a stack of them."""
+        return _stacked(tasks, 1)
+
+    def warn(self, tasks: Tensor) -> None:
+        """Say so where tasks lie outside the trained range."""
+        _warn(self.contains(tasks), f"{self.lower:g} to {self.upper:g}")
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale(like.new_tensor(self.lower)), self.scale(like.new_tensor(self.upper))
+
+    def _value(self, coordinate: Tensor) -> Tensor:
+        low, high = self._ends(coordinate)
+        return self.inverse((low + high) / 2 + (high - low) / 2 * coordinate)
+
+
+@dataclass(frozen=True)
+class GaussianField:
+    """Periodic random functions on [0, 1), given by their values at p equidistant points.
+
+    u0 ~ N(0, sigma^2 (-Laplace + tau^2)^-gamma) without its mean:
+
+        u0(x) = sum_{k=1}^{p/2-1} sqrt(2) s_k (xi_k cos 2 pi k x + eta_k sin 2 pi k x),
+        s_k = sigma (4 pi^2 k^2 + tau^2)^(-gamma / 2),   xi_k, eta_k ~ N(0, 1).
+
+    Source: Li et al. (2021), the generator GRF1.m of the Fourier neural operator's data.
+
+    Attributes:
+        inputs: p, even.
+        sigma, tau, gamma: amplitude, inverse length, smoothness.
+    """
+
+    inputs: int = 128
+    sigma: float = 25.0
+    tau: float = 5.0
+    gamma: float = 2.0
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """n functions, (n, p)."""
+        spectrum = self.spectrum
+        normal = torch.randn(2, n, len(spectrum), generator=generator, dtype=torch.float64)
+        # irfft of c_k gives 2 Re(c_k e^{i ...}) / p: hence p / 2 here.
+        modes = torch.complex(normal[0], -normal[1]) * (2**0.5 * self.inputs / 2) * spectrum
+        zero = modes.new_zeros(n, 1)
+        return torch.fft.irfft(torch.cat([zero, modes, zero], dim=1), n=self.inputs)
+
+    def outside(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Functions of twice the amplitude: fronts twice as steep."""
+        return 2 * self.sample(n, generator)
+
+    def embed(self, tasks: Tensor) -> Tensor:
+        """The values, in units of their standard deviation."""
+        return tasks / self.deviation
+
+    def contains(self, tasks: Tensor) -> Tensor:
+        """Fields whose root mean square is at most three times that of the distribution."""
+        return tasks.square().mean(-1).sqrt() <= 3 * self.deviation
+
+    def check(self, tasks: Tensor) -> Tensor:
+        """A function or a stack of them."""
+        return _stacked(tasks, self.inputs)
+
+    def warn(self, tasks: Tensor) -> None:
+        """Say so where functions are much larger than those drawn."""
+        _warn(self.contains(tasks), f"root mean square up to {3 * self.deviation:.2g}")
+
+    @property
+    def spectrum(self) -> Tensor:
+        """s_k for k = 1 ... p/2 - 1."""
+        k = torch.arange(1, self.inputs // 2, dtype=torch.float64)
+        return self.sigma * (4 * math.pi**2 * k**2 + self.tau**2) ** (-self.gamma / 2)
+
+    @property
+    def deviation(self) -> float:
+        """The pointwise standard deviation, sqrt(2 sum s_k^2)."""
+        return float((2 * self.spectrum.square().sum()).sqrt())
+
+
+def _stacked(tasks: Tensor, inputs: int) -> Tensor:
+    """Tasks as (T, inputs)."""
+    if tasks.ndim not in (0, 1, 2) or (tasks.ndim and tasks.shape[-1] != inputs):
+        raise ValueError(
+            f"a task of this family has {inputs} number(s); found shape {tuple(tasks.shape)}. Pass "
+            f"one task ({inputs},) or a stack (T, {inputs})"
+        )
+    return tasks.reshape(-1, inputs)
+
+
+def _warn(inside: Tensor, trained: str) -> None:
+    if not inside.all():
+        n, total = int((~inside).sum()), len(inside)
+        warnings.warn(OUTSIDE.format(n=n, total=total, range=trained), stacklevel=3)
