@@ -98,6 +98,20 @@ class LeastSquaresOptimizer(Optimizer):
         ]
         return torch.cat(parts)
 
+    def shared(self, key: str) -> float:
+        """A hyper-parameter that all groups must agree on.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        values = {float(group[key]) for group in self.param_groups}
+        if len(values) > 1:
+            raise ValueError(
+                f"{type(self).__name__} works with one {key} for all parameters, but the groups "
+                f"have {sorted(values)}; set group[{key!r}] to one value"
+            )
+        return values.pop()
+
     def gather(self, key: str) -> Tensor:
         """The parameters' state tensors of one name as a flat vector (P,), zero where missing."""
         parts = [self.state[p].get(key) for p in self.parameters]
