@@ -1,24 +1,28 @@
 """Jets: a value and its derivatives along directions, carried together through a network.
 
-A point x moves along D straight lines t -> x + t v_d.  Along each of them any function f has
-derivatives d^k/dt^k f(x + t v_d) at t = 0; a :class:`Jet` holds them up to order K, stacked in one
-tensor, so that every linear layer is one matrix product.  Torch functions act on jets through one
-table, :data:`RULES`: the rules themselves are in ``rules.py``.
+A point x moves along D straight lines t -> x + t v_d.  Along each of them a function f has the
+derivatives d^k/dt^k f(x + t v_d) at t = 0; a `Jet` holds them up to order K, stacked in one tensor,
+so that every linear layer is one matrix product.  Torch functions act on jets through one table,
+`RULES`; the rules themselves are in the package `rules`.
 """
+
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, resolve_name
 
-RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
-IN_PLACE: set[Callable[..., Any]] = set()
+__all__ = ["RULES", "Basis", "Jet", "rule"]
+
+RULES: dict[Any, Callable[..., Any]] = {}  # torch function -> what it does to jets
+IN_PLACE: set[Any] = set()  # those among them that change their first argument
 NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
 class Basis:
@@ -39,58 +43,77 @@ class Basis:
         self.sizes = [1, *[count] * (order - 1), top]
 
     def collapse(self, terms: Tensor) -> Tensor:
-        """Sum the top order: (D, ...) -> (C, ...)."""
-        return terms if self.weights is None else torch.tensordot(self.weights, terms, 1)
+        """Sum over directions to the top order: (D, ...) -> (C, ...), sum_d w_cd terms_d."""
+        return terms if self.weights is None else torch.tensordot(self.weights.to(terms), terms, 1)
+
+    def spread(self, top: Tensor) -> Tensor:
+        """The transpose of `collapse`: (C, ...) -> (D, ...), sum_c w_cd top_c."""
+        return top if self.weights is None else torch.tensordot(self.weights.T.to(top), top, 1)
 
 
 class Jet:
-    """A tensor-like value with its derivatives: ``data`` is (S, *shape), its first row the value.
+    """A value with its derivatives: `data` is (S, *shape), first the value, then as `Basis` says.
 
-    Rows are *derivatives* (not divided by k!), in the order of :class:`Basis`.  A jet goes wherever a
-    tensor of shape ``shape`` goes; plain tensors met on the way are constants.  Raises
-    ``NotImplementedError`` for a torch function without a rule, naming the lines that add one, and
-    ``RuntimeError`` where memory shared between jets was changed in place.
+    The rows are *derivatives* (not divided by k!).  A jet goes wherever a tensor of shape `shape`
+    goes; plain tensors it meets are constants.
+
+    Raises:
+        NotImplementedError: for a torch function without a rule; the message holds the lines to add.
+        RuntimeError: where memory that jets share was changed in place.
+        ValueError: where jets of different bases meet.
     """
 
-    def __init__(self, data: Tensor, basis: Basis, memory: list[int] | None = None) -> None:
+    def __init__(self, data: Tensor, basis: Basis) -> None:
         self.data, self.basis = data, basis
         # Views share `memory`, a count of in-place changes; `seen` is the count this jet knows of.
-        self.memory = [0] if memory is None else memory
-        self.seen = self.memory[0]
+        self.memory, self.seen = [0], 0
 
     @classmethod
     def constant(cls, value: Tensor, basis: Basis) -> Jet:
         """A jet whose derivatives vanish."""
-        zeros = value.new_zeros(sum(basis.sizes) - 1, *value.shape)
+        zeros = value.new_zeros(()).expand(sum(basis.sizes) - 1, *value.shape)
         return cls(torch.cat([value.unsqueeze(0), zeros]), basis)
 
+    def like(self, data: Tensor) -> Jet:
+        """A jet of the same basis."""
+        return Jet(data, self.basis)
+
+    def view_of(self, data: Tensor) -> Jet:
+        """A jet of the same basis whose rows may share this one's memory."""
+        view = Jet(data, self.basis)
+        view.memory, view.seen = self.memory, self.seen
+        return view
+
     @classmethod
-    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         in_place = kwargs.pop("inplace", False) or func in IN_PLACE
-        rule = RULES.get(func)
-        if rule is None:
+        if func not in RULES:
             raise NotImplementedError(missing(func))
-        result = rule(*args, **kwargs)
+        check([*args, *kwargs.values()])
+        result = RULES[func](*args, **kwargs)
         return args[0].replace(result) if in_place and isinstance(args[0], Jet) else result
 
     def replace(self, other: Jet) -> Jet:
-        """Take the coefficients of another jet, in place; jets that share memory become stale."""
+        """Take another jet's rows, in place; jets that share memory with this one become stale."""
         if other.shape != self.shape:
-            raise RuntimeError(f"in-place result has shape {tuple(other.shape)}, not {tuple(self.shape)}")
+            found, own = tuple(other.shape), tuple(self.shape)
+            raise RuntimeError(f"the in-place result has shape {found}, the jet {own}")
         self.memory[0] += 1
         self.data, self.seen = other.data, self.memory[0]
         return self
 
+    def split(self) -> tuple[Tensor, ...]:
+        """The rows by order: value (1, *shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
+        # One split: its backward is one concatenation, that of a slice is a stack full of zeros.
+        return self.data.split(self.basis.sizes)
+
     def coefficients(self) -> list[Tensor]:
-        """The K + 1 blocks of rows: value (*shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
+        """The K + 1 tensors value (*shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
         value, *derivatives = self.split()
         return [value[0], *derivatives]
-
-    def split(self) -> tuple[Tensor, ...]:
-        """The K + 1 blocks of rows, the value as (1, *shape)."""
-        # One split: its backward is one concatenation, that of a slice is a zero-filled stack.
-        return self.data.split(self.basis.sizes)
 
     @property
     def value(self) -> Tensor:
@@ -118,14 +141,19 @@ class Jet:
         return self.data.device
 
     @property
+    def is_cuda(self) -> bool:
+        """Whether the rows are on a GPU."""
+        return self.data.is_cuda
+
+    @property
     def requires_grad(self) -> bool:
-        """Whether autograd follows this jet (to parameters)."""
+        """Whether autograd follows the rows, to parameters."""
         return self.data.requires_grad
 
     @property
     def T(self) -> Jet:
         """The transpose."""
-        return call("t", self)
+        return call("permute", self, *reversed(range(self.ndim)))
 
     @property
     def mT(self) -> Jet:
@@ -151,20 +179,24 @@ class Jet:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __repr__(self) -> str:
-        return f"Jet(shape={tuple(self.shape)}, order={self.basis.order}, directions={self.basis.count})"
+    def __bool__(self) -> bool:
+        return bool(self.value)
 
-    def __iter__(self) -> Any:
+    def __repr__(self) -> str:
+        K, D = self.basis.order, self.basis.count
+        return f"Jet(shape={tuple(self.shape)}, order={K}, directions={D}, dtype={self.dtype})"
+
+    def __iter__(self) -> Iterator[Jet]:
         return iter(call("unbind", self, 0))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
-            raise AttributeError(f"a Jet has no attribute {name!r}; its value is .value, its rows .data")
+            raise AttributeError(f"a Jet has no {name!r}; its value is .value, all its rows .data")
         return Method(name, self)
 
 
 class Method:
-    """A tensor method bound to a jet: jet.tanh is called as torch.Tensor.tanh."""
+    """A tensor method bound to a jet."""
 
     def __init__(self, name: str, jet: Jet) -> None:
         self.name, self.jet = name, jet
@@ -178,79 +210,97 @@ def call(name: str, jet: Jet, *args: Any, **kwargs: Any) -> Any:
     return handle_torch_function(getattr(torch.Tensor, name), (jet,), jet, *args, **kwargs)
 
 
-def _forward(name: str) -> Callable[..., Any]:
-    """An operator of Python, handed to the tensor method of that name."""
+def operator(method: str) -> Callable[..., Any]:
+    """An operator of Python as the tensor method of that name."""
 
-    def operator(self: Jet, *args: Any) -> Any:
-        return call(name, self, *args)
+    def apply(self: Jet, *args: Any) -> Any:
+        return call(method, self, *args)
 
-    return operator
+    return apply
 
 
-OPERATORS = {
-    "__add__": "add", "__radd__": "add", "__iadd__": "add_", "__sub__": "sub", "__rsub__": "__rsub__",
-    "__isub__": "sub_", "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul_", "__truediv__": "div",
-    "__rtruediv__": "__rtruediv__", "__itruediv__": "div_", "__pow__": "pow", "__rpow__": "__rpow__",
-    "__ipow__": "pow_", "__matmul__": "matmul", "__rmatmul__": "__rmatmul__", "__neg__": "neg",
-    "__pos__": "positive", "__abs__": "abs", "__getitem__": "__getitem__", "__setitem__": "__setitem__",
-    "__lt__": "lt", "__le__": "le", "__gt__": "gt", "__ge__": "ge", "__eq__": "eq", "__ne__": "ne",
-    "__hash__": "__hash__",
-}  # fmt: skip
-for _operator, _method in OPERATORS.items():
-    setattr(Jet, _operator, _forward(_method))
+for _same in ("getitem", "setitem", "rsub", "rtruediv", "rpow", "rmatmul"):
+    setattr(Jet, f"__{_same}__", operator(f"__{_same}__"))
+for _name in ("add", "sub", "mul", "pow", "matmul", "neg", "abs", "lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Jet, f"__{_name}__", operator(_name))
+for _name in ("add", "sub", "mul", "pow"):
+    setattr(Jet, f"__i{_name}__", operator(f"{_name}_"))
+Jet.__radd__ = operator("add")  # type: ignore[attr-defined]
+Jet.__rmul__ = operator("mul")  # type: ignore[attr-defined]
+Jet.__truediv__ = operator("div")  # type: ignore[attr-defined]
+Jet.__itruediv__ = operator("div_")  # type: ignore[attr-defined]
+Jet.__pos__ = operator("positive")  # type: ignore[attr-defined]
 Jet.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-def rule(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as what ``functions`` do when an argument is a :class:`Jet`.
+def check(arguments: list[Any]) -> None:
+    """Refuse jets of different bases, and those whose memory another jet has changed."""
+    jets = jets_among(arguments)
+    if any(each.basis is not jets[0].basis for each in jets):
+        raise ValueError(
+            "jets of different bases meet: one of them is left over from another call of taylor, "
+            "laplacian, ... Compute all that depends on x inside the function you pass."
+        )
+    if any(each.seen != each.memory[0] for each in jets):
+        raise RuntimeError(
+            "this jet shares memory with one that was changed in place, and does not know it. "
+            "Write the change out of place: y = y + z for y += z, torch.tanh(y) for y.tanh_()."
+        )
 
-    It is called with the arguments of the torch function and returns jets.  Functions of the same
-    name in ``torch``, ``torch.Tensor`` and ``torch.nn.functional`` and their in-place forms follow.
+
+def jets_among(arguments: Any) -> list[Jet]:
+    """All jets among arguments, in lists and tuples too."""
+    flat = []
+    for each in arguments:
+        if isinstance(each, list | tuple):
+            flat += jets_among(each)
+        elif isinstance(each, Jet):
+            flat.append(each)
+    return flat
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    """Register the decorated function as what the torch `functions` do to jets.
+
+    It takes the arguments of the torch function, at least one of them a `Jet`, and returns jets.
+    Functions of the same name in `torch`, `torch.Tensor`, `torch.nn.functional`, `torch.special`
+    and `torch.linalg` follow unless they have a rule of their own, and so do the in-place forms.
     """
 
-    def register(rule_: Callable[..., Any]) -> Callable[..., Any]:
+    def register(definition: Rule) -> Rule:
         for function in functions:
-            RULES[function] = rule_
-        for function in functions:
+            RULES[function] = definition
             for namesake in namesakes(function):
-                RULES.setdefault(namesake, rule_)
-        return rule_
+                RULES.setdefault(namesake, definition)
+        return definition
 
     return register
 
 
-def namesakes(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+def namesakes(function: Any) -> list[Any]:
     """The same function elsewhere in torch, and its in-place forms."""
-    name = getattr(function, "__name__", "").removeprefix("special_").removeprefix("linalg_")
+    name = getattr(function, "__name__", "?").removeprefix("special_").removeprefix("linalg_")
     same = [getattr(space, name, None) for space in NAMESPACES]
-    in_place = [getattr(space, name + "_", None) for space in NAMESPACES]
+    in_place = [getattr(space, f"{name}_", None) for space in NAMESPACES]
     IN_PLACE.update(each for each in in_place if callable(each))
     return [each for each in same + in_place if callable(each)]
 
 
-def missing(func: Callable[..., Any]) -> str:
+def missing(function: Any) -> str:
     """What to write for a function without a rule."""
-    name = resolve_name(func) or getattr(func, "__name__", str(func))
+    name = resolve_name(function) or getattr(function, "__name__", str(function))
     short = name.rsplit(".", 1)[-1]
-    return (
-        f"{name} has no rule for jets. Add one of:\n\n"
-        f"    from kfac_pinn.rules import elementwise, linear, rule\n\n"
-        f"    @elementwise({name})             # acts on each entry: its derivatives to any order\n"
-        f"    def {short}_derivatives(v, y, order):   # v the argument, y = {short}(v)\n"
-        f"        return [first, second, ...]         # `order` tensors like v\n\n"
-        f"    linear({name})                   # linear in its tensor arguments\n\n"
-        f"    @rule({name})                    # anything else, written with functions that have rules\n"
-        f"    def {short}_of_jets(x, ...):\n"
-        f"        return ..."
-    )
+    return f"""{name} has no rule for jets. Add one, in one of three ways:
 
+    from kfac_pinn.rules import elementwise, linear, rule
 
-def basis_of(jets: Sequence[Any]) -> Basis:
-    """The one basis of all jets among the arguments."""
-    bases = [each.basis for each in jets if isinstance(each, Jet)]
-    if any(each is not bases[0] for each in bases):
-        raise ValueError(
-            "jets of different bases meet in one function: one of them belongs to another call of "
-            "taylor/laplacian/... Evaluate everything that depends on x inside the function you pass."
-        )
-    return bases[0]
+    @elementwise({name})  # it acts on each entry: give its derivatives
+    def {short}_derivatives(v, y, order):  # y = {short}(v)
+        return [...]  # the first, second, ... derivative, `order` tensors like v
+
+    linear({name})  # it is linear in its first argument
+
+    @rule({name})  # anything else, in terms of functions that have rules
+    def {short}_of_jets(x):
+        return ...
+"""

@@ -1,0 +1,266 @@
+"""Sums, products, quotients and powers of jets and constants; choices between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kfac_pinn.jets import Jet, jets_among, rule
+from kfac_pinn.rules.elementary import powers
+from kfac_pinn.rules.kinds import (
+    aligned,
+    as_jets,
+    composition,
+    multiply,
+    shift,
+    value_of,
+)
+
+# --- sums -------------------------------------------------------------------------------------
+
+
+@rule(torch.add, torch.Tensor.__radd__)
+def add(x: Any, y: Any, *, alpha: float = 1) -> Jet:
+    y = y if alpha == 1 else alpha * y
+    if not isinstance(y, Jet):
+        return shift(x, y)
+    if not isinstance(x, Jet):
+        return shift(y, x)
+    ndim = max(x.ndim, y.ndim)
+    return x.like(aligned(x.data, ndim) + aligned(y.data, ndim))
+
+
+@rule(torch.sub, torch.subtract)
+def sub(x: Any, y: Any, *, alpha: float = 1) -> Jet:
+    if isinstance(x, Jet) and isinstance(y, Jet) and alpha == 1:
+        ndim = max(x.ndim, y.ndim)
+        return x.like(aligned(x.data, ndim) - aligned(y.data, ndim))
+    return x + (-alpha) * y
+
+
+@rule(torch.rsub, torch.Tensor.__rsub__)
+def rsub(x: Any, y: Any, *, alpha: float = 1) -> Jet:
+    return sub(y, x, alpha=alpha)
+
+
+@rule(torch.neg, torch.negative)
+def neg(x: Jet) -> Jet:
+    return x.like(-x.data)
+
+
+@rule(torch.positive)
+def positive(x: Jet) -> Jet:
+    return x
+
+
+# --- products ---------------------------------------------------------------------------------
+
+
+@rule(torch.mul, torch.multiply, torch.Tensor.__rmul__)
+def mul(x: Any, y: Any) -> Jet:
+    if not isinstance(x, Jet):
+        return mul(y, x)
+    if isinstance(y, Jet):
+        ndim = max(x.ndim, y.ndim)
+        x, y = x.like(aligned(x.data, ndim)), y.like(aligned(y.data, ndim))
+        return multiply(torch.mul, x, y)
+    return x.like(aligned(x.data, y.ndim) * y if isinstance(y, Tensor) else x.data * y)
+
+
+@rule(torch.div, torch.divide, torch.true_divide)
+def div(x: Any, y: Any) -> Jet:
+    if isinstance(y, Jet):
+        return mul(torch.reciprocal(y), x)
+    return x.like(aligned(x.data, y.ndim) / y if isinstance(y, Tensor) else x.data / y)
+
+
+@rule(torch.Tensor.__rtruediv__)
+def rdiv(x: Jet, y: Any) -> Jet:
+    return div(y, x)
+
+
+@rule(torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot, torch.inner)
+def matmul(x: Any, y: Any) -> Jet:
+    ndim = max(x.ndim, y.ndim)
+    if min(x.ndim, y.ndim) >= 2:  # matrices, maybe in batches: rows are one more batch axis
+        x, y = (e.like(aligned(e.data, ndim)) if isinstance(e, Jet) else e for e in (x, y))
+        return multiply(torch.matmul, x, y)
+    return multiply(over_rows(torch.matmul), x, y)
+
+
+@rule(torch.Tensor.__rmatmul__)
+def rmatmul(x: Jet, y: Any) -> Jet:
+    return matmul(y, x)
+
+
+@rule(torch.outer)
+def outer(x: Any, y: Any) -> Jet:
+    return x[:, None] * y
+
+
+@rule(torch.tensordot)
+def tensordot(x: Any, y: Any, dims: Any = 2) -> Jet:
+    return multiply(over_rows(lambda a, b: torch.tensordot(a, b, dims)), x, y)
+
+
+@rule(torch.einsum)
+def einsum(equation: str, *operands: Any) -> Jet:
+    x, *others = unpack(operands)
+    inputs, out = indices_of(equation)
+    if not others:
+        return x.like(torch.einsum(f"...{inputs[0]}->...{out}", x.data))
+    a, b, *rest = inputs
+    kept = "".join(i for i in dict.fromkeys(a + b) if i in out + "".join(rest)) if rest else out
+    product = contract(f"...{a},...{b}->...{kept}", x, others[0])
+    return einsum(",".join([kept, *rest]) + "->" + out, product, *others[1:]) if rest else product
+
+
+def contract(equation: str, x: Any, y: Any) -> Any:
+    """An einsum of two operands, whose dots stand for the rows."""
+    if not jets_among([x, y]):
+        return torch.einsum(equation, x, y)
+    return multiply(lambda a, b: torch.einsum(equation, a, b), x, y)
+
+
+def indices_of(equation: str) -> tuple[list[str], str]:
+    """The indices of each operand and of the result: those given, else those met once, sorted."""
+    inputs, *output = equation.replace(" ", "").split("->")
+    once = sorted(i for i in {*inputs} - {","} if inputs.count(i) == 1)
+    return inputs.split(","), output[0] if output else "".join(once)
+
+
+def unpack(operands: Sequence[Any]) -> Sequence[Any]:
+    """Operands may come as one list."""
+    return operands[0] if isinstance(operands[0], list | tuple) else operands
+
+
+def over_rows(product: Any) -> Any:
+    """A bilinear function of two tensors, on rows."""
+
+    def apply(a: Tensor, b: Tensor) -> Tensor:
+        count = max(len(a), len(b))
+        rows = (each.expand(count, *each.shape[1:]) for each in (a, b))
+        return torch.vmap(product)(*rows)
+
+    return apply
+
+
+@rule(F.bilinear)
+def bilinear(x: Any, y: Any, weight: Tensor, bias: Tensor | None = None) -> Jet:
+    z = torch.einsum("oij,nj->noi", weight, y)
+    z = torch.einsum("ni,noi->no", x, z)
+    return z if bias is None else z + bias
+
+
+@rule(torch.addmm, torch.baddbmm)
+def addmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Jet:
+    return beta * x + alpha * torch.matmul(a, b)
+
+
+@rule(torch.addcmul)
+def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
+    return x + value * a * b
+
+
+@rule(torch.addcdiv)
+def addcdiv(x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
+    return x + value * a / b
+
+
+@rule(torch.lerp)
+def lerp(x: Any, y: Any, weight: Any) -> Jet:
+    return x + weight * (y - x)
+
+
+@rule(torch.prod)
+def prod(x: Jet, dim: int | None = None, keepdim: bool = False) -> Jet:
+    factors = torch.unbind(x.reshape(-1) if dim is None else x, 0 if dim is None else dim)
+    product = math.prod(factors[1:], start=factors[0])
+    return product.unsqueeze(dim) if keepdim and dim is not None else product
+
+
+# --- powers -----------------------------------------------------------------------------------
+
+
+@rule(torch.pow, torch.Tensor.pow, torch.float_power)
+def power(x: Any, exponent: Any) -> Jet:
+    if isinstance(exponent, Jet):
+        base = x if isinstance(x, Jet) else torch.as_tensor(x).to(exponent.data)
+        return torch.exp(exponent * torch.log(base))
+    ndim = exponent.ndim if isinstance(exponent, Tensor) else 0
+    return composition(torch.pow, power_derivatives, x.like(aligned(x.data, ndim)), [exponent])
+
+
+def power_derivatives(v: Tensor, y: Tensor, order: int, exponent: Any) -> list[Tensor]:
+    """Those of `powers`, as a composition wants them."""
+    return powers(v, exponent, order)
+
+
+@rule(torch.Tensor.__rpow__)
+def rpow(x: Jet, base: Any) -> Jet:
+    return power(base, x)
+
+
+@rule(torch.hypot)
+def hypot(x: Any, y: Any) -> Jet:
+    return torch.sqrt(x * x + y * y)
+
+
+@rule(torch.atan2, torch.arctan2)
+def atan2(y: Any, x: Any) -> Jet:
+    y0, x0 = value_of(y).detach(), value_of(x).detach()
+    r = torch.hypot(x0, y0)
+    c, s = x0 / r, y0 / r  # rotated by the angle at the point, the tangent has no pole nearby
+    return torch.atan((c * y - s * x) / (c * x + s * y)) + torch.atan2(y0, x0)
+
+
+# --- choices ----------------------------------------------------------------------------------
+
+
+@rule(torch.where)
+def where(condition: Tensor, x: Any, y: Any) -> Jet:
+    rows = jets_among([x, y])[0].data
+    x, y = as_jets([e if isinstance(e, Jet) else torch.as_tensor(e).to(rows) for e in (x, y)])
+    ndim = max(condition.ndim, x.ndim, y.ndim)
+    return x.like(torch.where(condition, aligned(x.data, ndim), aligned(y.data, ndim)))
+
+
+@rule(torch.Tensor.where)
+def where_method(x: Any, condition: Tensor, y: Any) -> Jet:
+    return where(condition, x, y)
+
+
+@rule(torch.masked_fill)
+def masked_fill(x: Jet, mask: Tensor, value: Any) -> Jet:
+    return where(mask, value, x)
+
+
+@rule(torch.maximum, torch.fmax)
+def maximum(x: Any, y: Any) -> Jet:
+    return where(value_of(x) >= value_of(y), x, y)
+
+
+@rule(torch.minimum, torch.fmin)
+def minimum(x: Any, y: Any) -> Jet:
+    return where(value_of(x) <= value_of(y), x, y)
+
+
+@rule(torch.clamp, torch.clip)
+def clamp(x: Jet, min: Any = None, max: Any = None) -> Jet:
+    x = x if min is None else where(x.value >= min, x, min)
+    return x if max is None else where(x.value <= max, x, max)
+
+
+@rule(torch.clamp_min)
+def clamp_min(x: Jet, min: Any) -> Jet:
+    return clamp(x, min)
+
+
+@rule(torch.clamp_max)
+def clamp_max(x: Jet, max: Any) -> Jet:
+    return clamp(x, None, max)

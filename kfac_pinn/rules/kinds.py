@@ -1,0 +1,121 @@
+"""The kinds of rules: elementwise functions, linear ones, products; and sums with constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from kfac_pinn.jets import Basis, Jet, jets_among, rule
+from kfac_pinn.rules.series import (
+    Bilinear,
+    Composition,
+    Shift,
+    compose,
+    leibniz,
+    transformed,
+)
+
+
+def elementwise(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register functions that act on each entry, by their derivatives.
+
+    The decorated function is called as `derivatives(v, y, order, *args)`, with the argument v, the
+    value y = f(v) and the further arguments of f, and returns [f'(v), f''(v), ...]: `order` tensors
+    like v, or fewer if the others vanish.  Faa di Bruno's formula does the rest, to any order.
+    """
+
+    def register(derivatives: Callable[..., Any]) -> Callable[..., Any]:
+        @rule(*functions)
+        def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
+            return composition(functions[0], derivatives, x, args, kwargs)
+
+        return derivatives
+
+    return register
+
+
+def composition(
+    function: Any, derivatives: Any, x: Jet, args: Sequence[Any] = (), kwargs: Any = None
+) -> Jet:
+    """f(x, *args), entry by entry."""
+    kwargs = kwargs or {}
+
+    def value(v: Tensor) -> Tensor:
+        return function(v, *args, **kwargs)
+
+    def slopes(v: Tensor, y: Tensor, order: int) -> list[Tensor]:
+        return derivatives(v, y, order, *args, **kwargs)
+
+    # Autograd must see through what depends on more than x.
+    closed = not (tensors_among([*args, *kwargs.values()]) or transformed(x.basis))
+    run = Composition.apply if closed else compose
+    return x.like(run(x.data, value, slopes, x.basis))
+
+
+def linear(*functions: Any) -> None:
+    """Register functions that are linear in their first argument: they act on each row alike."""
+    for function in functions:
+        rule(function)(rowwise(function))
+
+
+def rowwise(function: Any) -> Callable[..., Any]:
+    """A function applied to each row of its first argument, the only jet."""
+
+    def apply(x: Jet, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(x, Jet) or jets_among([*args, *kwargs.values()]):
+            raise TypeError(f"{function.__name__}: only the first argument may depend on x")
+        rows = torch.vmap(lambda row: function(row, *args, **kwargs))(x.data)
+        return tree_map(x.view_of, rows)
+
+    return apply
+
+
+def multiply(product: Bilinear, x: Any, y: Any) -> Jet:
+    """The product of two jets, or of a jet and a constant.
+
+    `product` acts on rows (S, *shape), whose shapes it may broadcast but whose leading axes, equal
+    or one, it leaves first.
+    """
+    if not isinstance(y, Jet):
+        return x.like(product(x.data, y[None]))
+    if not isinstance(x, Jet):
+        return y.like(product(x[None], y.data))
+    return x.like(torch.cat(leibniz(product, x.split(), y.split(), x.basis)))
+
+
+def shift(x: Jet, c: Any, fresh: bool = False) -> Jet:
+    """x + c for a constant c: only the value moves.  Rows nobody else holds are changed in place."""
+    c = torch.as_tensor(c, device=x.device, dtype=None if isinstance(c, Tensor) else x.dtype)
+    fits = c.dtype == x.dtype and torch.broadcast_shapes(c.shape, x.shape) == x.shape
+    if fits and not transformed(x.basis):
+        return x.like(Shift.apply(x.data if fresh else x.data.clone(), c))
+    value, *derivatives = x.split()
+    value = (value[0] + c).unsqueeze(0)
+    rows = (aligned(each, value.ndim - 1).expand(-1, *value.shape[1:]) for each in derivatives)
+    return x.like(torch.cat([value, *rows]))
+
+
+def aligned(data: Tensor, ndim: int) -> Tensor:
+    """Rows (S, *shape) with ones put before the shape: `ndim` dimensions in all, to broadcast."""
+    missing = ndim + 1 - data.ndim
+    return data if missing <= 0 else data[(slice(None), *[None] * missing)]
+
+
+def as_jets(tensors: Sequence[Any]) -> list[Jet]:
+    """Constants among them become jets without derivatives."""
+    basis: Basis = jets_among(tensors)[0].basis
+    return [each if isinstance(each, Jet) else Jet.constant(each, basis) for each in tensors]
+
+
+def value_of(x: Any) -> Any:
+    """The value of a jet; anything else as it is."""
+    return x.value if isinstance(x, Jet) else x
+
+
+def tensors_among(arguments: Sequence[Any]) -> bool:
+    """Whether there is a tensor among arguments."""
+    return any(isinstance(each, Tensor) for each in arguments)

@@ -1,0 +1,211 @@
+"""Layers of networks: linear, convolution, normalisation, softmax, attention, dropout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kfac_pinn.jets import Jet, rule
+from kfac_pinn.rules.kinds import shift
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+@rule(F.linear)
+def linear_layer(x: Any, weight: Any, bias: Any = None) -> Jet:
+    if not isinstance(x, Jet) or isinstance(weight, Jet):  # the weights depend on x
+        y = torch.matmul(x, weight.mT)
+        return y if bias is None else y + bias
+    y = x.like(F.linear(x.data, weight))
+    if isinstance(bias, Jet):
+        return y + bias
+    return y if bias is None else shift(y, bias, fresh=True)
+
+
+def convolution(function: Any) -> None:
+    """Register a convolution: the rows join the batch, the bias is the value's."""
+    spatial = int(function.__name__[4])
+
+    @rule(function)
+    def convolve(x: Jet, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Jet:
+        batch = x.data.reshape(-1, *x.shape[-1 - spatial :])
+        y = function(batch, weight, None, *args, **kw)
+        out = x.like(y.reshape(len(x.data), *x.shape[: -1 - spatial], *y.shape[1:]))
+        return out if bias is None else shift(out, bias.view(-1, *[1] * spatial), fresh=True)
+
+
+for _convolution in (torch.conv1d, torch.conv2d, torch.conv3d):
+    convolution(_convolution)
+for _transposed in (F.conv1d, F.conv2d, F.conv3d):
+    convolution(_transposed)
+
+
+@rule(F.prelu)
+def prelu(x: Jet, weight: Tensor) -> Jet:
+    slope = weight.view(-1, *[1] * (x.ndim - 2)) if weight.numel() > 1 else weight
+    return torch.where(x.value > 0, x, slope * x)
+
+
+@rule(F.glu)
+def glu(x: Jet, dim: int = -1) -> Jet:
+    a, b = torch.chunk(x, 2, dim)
+    return a * torch.sigmoid(b)
+
+
+# --- normalisation ----------------------------------------------------------------------------
+
+
+@rule(torch.var)
+def var(x: Jet, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Jet:
+    centred = x - torch.mean(x, dim, keepdim=True) if dim is not None else x - torch.mean(x)
+    squares = torch.sum(torch.square(centred), dim, keepdim=keepdim)
+    return squares / (x.numel() / squares.numel() - correction)
+
+
+@rule(torch.std)
+def std(x: Jet, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Jet:
+    return torch.sqrt(var(x, dim, correction=correction, keepdim=keepdim))
+
+
+@rule(F.layer_norm)
+def layer_norm(
+    x: Jet, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Jet:
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = x - torch.mean(x, dims, keepdim=True)
+    variance = torch.mean(torch.square(centred), dims, keepdim=True)
+    return affine(centred * torch.rsqrt(variance + eps), weight, bias)
+
+
+@rule(F.rms_norm)
+def rms_norm(x: Jet, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Jet:
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return affine(x * torch.rsqrt(torch.mean(torch.square(x), dims, keepdim=True) + eps), weight)
+
+
+@rule(F.group_norm)
+def group_norm(
+    x: Jet, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Jet:
+    groups = x.reshape(x.shape[0], num_groups, -1)
+    normal = layer_norm(groups, groups.shape[2:], eps=eps).reshape(x.shape)
+    return affine(normal, *(channels(each, x.ndim) for each in (weight, bias)))
+
+
+@rule(F.batch_norm)
+def batch_norm(
+    x: Jet, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Jet:  # fmt: skip
+    if training or mean is None:
+        raise NotImplementedError(
+            "batch_norm in training mode mixes the points, so u(x_n) depends on all of x and has no "
+            "pointwise derivatives: call model.eval(), or use layer_norm."
+        )
+    mean, var, weight, bias = (channels(each, x.ndim) for each in (mean, var, weight, bias))
+    return affine((x - mean) * torch.rsqrt(var + eps), weight, bias)
+
+
+def channels(parameter: Any, ndim: int) -> Any:
+    """One number a channel, to broadcast over (N, channels, ...)."""
+    return None if parameter is None else parameter.view(-1, *[1] * (ndim - 2))
+
+
+def affine(x: Jet, weight: Any, bias: Any = None) -> Jet:
+    """weight x + bias, where they are given."""
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+@rule(torch.linalg.vector_norm)
+def vector_norm(x: Jet, ord: Any = 2, dim: Any = None, keepdim: bool = False) -> Jet:
+    if ord == 2:
+        return torch.sqrt(torch.sum(torch.square(x), dim, keepdim=keepdim))
+    if ord == 1:
+        return torch.sum(torch.abs(x), dim, keepdim=keepdim)
+    return torch.sum(torch.abs(x) ** ord, dim, keepdim=keepdim) ** (1 / ord)
+
+
+@rule(torch.norm, torch.linalg.norm)
+def norm(x: Jet, p: Any = None, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Jet:
+    return vector_norm(x, 2 if p in (None, "fro") else p, dim, keepdim)
+
+
+@rule(F.normalize)
+def normalize(x: Jet, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **kwargs: Any) -> Jet:
+    return x / torch.clamp_min(vector_norm(x, p, dim, keepdim=True), eps)
+
+
+# --- softmax and attention --------------------------------------------------------------------
+
+
+@rule(torch.amax)
+def amax(x: Jet, dim: int, keepdim: bool = False) -> Jet:
+    largest = torch.gather(x, dim, x.value.argmax(dim, keepdim=True))
+    return largest if keepdim else largest.squeeze(dim)
+
+
+@rule(torch.amin)
+def amin(x: Jet, dim: int, keepdim: bool = False) -> Jet:
+    return -amax(-x, dim, keepdim)
+
+
+@rule(torch.logsumexp)
+def logsumexp(x: Jet, dim: int, keepdim: bool = False) -> Jet:
+    largest = x.value.detach().amax(dim, keepdim=True)
+    total = torch.log(torch.sum(torch.exp(x - largest), dim, keepdim=True)) + largest
+    return total if keepdim else total.squeeze(dim)
+
+
+@rule(F.softmax, torch.softmax)
+def softmax(x: Jet, dim: int = -1, *args: Any, **kwargs: Any) -> Jet:
+    weights = torch.exp(x - x.value.detach().amax(dim, keepdim=True))
+    return weights / torch.sum(weights, dim, keepdim=True)
+
+
+@rule(F.log_softmax, torch.log_softmax)
+def log_softmax(x: Jet, dim: int = -1, *args: Any, **kwargs: Any) -> Jet:
+    return x - logsumexp(x, dim, keepdim=True)
+
+
+@rule(F.softmin)
+def softmin(x: Jet, dim: int = -1, *args: Any, **kwargs: Any) -> Jet:
+    return softmax(-x, dim)
+
+
+@rule(F.scaled_dot_product_attention)
+def attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None,
+) -> Jet:  # fmt: skip
+    if attn_mask is not None or is_causal or dropout_p:
+        raise NotImplementedError("attention on jets: without mask and dropout only")
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+    return torch.matmul(torch.softmax(scores, -1), value)
+
+
+# --- the rest ---------------------------------------------------------------------------------
+
+
+@rule(F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
+def dropout(x: Jet, p: float = 0.5, training: bool = True) -> Jet:
+    if training and p:
+        raise NotImplementedError(
+            "dropout in training mode draws another network at every call, so its residual is not a "
+            "function of the parameters: call model.eval()."
+        )
+    return x
+
+
+@rule(torch.autograd.grad, torch.autograd.backward, torch.Tensor.requires_grad_, torch.Tensor.backward)
+def nested_autograd(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError(
+        "autograd inside a function that is being differentiated by Taylor mode. Take derivatives "
+        "outside of it: laplacian(u, x), gradient(u, x), partial(u, x, (i, j, ...)) or taylor(u, x)."
+    )
