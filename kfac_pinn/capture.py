@@ -1,9 +1,10 @@
 """Every use of a trained weight during a closure, seen from outside the user's model.
 
 A `TorchFunctionMode` watches the torch functions that the closure calls. Whenever one of them is
-linear in a tracked parameter (`F.linear`, `F.conv1d`, `F.conv2d`), the input z and the place of
-the output in the autograd graph are kept. One backward pass of a residual to those places then
-gives its whole Jacobian in factored form (docs/mathematics.md, "Weight sharing").
+linear in a trained weight (`F.linear`, `F.conv1d`, `F.conv2d`), the input z and the place of the
+output in the autograd graph are kept; whenever a trained tensor is broadcast over the points, each
+point is given a copy of its own. One backward pass of a residual to those places then gives its
+whole Jacobian, that of layers in factored form (docs/mathematics.md, "Weight sharing").
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from kfac_pinn.jets import Jet
 
-__all__ = ["Capture", "Use"]
+__all__ = ["Broadcast", "Capture", "Use"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Use:
     """One application y_s = W z_s + e_s b of a weight to S shared positions of N points.
 
     Attributes:
-        weight, bias: the tracked parameters.
+        weight, bias: as passed: parameters, tensors computed from parameters, or constants.
         inputs: z, shape (S, N, d_in), detached.
         unit: e, shape (S,): 1 where the bias acts (the value), 0 on derivatives.
         output: where y stands in the autograd graph.
@@ -43,36 +44,90 @@ class Use:
     positions: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Broadcast:
+    """A trained tensor t that all points read.
+
+    Attributes:
+        tensor: t, a parameter or computed from parameters.
+        copies: where its copies, one a point, shape (N, ..., *t.shape), stand in the graph.
+    """
+
+    tensor: Tensor
+    copies: GradientEdge
+
+
 class Capture(TorchFunctionMode):
-    """Records in `uses` every use of the tracked parameters while it is active.
+    """Records how a closure reads its trained tensors while it is active.
 
     Args:
         parameters: the tensors to watch.
 
+    Attributes:
+        uses: of weights, by F.linear and convolutions.
+        broadcasts: of any trained tensor, by elementwise functions.
+
     Raises (while active):
-        RuntimeError: for code whose Jacobian it could not see: nested `torch.autograd.grad`, or a
-            tracked weight in `x @ W.T`.
+        RuntimeError: for code whose Jacobian it could not see: nested `torch.autograd.grad`,
+            `torch.func` transforms, or a tracked weight in `x @ W.T`.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
         self.tracked = {id(parameter) for parameter in parameters}
         self.uses: list[Use] = []
+        self.broadcasts: list[Broadcast] = []
 
     def tracks(self, value: Any) -> bool:
         """Whether this is one of the parameters we watch."""
         return id(value) in self.tracked
 
+    def trains(self, value: Any) -> bool:
+        """Whether this is what we watch, or may be computed from it."""
+        return self.tracks(value) or (isinstance(value, Tensor) and value.grad_fn is not None)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in FORBIDDEN:
             FORBIDDEN[func](self, *args, **kwargs)
-        output = func(*args, **kwargs)
-        if func in RECORDERS:
-            use = RECORDERS[func](self, output, *args, **kwargs)
-            if use is not None:
-                self.uses.append(use)
+        if func in NORMS:
+            return NORMS[func](self, *args, **kwargs)
+        if func in ELEMENTWISE:
+            args = self.spread(args)
+        output = dispatch(func, args, kwargs)
+        if func in EXPANDING and isinstance(output, Tensor):
+            return self.copies(args[0], output.shape).expand_as(output)
+        if func in RECORDERS and any(map(self.trains, (*args[1:], *kwargs.values()))):
+            forbid_functorch(output)
+            if output.requires_grad:
+                self.uses.append(RECORDERS[func](output, *args, **kwargs))
         return output
+
+    def spread(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Replace what is broadcast over the points by one copy a point."""
+        shapes = {value.shape for value in args if isinstance(value, (Tensor, Jet))}
+        if len(shapes) < 2:
+            return args
+        shape = torch.broadcast_shapes(*shapes)
+        return [self.copies(value, shape) for value in args]
+
+    def copies(self, value: Any, shape: Sequence[int]) -> Any:
+        """(N, ..., *value.shape) of a trained tensor to be broadcast to the shape (N, ...)."""
+        if not self.trains(value) or not value.requires_grad or is_functorch(value):
+            return value
+        new = len(shape) - value.ndim
+        if new == 0 and value.shape[:1] == shape[:1]:
+            return value
+        copies = value.expand(shape[0], *[1] * (new - 1), *value.shape[0 if new else 1 :])
+        self.broadcasts.append(Broadcast(value, get_gradient_edge(copies)))
+        return copies
+
+
+def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call on: a method of Tensor does not see for itself that its `self` is a Jet."""
+    if args and isinstance(args[0], Jet):
+        return handle_torch_function(func, args[:1], *args, **kwargs)
+    return func(*args, **kwargs)
 
 
 def stacked(value: Tensor | Jet) -> Tensor:
@@ -101,37 +156,28 @@ def tokens_to_positions(gradient: Tensor) -> Tensor:
 
 
 def pixels_to_positions(gradient: Tensor) -> Tensor:
-    """(S, N, channels, *pixels) -> (S * pixels, N, channels)."""
-    return gradient.flatten(3).permute(0, 3, 1, 2).flatten(0, 1)
+    """(S, N, channels, pixels) -> (S * pixels, N, channels)."""
+    return gradient.permute(0, 3, 1, 2).flatten(0, 1)
 
 
 def record_linear(
-    capture: Capture,
-    output: Tensor | Jet,
-    input: Tensor | Jet,
-    weight: Tensor,
-    bias: Tensor | None = None,
-) -> Use | None:
+    output: Tensor | Jet, input: Tensor | Jet, weight: Tensor, bias: Tensor | None = None
+) -> Use:
     """F.linear: tokens, if any, are further shared positions."""
-    if not (capture.tracks(weight) or capture.tracks(bias)):
-        return None
     coefficients = stacked(input).detach()
     if coefficients.ndim == 2:  # a single point without batch axis
         coefficients = coefficients[:, None]
     inputs = tokens_to_positions(coefficients)
-    tokens = len(inputs) // len(coefficients)
-    unit = value_indicator(len(coefficients), tokens, inputs)
-    width, jet = weight.shape[0], isinstance(output, Jet)
+    unit = value_indicator(len(coefficients), len(inputs) // len(coefficients), inputs)
+    shape = (*coefficients.shape[:-1], weight.shape[0])
 
     def positions(gradient: Tensor) -> Tensor:
-        gradient = gradient if jet else gradient[None]
-        return tokens_to_positions(gradient.reshape(*coefficients.shape[:-1], width))
+        return tokens_to_positions(gradient.reshape(shape))
 
     return Use(weight, bias, inputs, unit, edge_of(output), positions)
 
 
 def record_convolution(
-    capture: Capture,
     output: Tensor | Jet,
     input: Tensor | Jet,
     weight: Tensor,
@@ -140,37 +186,74 @@ def record_convolution(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Use | None:
+) -> Use:
     """F.conv1d and F.conv2d: a linear layer on patches, each pixel a shared position."""
-    if not (capture.tracks(weight) or capture.tracks(bias)):
-        return None
     if groups != 1 or isinstance(padding, str):
         raise NotImplementedError(
             f"a convolution with groups={groups}, padding={padding!r}: curvature is known for "
             "groups=1 and padding given in pixels"
         )
     coefficients = stacked(input).detach()
-    image = coefficients.flatten(0, 1)
-    if weight.ndim == 3:  # conv1d: an image of height one
-        image = image[:, :, None]
-        one_d = [(1, first(stride)), (0, first(padding)), (1, first(dilation))]
-        stride, padding, dilation = one_d  # type: ignore[assignment]
-    kernel = (1, *weight.shape[2:]) if weight.ndim == 3 else tuple(weight.shape[2:])
-    patches = F.unfold(image, kernel, dilation, padding, stride)  # type: ignore[arg-type]
-    patches = patches.unflatten(0, coefficients.shape[:2])
-    inputs = pixels_to_positions(patches)
+    if coefficients.ndim == weight.ndim:  # a single image without batch axis
+        coefficients = coefficients[:, None]
+    two_d = weight.ndim == 4
+    geometry = [pair(dilation, 1, two_d), pair(padding, 0, two_d), pair(stride, 1, two_d)]
+    patches = patches_of(coefficients.flatten(0, 1), weight.shape[2:], geometry)
+    inputs = pixels_to_positions(patches.unflatten(0, coefficients.shape[:2]))
     unit = value_indicator(len(coefficients), patches.shape[-1], inputs)
-    jet = isinstance(output, Jet)
+    shape = (*coefficients.shape[:2], weight.shape[0], -1)
 
     def positions(gradient: Tensor) -> Tensor:
-        return pixels_to_positions(gradient if jet else gradient[None])
+        return pixels_to_positions(gradient.reshape(shape))
 
     return Use(weight, bias, inputs, unit, edge_of(output), positions)
 
 
-def first(value: int | Sequence[int]) -> int:
-    """The one entry of what torch accepts as an int or a 1-tuple."""
-    return value if isinstance(value, int) else value[0]
+def patches_of(
+    images: Tensor, kernel: Sequence[int], geometry: Sequence[tuple[int, int]]
+) -> Tensor:
+    """(B, channels * kernel, pixels): what each output pixel reads; conv1d is of height one."""
+    if images.ndim == 3:
+        images, kernel = images[:, :, None], (1, *kernel)
+    return F.unfold(images, tuple(kernel), *geometry)
+
+
+def pair(value: int | Sequence[int], height: int, two_d: bool) -> tuple[int, int]:
+    """An option of a convolution for (height, width); a conv1d says only that of the width."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return (values[0], values[-1]) if two_d else (height, values[-1])
+
+
+def layer_norm(
+    capture: Capture,
+    input: Tensor | Jet,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """F.layer_norm with its scale and shift as functions of their own."""
+    value = dispatch(F.layer_norm, (input, normalized_shape), {"eps": eps})
+    return affine(capture, value, weight, bias)
+
+
+def rms_norm(
+    capture: Capture,
+    input: Tensor | Jet,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Any:
+    """F.rms_norm with its scale as a function of its own."""
+    value = dispatch(F.rms_norm, (input, normalized_shape), {"eps": eps})
+    return affine(capture, value, weight, None)
+
+
+def affine(capture: Capture, value: Any, scale: Tensor | None, shift: Tensor | None) -> Any:
+    """value * scale + shift, watched."""
+    if scale is not None:
+        value = torch.mul(*capture.spread((value, scale)))
+    return value if shift is None else torch.add(*capture.spread((value, shift)))
 
 
 def forbid_matmul(capture: Capture, *args: Any, **kwargs: Any) -> None:
@@ -201,7 +284,22 @@ def forbid_nested_autograd(capture: Capture, *args: Any, **kwargs: Any) -> None:
         )
 
 
-RECORDERS: dict[Any, Callable[..., Use | None]] = {
+def is_functorch(value: Tensor) -> bool:
+    """Whether a transform of torch.func (vmap, grad, ...) has wrapped this tensor."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
+def forbid_functorch(output: Tensor | Jet) -> None:
+    """Inside vmap, jacrev, hessian, ... neither the points nor the graph can be seen."""
+    if isinstance(output, Tensor) and is_functorch(output):
+        raise RuntimeError(
+            "the closure calls a trained layer inside a torch.func transform (vmap, grad, jacrev, "
+            "hessian, ...). Call the model on the whole batch of points, and take derivatives by "
+            "kfac_pinn.gradient, laplacian, hessian, partial or taylor"
+        )
+
+
+RECORDERS: dict[Any, Callable[..., Use]] = {
     F.linear: record_linear,
     F.conv1d: record_convolution,
     F.conv2d: record_convolution,
@@ -218,3 +316,19 @@ FORBIDDEN: dict[Any, Callable[..., None]] = {
     torch.autograd.grad: forbid_nested_autograd,
     **dict.fromkeys(MATRIX_PRODUCTS, forbid_matmul),
 }
+
+NORMS: dict[Any, Callable[..., Any]] = {F.layer_norm: layer_norm, F.rms_norm: rms_norm}
+
+NAMES = ["add", "sub", "mul", "div", "pow", "multiply", "subtract", "divide", "true_divide"]
+DUNDERS = ["add", "sub", "mul", "truediv", "pow"]
+ELEMENTWISE = {
+    getattr(space, name)
+    for space in (torch, Tensor)
+    for name in (
+        *(name + end for name in NAMES for end in ("", "_")),
+        *(f"__{side}{name}__" for name in DUNDERS for side in ("", "r", "i")),
+    )
+    if hasattr(space, name)
+}
+
+EXPANDING = {Tensor.expand, Tensor.expand_as, Tensor.broadcast_to, torch.broadcast_to}

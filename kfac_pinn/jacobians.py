@@ -10,7 +10,6 @@ Loops over s keep the temporaries in the cache: they are small, and reused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -232,31 +231,3 @@ class LeafJacobian:
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (N, numel p)."""
         return self.dense[points]
-
-
-def leaf_rows(outputs: Tensor, leaves: Sequence[Tensor], chunk: int = 32) -> list[Tensor | None]:
-    """d r_n / d p of shape (N, numel p) for each leaf p, None where r does not depend on it.
-
-    G(v) = J^T v is linear in v, so its derivative with respect to v, entry by entry, gives the
-    columns of J: numel p backward passes instead of N.
-    """
-    v = torch.ones_like(outputs, requires_grad=True)
-    transposed = torch.autograd.grad(
-        outputs, leaves, v, create_graph=True, retain_graph=True, allow_unused=True
-    )
-    return [None if g is None else columns(g.reshape(-1), v, chunk) for g in transposed]
-
-
-def columns(product: Tensor, v: Tensor, chunk: int) -> Tensor:
-    """(N, P) from the entries of the linear map v -> J^T v, `chunk` of them at once."""
-    if not product.requires_grad:
-        return v.new_zeros(len(v), len(product))
-    if len(product) == 1:
-        (column,) = torch.autograd.grad(product[0], v, retain_graph=True)
-        return column[:, None].detach()
-    units = torch.eye(len(product), dtype=product.dtype, device=product.device)
-    parts = [
-        torch.autograd.grad(product, v, part, retain_graph=True, is_grads_batched=True)[0]
-        for part in units.split(chunk)
-    ]
-    return torch.cat(parts).T.detach()

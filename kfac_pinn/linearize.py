@@ -40,42 +40,120 @@ def linearize(
             cannot be seen exactly; the parameter is named.
         FloatingPointError: for a residual that is not finite.
     """
-    named = label(list(parameters), names)
-    before = [p.detach().clone() for p in named.values()] if check else []
+    known = named(list(parameters), names)
+    before = [p.detach().clone() for p in known] if check else []
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        with Capture(named.values()) as capture:
+        with Capture(known) as capture:
             terms = as_terms(closure())
-        pairs = [(term.name, *pair) for term in terms for pair in tangents_of(term)]
-        assembly = Assembly(named, capture)
-        tangents = [assembly.tangent(*pair) for pair in pairs]
-        result = Linearization(
-            list(named.values()),
-            tangents,
-            float(sum(term.loss().detach() for term in terms)),
-            excess_of(terms, list(named.values())),
-        )
+        triples = [(term.name, *pair) for term in terms for pair in tangents_of(term)]
+        assembly = Assembly(known, capture)
+        tangents = [assembly.tangent(*each) for each in triples]
+        loss = float(sum(term.loss().detach() for term in terms))
+        result = Linearization(list(known), tangents, loss, excess_of(terms, list(known)))
         if check:
-            check_unchanged(named, before)
-            check_products(result, [output for _, output, _ in pairs], list(named))
+            refuse_changes(known, before)
+            compare(result, [output for _, output, _ in triples], known)
     return result
 
 
-def label(parameters: list[Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:
-    """name -> parameter, after what can be wrong with a list of parameters."""
-    names = names or [f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(parameters)]
+def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:
+    """parameter -> name, after a look at what can be wrong with them."""
     if not parameters:
         raise ValueError("no parameters: there is nothing to train")
-    named = dict(zip(names, parameters, strict=True))
-    if len({id(p) for p in parameters}) < len(names) or len(named) < len(names):
-        raise ValueError("a parameter is given twice; pass each once, e.g. model.parameters()")
-    like = parameters[0]
-    for name, p in named.items():
-        if not (p.requires_grad and p.is_leaf):
-            raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
-        if (p.dtype, p.device) != (like.dtype, like.device) or not p.is_floating_point():
-            raise ValueError(
-                f"parameter {name} is {p.dtype} on {p.device}, parameter {names[0]} {like.dtype} "
-                f"on {like.device}: bring all to one floating dtype and device, e.g. by "
-                "model.double() before building the optimizer"
+    names = names or [f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(parameters)]
+    for name, p in zip(names, parameters, strict=True):
+        refuse_parameter(name, p, parameters[0])
+    result = dict(zip(parameters, names, strict=True))
+    if len(result) < len(parameters):
+        twice = next(n for n, p in zip(names, parameters, strict=True) if result[p] != n)
+        raise ValueError(f"parameter {twice} is given twice; pass each parameter once")
+    return result
+
+
+def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
+    """Trained parameters are leaves of one floating dtype on one device."""
+    if not (p.is_leaf and p.requires_grad):
+        raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
+    if (p.dtype, p.device) != (like.dtype, like.device) or not p.is_floating_point():
+        raise ValueError(
+            f"parameter {name} is {p.dtype} on {p.device}, the first one {like.dtype} on "
+            f"{like.device}: all parameters must have one real dtype and device. Call e.g. "
+            "model.double() before building the optimizer"
+        )
+
+
+def tangents_of(term: Term) -> list[tuple[Tensor, Tensor]]:
+    """The pairs (tangent with its graph, value) of a term, both finite and differentiable."""
+    pairs = term.tangents()
+    for output, value in pairs:
+        if not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise FloatingPointError(
+                f"{term.name}: {bad} of {len(value)} entries are not finite at the current "
+                "parameters. Check the points, the data and the initialisation"
             )
-    return named
+        if not output.requires_grad:
+            raise RuntimeError(
+                f"{term.name} does not depend on any trained parameter (it carries no gradient). "
+                "Do not detach it, nor compute it under torch.no_grad()"
+            )
+    return pairs
+
+
+def excess_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:
+    """The gradient of what the convex losses' tangents leave over."""
+    parts = [part for part in (term.excess() for term in terms) if part is not None]
+    return autograd_of(torch.stack(parts).sum(), parameters) if parts else None
+
+
+def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Its gradient as a flat vector (P,)."""
+    gradients = torch.autograd.grad(
+        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+
+def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:
+    """A closure evaluates the residuals; it must not train."""
+    for (p, name), old in zip(names.items(), before, strict=True):
+        if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
+            raise RuntimeError(
+                f"the closure changed parameter {name}. It may be called several times a step and "
+                "must leave the parameters alone: no optimizer step, no clipping or renormalising "
+                "of weights inside; do that between the steps"
+            )
+
+
+def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]) -> None:
+    """J^T u against autograd's for a random u: J is exact, or the step does not happen."""
+    u = probe(result.residual)
+    parts = zip(result.tangents, outputs, result.split(u), strict=True)
+    scalars = [t.scale * (output @ part) for t, output, part in parts]
+    expected = autograd_of(torch.stack(scalars).sum(), result.parameters)
+    found = result.transpose_times(u)
+    floor = 1e-3 * expected.norm() / math.sqrt(len(names))
+    pairs = zip(result.unflatten(found), result.unflatten(expected), names.values(), strict=True)
+    for product, truth, name in pairs:
+        error, size = (product - truth).norm(), truth.norm()
+        if not error <= math.sqrt(torch.finfo(truth.dtype).eps) * (size + floor):
+            raise RuntimeError(MISMATCH.format(name=name, error=float(error / size)))
+    warn_of_unused(result, names)
+
+
+def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
+    """A parameter that moves no residual stays where it is."""
+    used = {id(p) for block in result.blocks for p in block.parameters}
+    unused = [name for p, name in names.items() if id(p) not in used]
+    if unused:
+        message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
+        warnings.warn(message, stacklevel=2)
+
+
+MISMATCH = (
+    "the Jacobian of parameter {name} does not match autograd's (relative difference {error:.1e}). "
+    "The closure uses it in a way whose rows cannot be told apart: every operation must act on the "
+    "points one by one (no BatchNorm or mean over the points: use LayerNorm or model.eval()), a "
+    "weight must act only through F.linear or F.conv, and derivatives must come from kfac_pinn "
+    "operators, not from torch.autograd.grad"
+)

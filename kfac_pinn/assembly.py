@@ -1,0 +1,206 @@
+"""From captured uses to Jacobians: one backward pass a residual, sorted by layer and by leaf."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from kfac_pinn.capture import Capture, Use
+from kfac_pinn.jacobians import BlockJacobian, Layer, LayerInputs, LayerJacobian, Leaf, LeafJacobian
+from kfac_pinn.leaves import Share, chain, leaf_rows
+from kfac_pinn.linearization import Block, Tangent
+
+__all__ = ["Assembly"]
+
+LARGEST_LEAF = 4096
+NOWHERE = slice(0, 0)
+
+
+class Assembly:
+    """Which layers and leaves a closure used, and their Jacobians for each of its residuals.
+
+    Args:
+        names: of the parameters, which are in the order of the flat vector.
+        capture: what was seen while the closure ran.
+    """
+
+    def __init__(self, names: Mapping[Tensor, str], capture: Capture) -> None:
+        self.names, self.capture = names, capture
+        ends = itertools.accumulate((p.numel() for p in names), initial=0)
+        places = [slice(*pair) for pair in itertools.pairwise(ends)]
+        self.places = dict(zip(map(id, names), places, strict=True))
+        self.layers = self._layers()
+        layered = {id(p) for layer in self.layers.values() for p in layer.parameters}
+        self.leaves = [Leaf(p, self.places[id(p)]) for p in names if id(p) not in layered]
+        self.inputs: dict[tuple[int, ...], LayerInputs] = {}
+
+    def tangent(self, name: str, output: Tensor, value: Tensor) -> Tangent:
+        """The Jacobian of one residual: `output` (N,) with its graph, `value` its numbers.
+
+        Raises:
+            RuntimeError: if it depends on no parameter, or on one whose rows cannot be told apart.
+        """
+        seen = Backward(output, self.capture, self.layers)
+        blocks = {**self._layer_jacobians(seen), **self._leaf_jacobians(seen)}
+        if not blocks:
+            raise RuntimeError(
+                f"{name} depends on none of the optimizer's parameters by F.linear, F.conv or as a "
+                "leaf. Pass the parameters of the model that the residual evaluates"
+            )
+        return Tangent(name, value, blocks)
+
+    def _layers(self) -> dict[int, Layer]:
+        """One a weight, by its id. A bias that has other partners too is a leaf."""
+        uses = self.capture.uses
+        pairs = {(id(u.weight), id(u.bias)): u.bias for u in uses if id(u.bias) in self.places}
+        partners = Counter(itertools.chain.from_iterable(pairs))
+        biases = {w: bias for (w, b), bias in pairs.items() if partners[w] == partners[b] == 1}
+        weights = {id(u.weight): u.weight for u in uses if id(u.weight) in self.places}
+        ids = dict.fromkeys(id(u.weight) for u in uses)
+        own = [i for i in ids if i in weights or i in biases]
+        return {i: self._layer(weights.get(i), biases.get(i)) for i in own}
+
+    def _layer(self, weight: Tensor | None, bias: Tensor | None) -> Layer:
+        where = [self.places.get(id(p), NOWHERE) for p in (weight, bias)]
+        return Layer(weight, bias, *where)
+
+    def _layer_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
+        grouped: dict[Layer, list[Use]] = {}
+        for use in seen.reached:
+            if id(use.weight) in self.layers:
+                grouped.setdefault(self.layers[id(use.weight)], []).append(use)
+        return {layer: self._layer_jacobian(layer, uses, seen) for layer, uses in grouped.items()}
+
+    def _layer_jacobian(self, layer: Layer, uses: list[Use], seen: Backward) -> LayerJacobian:
+        """Several uses of one weight are further shared positions; residuals share the inputs."""
+        key = (seen.points, *map(id, uses))
+        for use in uses:
+            self._refuse_if_mixed(layer, use, seen)
+        if key not in self.inputs:
+            self.inputs[key] = join_inputs([inputs_of(u, layer, seen.points) for u in uses])
+        return LayerJacobian(layer, self.inputs[key], joined([seen.g[use] for use in uses]))
+
+    def _refuse_if_mixed(self, layer: Layer, use: Use, seen: Backward) -> None:
+        if use not in seen.g:
+            raise RuntimeError(
+                f"parameter {self.names[layer.parameters[0]]} is evaluated at "
+                f"{use.inputs.shape[1]} points for a residual of {seen.points} entries, so their "
+                "rows cannot be told apart. Evaluate the model once a term, at that term's own "
+                "points"
+            )
+
+    def _leaf_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
+        leaves = [leaf for leaf in self.leaves if self._fits(leaf, seen.output)]
+        if not leaves:
+            return {}
+        found = leaf_rows(seen.output, [leaf.parameter for leaf in leaves], seen.shares)
+        pairs = zip(leaves, found, strict=True)
+        return {leaf: LeafJacobian(leaf, rows) for leaf, rows in pairs if rows is not None}
+
+    def _fits(self, leaf: Leaf, output: Tensor) -> bool:
+        """Whether a leaf is small enough; one that is not may not reach the residual at all."""
+        if leaf.size <= LARGEST_LEAF:
+            return True
+        if backward(output, [leaf.parameter])[0] is None:
+            return False
+        raise RuntimeError(
+            f"parameter {self.names[leaf.parameter]} reaches the residual otherwise than as the "
+            f"weight of F.linear or F.conv, and with {leaf.size} entries it is too large for an "
+            f"exact dense block (at most {LARGEST_LEAF}). Apply it by "
+            "torch.nn.functional.linear(x, W, b)"
+        )
+
+
+class Backward:
+    """One residual's gradients at all captured places, sorted by points.
+
+    Attributes:
+        output, points: the residual and its length N.
+        reached: the uses that it depends on.
+        g: d r_n / d y_ns, shape (S, N, d_out), of those uses whose points can be told apart.
+        shares: d r_n / d t of the tensors t that all points read, layers' own parameters excepted.
+    """
+
+    def __init__(self, output: Tensor, capture: Capture, layers: Mapping[int, Layer]) -> None:
+        self.output, self.points = output, len(output)
+        uses, broadcasts = capture.uses, capture.broadcasts
+        gradients = backward(output, [u.output for u in uses] + [b.copies for b in broadcasts])
+        pairs = zip(uses, gradients[: len(uses)], strict=True)
+        by_use = {use: gradient for use, gradient in pairs if gradient is not None}
+        self.reached = list(by_use)
+        self.g = {
+            use: by_point(use.positions(gradient), self.points)
+            for use, gradient in by_use.items()
+            if self.points in (1, use.inputs.shape[1])
+        }
+        self.shares = [
+            Share(each.tensor, flat_rows(gradient, self.points).__getitem__)
+            for each, gradient in zip(broadcasts, gradients[len(uses) :], strict=True)
+            if gradient is not None and self.points in (1, len(gradient))
+        ]
+        self.shares += [s for use in self.g for s in self._computed(use, layers)]
+        self._separate_single_points()
+
+    def _computed(self, use: Use, layers: Mapping[int, Layer]) -> list[Share]:
+        """The weight and the bias of a use where they are not a layer's own."""
+        own = layers.get(id(use.weight), Layer(None, None, NOWHERE, NOWHERE))
+        parts = [
+            Layer(use.weight if own.weight is None else None, None, NOWHERE, NOWHERE),
+            Layer(None, use.bias if own.bias is None else None, NOWHERE, NOWHERE),
+        ]
+        return [
+            Share(p, LayerJacobian(part, inputs_of(use, part, self.points), self.g[use]).rows)
+            for part in parts
+            for p in part.parameters
+            if p.requires_grad
+        ]
+
+    def _separate_single_points(self) -> None:
+        """Uses at one point that all N points read: the chain rule through what they read."""
+        uses = [use for use in self.reached if use not in self.g and use.inputs.shape[1] == 1]
+        found = chain(self.shares, [use.output for use in uses], self.points)
+        for use, gradients in zip(uses, found, strict=True):
+            if gradients is not None:
+                self.g[use] = torch.vmap(use.positions)(gradients)[:, :, 0].transpose(0, 1)
+
+
+def backward(
+    output: Tensor, places: Sequence[Tensor] | Sequence[GradientEdge]
+) -> Sequence[Tensor | None]:
+    """d (sum_n r_n) / d place, None where r does not depend on it; the graph is kept."""
+    if not places:
+        return []
+    return torch.autograd.grad(output.sum(), places, retain_graph=True, allow_unused=True)
+
+
+def inputs_of(use: Use, layer: Layer, points: int) -> LayerInputs:
+    """z and e of one use; e vanishes if it leaves out the layer's bias."""
+    unit = use.unit if use.bias is layer.bias else torch.zeros_like(use.unit)
+    if points == 1:
+        return LayerInputs(by_point(use.inputs, 1), unit.repeat_interleave(use.inputs.shape[1]))
+    return LayerInputs(use.inputs.expand(-1, points, -1), unit)
+
+
+def join_inputs(parts: list[LayerInputs]) -> LayerInputs:
+    """Several uses of one weight."""
+    return LayerInputs(joined([part.z for part in parts]), joined([part.unit for part in parts]))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """torch.cat, without a copy of a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def by_point(positions: Tensor, points: int) -> Tensor:
+    """(S, M, d) as it is, or (S M, 1, d) where one residual sums over all M points."""
+    return positions.reshape(-1, 1, positions.shape[2]) if points == 1 else positions
+
+
+def flat_rows(gradient: Tensor, points: int) -> Tensor:
+    """The rows (N, numel t) of a tensor t from the gradient at its copies, a sum where N = 1."""
+    return gradient.reshape(points, -1) if points > 1 else gradient.sum(0).reshape(1, -1)

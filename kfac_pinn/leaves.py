@@ -1,0 +1,128 @@
+"""The rows d r_n / d p of trained tensors p that are no layer's weight: coefficients, norms, ...
+
+Where all points read one trained tensor t, each was given a copy (`Broadcast`), or t is a weight
+that was computed: one backward pass gave d r_n / d t, and the chain rule (d r_n / d t) (d t / d p)
+gives the rest. Whatever reaches the residual on other ways is noticed by one more backward pass;
+its rows are then computed one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+__all__ = ["Share", "chain", "leaf_rows"]
+
+BYTES = 2**27
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """d r_n / d t of a trained tensor t that all points read.
+
+    Attributes:
+        tensor: t, a parameter or computed from parameters.
+        rows: of a slice of the points, shape (n, numel t).
+    """
+
+    tensor: Tensor
+    rows: Callable[[slice], Tensor]
+
+
+def leaf_rows(
+    output: Tensor, leaves: Sequence[Tensor], shares: Sequence[Share]
+) -> list[Tensor | None]:
+    """d r_n / d p of shape (N, numel p) for each leaf p, None where r does not depend on it.
+
+    Args:
+        output: r, shape (N,), with its graph.
+        leaves: the tensors p.
+        shares: what is known of the tensors between them and r.
+    """
+    u = probe(output)
+    expected = torch.autograd.grad(output, leaves, u, retain_graph=True, allow_unused=True)
+    found = chain(shares, leaves, len(output))
+    return [
+        None if product is None else exact(rows, output, leaf, (u, product))
+        for leaf, product, rows in zip(leaves, expected, found, strict=True)
+    ]
+
+
+def exact(
+    rows: Tensor | None, output: Tensor, leaf: Tensor, known: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The rows found by the chain rule if u^T J is as known from autograd, else computed singly."""
+    if rows is not None and agrees(rows.flatten(1), *known):
+        return rows.flatten(1)
+    return dense(output, leaf)
+
+
+def probe(output: Tensor) -> Tensor:
+    """A random vector u of the residual's shape, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+
+
+def agrees(rows: Tensor, u: Tensor, product: Tensor) -> bool:
+    """Whether u^T J is the product, to the rounding of its terms |u|^T |J|."""
+    error, size = u @ rows - product.reshape(-1), u.abs() @ rows.abs()
+    return bool(error.norm() <= math.sqrt(torch.finfo(rows.dtype).eps) * size.norm())
+
+
+def chain(
+    shares: Sequence[Share], targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
+) -> list[Tensor | None]:
+    """sum_t (d r_n / d t) (d t / d target), (N, *target); None where no t depends on it."""
+    totals: list[Tensor | None] = [None] * len(targets)
+    for share in shares if targets else ():
+        for i, rows in enumerate(pulled_back(share, targets, points)):
+            total = totals[i]
+            totals[i] = rows if total is None else total if rows is None else total + rows
+    return totals
+
+
+def pulled_back(
+    share: Share, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
+) -> list[Tensor | None]:
+    """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
+    t = share.tensor
+    size = max(1, BYTES // (t.element_size() * t.numel()))
+    parts = [
+        torch.autograd.grad(
+            t,
+            targets,
+            share.rows(slice(start, start + size)).reshape(-1, *t.shape),
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+        for start in range(0, points, size)
+    ]
+    return [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def dense(output: Tensor, leaf: Tensor) -> Tensor:
+    """d r_n / d p, shape (N, numel p), by rows or by columns, whichever are fewer.
+
+    G(v) = J^T v is linear in v, so the derivatives of its entries with respect to v are columns.
+    """
+    if len(output) <= leaf.numel():
+        return torch.stack([gradient(each, leaf) for each in output])
+    v = torch.ones_like(output, requires_grad=True)
+    (product,) = torch.autograd.grad(output, leaf, v, create_graph=True, retain_graph=True)
+    if not product.requires_grad:
+        return v.new_zeros(len(v), leaf.numel())
+    return torch.stack([gradient(each, v) for each in product.reshape(-1)], dim=1)
+
+
+def gradient(scalar: Tensor, tensor: Tensor) -> Tensor:
+    """Its gradient, flat; zero where it does not depend on the tensor."""
+    (found,) = torch.autograd.grad(
+        scalar, tensor, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return found.reshape(-1)
