@@ -15,12 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
-    ["jets", "linalg", "domains", "jacobians", "leaves"],
-    ["rules", "networks", "capture", "residuals", "linearization"],
+    ["jets", "linalg", "domains", "residuals", "jacobians", "leaves"],
+    ["rules", "networks", "capture", "linearization"],
     ["operators", "assembly"],
-    ["linearize"],
-    ["problem", "factors", "search", "trust_region"],
-    ["problems", "optimizers.base"],
+    ["problem", "linearize"],
+    ["factors", "search", "trust_region", "kernels"],
+    ["problems", "optimizers.base", "compression", "geodesic"],
     [
         "optimizers.kfac",
         "optimizers.engd",
