@@ -184,5 +184,5 @@ def as_term(value: Any, name: str) -> Term:
 
 
 def total_loss(output: Any) -> Tensor:
-    """L = sum_k L_k of a closure's output, a scalar: what a first-order optimizer would minimise."""
+    """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
     return torch.stack([term.loss() for term in as_terms(output)]).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -32,14 +33,12 @@ class LeastSquaresOptimizer(Optimizer):
         stats: of the last step: loss, new_loss, evaluations, step_length, reason, ...
     """
 
+    _checked: frozenset[int] = frozenset()  # ids of the parameters of the last checked Jacobian
+
     def __init__(self, params: Parameters, defaults: dict[str, Any], search: Search) -> None:
-        lr = defaults["lr"]
-        if not lr > 0:
-            raise ValueError(f"lr must be positive, found {lr}")
-        super().__init__(params, defaults)  # type: ignore[arg-type]
+        super().__init__(params, defaults)
         self.search = search
         self.stats: dict[str, float | int | str] = {}
-        self._checked: frozenset[int] = frozenset()
 
     @abstractmethod
     def direction(self, linearization: Linearization) -> Tensor:
@@ -49,7 +48,7 @@ class LeastSquaresOptimizer(Optimizer):
         """The step: the search along the direction, scaled by each group's lr."""
         direction = self.direction(linearization) * self.expand("lr")
         if not torch.isfinite(direction).all():
-            return Step(None, info={"reason": "the direction is not finite"})
+            return Step(direction, info={"reason": "the direction is not finite"})
         return self.search(objective, linearization, direction)
 
     @torch.no_grad()
@@ -66,17 +65,44 @@ class LeastSquaresOptimizer(Optimizer):
         Raises:
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
-        parameters = self.parameters
-        objective, before = Objective(closure, parameters), self._snapshot()
+        parameters, before = self.parameters, self._snapshot()
+        if not parameters:
+            raise ValueError("no parameter requires a gradient: there is nothing to train")
+        objective = Objective(closure, parameters)
         try:
             linearization = self._linearize(closure, parameters)
             step = self.propose(linearization, objective)
+            moved = self._move(step, objective)
         except BaseException:
             objective.restore()
             self._rollback(before)
             raise
-        self._conclude(step, objective, linearization)
-        return torch.as_tensor(linearization.loss, dtype=objective.origin.dtype)
+        if not moved and step.displacement is not None:
+            self._rollback(before)
+        self._write_down(step if moved else Step(None, info=step.info), objective, linearization)
+        return objective.origin.new_tensor(linearization.loss)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Train further parameters, from now on, with hyper-parameters of their own.
+
+        Raises:
+            ValueError: if its lr is not positive, or it holds a parameter twice.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            if not group["lr"] > 0:
+                raise ValueError(f"lr must be positive, found {group['lr']}")
+            if len({id(p) for p in group["params"]}) < len(group["params"]):
+                raise ValueError("a parameter group holds a parameter twice; pass each once")
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
+        left_out = {"step", "_checked"} | {key for key in vars(self) if key.endswith("_hooks")}
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -141,16 +167,16 @@ class LeastSquaresOptimizer(Optimizer):
     ) -> Linearization:
         """Checked against autograd whenever the set of parameters is new."""
         current = frozenset(id(p) for p in parameters)
-        if not parameters:
-            raise ValueError("no parameter requires a gradient: there is nothing to train")
-        linearization = linearize(closure, parameters, current != self._checked, self._names())
+        if current != self._checked:
+            warn_of_tf32(parameters[0].device, parameters[0].dtype)
+        names = self._names()
+        linearization = linearize(closure, parameters, current != self._checked, names)
+        refuse_infinite(linearization, names)
         self._checked = current
-        for p, g in zip(parameters, linearization.unflatten(linearization.gradient), strict=True):
-            p.grad = g.clone()
         return linearization
 
     def _names(self) -> list[str]:
-        names = []
+        names: list[str] = []
         for group in self.param_groups:
             known = group.get("param_names", [None] * len(group["params"]))
             for name, p in zip(known, group["params"], strict=True):
@@ -158,24 +184,30 @@ class LeastSquaresOptimizer(Optimizer):
                     names.append(name or f"{len(names)} of shape {tuple(p.shape)}")
         return names
 
-    def _conclude(self, step: Step, objective: Objective, linearization: Linearization) -> None:
-        """Move (or stay), and write down what happened."""
-        moved = step.displacement is not None and bool(torch.isfinite(step.displacement).all())
-        if moved:
-            objective.move(step.displacement)  # type: ignore[arg-type]
-        else:
-            objective.restore()
-            step.info.setdefault("reason", "the step is not finite")
+    def _move(self, step: Step, objective: Objective) -> bool:
+        """Go where the step says, or back to the start."""
+        if step.displacement is not None and torch.isfinite(step.displacement).all():
+            objective.move(step.displacement)
+            return True
+        objective.restore()
+        step.info.setdefault("reason", "the step is not finite")
+        return False
+
+    def _write_down(self, step: Step, objective: Objective, linearization: Linearization) -> None:
+        """The gradient and the statistics of a step; a displacement of None: it stayed."""
+        gradient, moved = linearization.gradient, step.displacement is not None
+        for p, g in zip(objective.parameters, linearization.unflatten(gradient), strict=True):
+            p.grad = g.clone()
         self.stats = {
             "loss": linearization.loss,
             "new_loss": step.loss if moved else linearization.loss,
             "evaluations": objective.evaluations,
-            "gradient_norm": float(linearization.gradient.norm()),
-            "step_norm": float(step.displacement.norm()) if moved else 0.0,  # type: ignore[union-attr]
+            "gradient_norm": float(gradient.norm()),
+            "step_norm": 0.0 if step.displacement is None else float(step.displacement.norm()),
+            "step_length": math.nan if moved else 0.0,
+            "reason": "",
             **step.info,
         }
-        self.stats.setdefault("step_length", math.nan if moved else 0.0)
-        self.stats.setdefault("reason", "")
 
     def _snapshot(self) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
         state = {key: dict(value) for key, value in self.state.items()}
@@ -198,3 +230,31 @@ def placed(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(placed(entry, device) for entry in value)
     return value
+
+
+def refuse_infinite(linearization: Linearization, names: list[str]) -> None:
+    """A finite residual may still have an infinite slope; the parameter is named."""
+    for name, g in zip(names, linearization.unflatten(linearization.gradient), strict=True):
+        if not torch.isfinite(g).all():
+            raise FloatingPointError(
+                f"the gradient of parameter {name} is not finite although the residual is. Look "
+                "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
+            )
+
+
+def warn_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
+    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
+    if device.type == "cuda" and dtype == torch.float32 and uses_tf32():
+        warnings.warn(
+            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
+            "torch.set_float32_matmul_precision('highest') or train in float64",
+            stacklevel=2,
+        )
+
+
+def uses_tf32() -> bool:
+    """Whether float32 products on CUDA are rounded to TF32, by the newer setting or the older."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
