@@ -68,3 +68,12 @@ def test_equations_cited_exist() -> None:
     for source in sources:
         for cited in re.findall(r"mathematics\.md[^\n]{0,12}eq\. \((\d+)\)", source.read_text()):
             assert 1 <= int(cited) <= count, f"{source.name} cites eq. ({cited}) of {count}"
+
+
+def test_the_readme_says_what_each_file_is_for() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in sorted((ROOT / "kfac_pinn").iterdir()):
+        if path.is_dir() and (path / "__init__.py").exists():
+            assert f"| `kfac_pinn/{path.name}/` |" in text
+        elif path.suffix == ".py" and path.stem != "__init__":
+            assert f"| `kfac_pinn/{path.name}` |" in text
