@@ -45,6 +45,9 @@ class TaskSpace(Protocol):
             ValueError: for tasks of the wrong size.
         """
 
+    def warn(self, tasks: Tensor) -> None:
+        """Warn where tasks lie outside the trained range."""
+
 
 def identity(value: Tensor) -> Tensor:
     """The value itself."""

@@ -1,0 +1,190 @@
+"""How the numbers that a hypernetwork emits become the weights of one linear layer, for T tasks.
+
+Shape letters: T tasks, n points a task, N = T n, S shared positions, r rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from hyperlora_ext.lora import LoRALinear, start_of
+from kfac_pinn.jets import Jet, rule
+
+__all__ = ["Emission", "LowRank", "TaskLinear", "Whole", "task_linear"]
+
+
+def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y_tn = W_t x_tn + b_t: to every task its own matrix, in one batched product.
+
+    Args:
+        x: the points of task after task, (T n, d_in); a jet of them, too.
+        weight: (T, d_out, d_in).
+        bias: (d_out,), or (T, d_out).
+
+    Raises:
+        ValueError: if the points do not divide among the tasks.
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(task_linear, (x,), x, weight, bias)
+    if len(x) % len(weight):
+        raise ValueError(
+            f"{len(x)} points for {len(weight)} tasks: give the same number to every task, one "
+            "task after the other"
+        )
+    product = torch.bmm(x.unflatten(0, (len(weight), -1)), weight.mT)
+    return (product if bias is None else product + bias.reshape(-1, 1, bias.shape[-1])).flatten(
+        0, 1
+    )
+
+
+@rule(task_linear)
+def task_linear_of_jets(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
+    """Linear in x: every coefficient alike, the bias on the value only."""
+    rows = x.data.unflatten(1, (len(weight), -1)).transpose(0, 1).flatten(1, 2)
+    product = torch.bmm(rows, weight.mT).unflatten(1, (len(x.data), -1)).transpose(0, 1)
+    if bias is not None:
+        value = product[:1] + bias.reshape(-1, 1, bias.shape[-1])
+        product = torch.cat([value, product[1:]])
+    return Jet(product.flatten(1, 2), x.basis)
+
+
+class TaskLinear(nn.Module):
+    """Stands where the base had a linear layer; its weights are lent to it for one pass.
+
+    Args:
+        emission: how numbers become weights.
+    """
+
+    def __init__(self, emission: Emission) -> None:
+        super().__init__()
+        self.emission = emission
+        self.frozen = emission.linear
+        self.lent: tuple[Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lent is None:
+            raise RuntimeError("this layer has no weights of its own: call hyper.fields(tasks)(x)")
+        return task_linear(x, *self.lent)
+
+
+class Emission(Protocol):
+    """The part of the emitted vector that belongs to one layer."""
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer of the base."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers the layer takes."""
+
+    def start(self) -> Tensor:
+        """The numbers that leave the base as it is, (size,)."""
+
+    def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """W (T, d_out, d_in) and b of numbers (T, size)."""
+
+    def rows(self, theta: Tensor, z: Tensor, g: Tensor) -> Tensor:
+        """d r_n / d theta_t(n), shape (N, size).
+
+        Args:
+            theta: the numbers, (T, size).
+            z: inputs of the layer, (S, N, d_in).
+            g: d r_n / d y_ns, (S, N, d_out).
+        """
+
+    def module(self, theta: Tensor) -> nn.Module:
+        """The layer of one task, numbers (size,), ready to be trained on."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """W = W0 + B A with theta = [A : B]; W0 and the bias stay the base's.
+
+    Attributes:
+        linear: of the base.
+        rank: r.
+    """
+
+    linear: nn.Linear
+    rank: int
+
+    @property
+    def size(self) -> int:
+        return self.rank * sum(self.linear.weight.shape)
+
+    def start(self) -> Tensor:
+        """A random and B = 0: with A = B = 0 no factor would move the other."""
+        A = start_of(self.linear, self.rank)
+        return torch.cat([A.reshape(-1), A.new_zeros(self.size - A.numel())])
+
+    def factors(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """A (T, r, d_in) and B (T, d_out, r)."""
+        d_out, d_in = self.linear.weight.shape
+        A, B = theta.split([self.rank * d_in, d_out * self.rank], dim=-1)
+        return A.unflatten(-1, (self.rank, d_in)), B.unflatten(-1, (d_out, self.rank))
+
+    def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        A, B = self.factors(theta)
+        # The matrix itself: cheaper than two thin products as soon as n > r.
+        return torch.baddbmm(self.linear.weight.expand(len(A), -1, -1), B, A), self.linear.bias
+
+    def rows(self, theta: Tensor, z: Tensor, g: Tensor) -> Tensor:
+        """J_A = sum_s (B^T g_ns) z_ns^T, J_B = sum_s g_ns (A z_ns)^T."""
+        A, B = self.factors(theta)
+        return torch.cat([contract(task_product(g, B), z), contract(g, task_product(z, A.mT))], 1)
+
+    def module(self, theta: Tensor) -> nn.Module:
+        A, B = self.factors(theta)
+        return LoRALinear(self.linear, A.clone(), B.clone())
+
+
+@dataclass(frozen=True)
+class Whole:
+    """theta = [W : b], the paper's starred rows: the base gives the shapes and the start only.
+
+    Attributes:
+        linear: of the base.
+    """
+
+    linear: nn.Linear
+
+    @property
+    def size(self) -> int:
+        return sum(p.numel() for p in self.linear.parameters())
+
+    def start(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self.linear.parameters()])
+
+    def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        W, b = theta.tensor_split([self.linear.weight.numel()], dim=-1)
+        return W.unflatten(-1, self.linear.weight.shape), b if b.shape[-1] else None
+
+    def rows(self, theta: Tensor, z: Tensor, g: Tensor) -> Tensor:
+        """J_W = sum_s g_ns z_ns^T; b acts on the value, s = 0."""
+        parts = [contract(g, z)] + [g[0]] * (self.linear.bias is not None)
+        return torch.cat(parts, dim=1)
+
+    def module(self, theta: Tensor) -> nn.Module:
+        d_out, d_in = self.linear.weight.shape
+        W, b = self.weights(theta[None])
+        made = nn.Linear(d_in, d_out, bias=b is not None).to(W)
+        pairs = zip(made.parameters(), (W, b), strict=False)
+        for parameter, value in pairs:
+            parameter.data.copy_(value[0])  # type: ignore[index]
+        return made
+
+
+def task_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x_snt W_t of (S, T n, a) and (T, a, b): (S, T n, b)."""
+    return (x.unflatten(1, (len(weight), -1)) @ weight).flatten(1, 2)
+
+
+def contract(g: Tensor, z: Tensor) -> Tensor:
+    """sum_s g_ns z_ns^T, flattened, of (S, N, a) and (S, N, b): (N, a b)."""
+    return torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1)

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import copy
+import io
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hyperlora_ext.emission import task_linear
+from hyperlora_ext.generated import TaskResiduals, on_tasks
+from hyperlora_ext.hyper import HIDDEN, HyperLoRA
+from hyperlora_ext.lora import adapters, count
+from hyperlora_ext.problems import burgers1d, kovasznay
+from hyperlora_ext.spaces import Interval
+from kfac_pinn.networks import MLP, ModifiedMLP
+from kfac_pinn.operators import taylor
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer
+from kfac_pinn.residuals import total_loss
+from kfac_pinn.search import Armijo
+
+F64 = torch.float64
+FAMILY = kovasznay()
+SIZES = {"interior": 5, "boundary": 4}
+
+
+def hyper(rank: int | None = 2, base: nn.Module | None = None, spread: float = 0.1) -> HyperLoRA:
+    """A small hypernetwork that is not at its start."""
+    base = base or MLP((2, 6, 6, 3))
+    h = HyperLoRA(base.double(), FAMILY.space, rank, hidden=(7, 5))
+    with torch.no_grad():
+        for p in h.network.parameters():
+            p.add_(spread * torch.randn_like(p))
+    return h
+
+
+def closure(h: HyperLoRA, count: int = 3, signs: int | None = None) -> TaskResiduals:
+    tasks = FAMILY.space.nodes(count)
+    points = FAMILY.sample(tasks, torch.Generator().manual_seed(1), SIZES)
+    return TaskResiduals(h, tasks, lambda u: FAMILY.residuals(u, tasks, points), signs)
+
+
+def brute_force(residuals: TaskResiduals, parameters: list[torch.Tensor]) -> torch.Tensor:
+    """J row by row: one backward pass through PINN and hypernetwork a row."""
+    rows = []
+    for r in residuals().values():
+        for entry in r / len(r) ** 0.5:
+            g = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
+            rows.append(torch.cat([each.reshape(-1) for each in g]))
+    return torch.stack(rows)
+
+
+# --- many tasks in one pass ----------------------------------------------------------------------
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from(["shared", "own", "none"]))
+def test_task_linear_is_one_linear_layer_a_task(tasks: int, n: int, bias: str) -> None:
+    x, W = torch.randn(tasks * n, 3, dtype=F64), torch.randn(tasks, 2, 3, dtype=F64)
+    b = {"shared": torch.randn(2).double(), "own": torch.randn(tasks, 2).double(), "none": None}[
+        bias
+    ]
+
+    def one_by_one(x: object) -> torch.Tensor:
+        own = b if bias == "own" else [b] * tasks
+        parts = [nn.functional.linear(x[t * n : (t + 1) * n], W[t], own[t]) for t in range(tasks)]
+        return torch.tanh(torch.cat(parts))
+
+    found = taylor(lambda x: torch.tanh(task_linear(x, W, b)), x, 3)
+    for mine, right in zip(found, taylor(one_by_one, x, 3), strict=True):
+        assert (mine - right).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("rank", [2, None])
+@pytest.mark.parametrize("base", [MLP((2, 6, 6, 3)), ModifiedMLP((2, 6, 6, 3))], ids=["mlp", "mod"])
+def test_batched_fields_are_the_single_pinns(rank: int | None, base: nn.Module) -> None:
+    h = hyper(rank, copy.deepcopy(base))
+    tasks, x = FAMILY.space.sample(4), torch.rand(9, 2, dtype=F64)
+    together = h(tasks, x)
+    assert together.shape == (4, 9, 3)
+    for t in range(4):
+        assert (h.pinn(tasks[t])(x) - together[t]).abs().max() < 1e-13
+    own = torch.rand(4, 9, 2, dtype=F64)
+    assert (h(tasks, own)[2] - h.pinn(tasks[2])(own[2])).abs().max() < 1e-13
+
+
+def test_a_new_hypernetwork_starts_near_the_base() -> None:
+    base = MLP((2, 16, 16, 3)).double()
+    x = torch.rand(50, 2, dtype=F64)
+    for rank in (4, None):
+        h = HyperLoRA(base, FAMILY.space, rank)
+        assert (h(FAMILY.space.nodes(3), x) - base(x)).abs().max() < 0.2
+        assert count(h) == count(h.network)
+
+
+def test_predicted_pinn_can_be_polished() -> None:
+    v = hyper(2).pinn(torch.tensor([50.0], dtype=F64))
+    assert [a.rank for a in adapters(v).values()] == [2, 2, 2]
+    assert count(v) == sum(a.A.numel() + a.B.numel() for a in adapters(v).values())
+    whole = hyper(None).pinn(torch.tensor([50.0], dtype=F64))
+    assert count(whole) == count(MLP((2, 6, 6, 3)))
+
+
+def test_hypernetworks_have_the_papers_sizes() -> None:
+    assert HIDDEN == (512, 512, 256, 256, 128, 128)
+    base = MLP((2, *[64] * 5, 3))
+    assert count(HyperLoRA(base, FAMILY.space, 4, cap=False)) == 843_028
+    assert count(HyperLoRA(MLP((2, *[64] * 6, 3)), FAMILY.space, None)) == 3_243_331
+    space = burgers1d().space
+    assert count(HyperLoRA(MLP((2, *[64] * 5, 1)), space, 4, cap=False)) == 907_020
+    assert count(HyperLoRA(MLP((2, *[64] * 6, 1)), space, None)) == 3_291_585
+    # 2D Burgers of Table 2 has two inputs (see test_hyperlora_lora.py).
+    assert count(HyperLoRA(MLP((2, *[64] * 5, 2)), Interval(0, 1), 4, cap=False)) == 842_512
+    assert count(HyperLoRA(MLP((2, *[64] * 6, 2)), Interval(0, 1), None)) == 3_234_946
+
+
+def test_hypernetwork_saves_and_loads() -> None:
+    h, file = hyper(2), io.BytesIO()
+    torch.save(h.state_dict(), file)
+    file.seek(0)
+    other = HyperLoRA(MLP((2, 6, 6, 3)).double(), FAMILY.space, 2, hidden=(7, 5))
+    other.load_state_dict(torch.load(file, weights_only=True))
+    tasks, x = FAMILY.space.nodes(2), torch.rand(5, 2, dtype=F64)
+    assert torch.equal(h(tasks, x), other(tasks, x))
+    assert torch.equal(h(tasks, x), copy.deepcopy(h)(tasks, x))
+
+
+# --- the linearisation ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [1, 3, None])
+@pytest.mark.parametrize("base", [MLP((2, 6, 6, 3)), ModifiedMLP((2, 6, 6, 3))], ids=["mlp", "mod"])
+def test_factored_kernel_equals_brute_force_rows(rank: int | None, base: nn.Module) -> None:
+    h = hyper(rank, copy.deepcopy(base))
+    residuals, parameters = closure(h), list(h.network.parameters())
+    lin = residuals.linearize(parameters, check=True)
+    J = brute_force(residuals, parameters)
+    r = torch.cat([r / len(r) ** 0.5 for r in residuals().values()])
+    v, u = torch.randn(J.shape[1], dtype=F64), torch.randn(J.shape[0], dtype=F64)
+    scale = float((J @ J.T).abs().max())
+    assert (lin.kernel() - J @ J.T).abs().max() < 1e-12 * scale
+    for mine, right in [
+        (lin.residual, r), (lin.gradient, J.T @ r), (lin @ v, J @ v),
+        (lin.transpose_times(u), J.T @ u), (lin.rows(), J), (lin.gramian(), J.T @ J),
+    ]:  # fmt: skip
+        assert (mine - right).abs().max() < 1e-12 * (1 + float(right.abs().max()))
+    assert lin.loss == pytest.approx(float(total_loss(residuals())), rel=1e-12)
+
+
+def test_the_last_layer_alone_is_a_choice_of_parameters() -> None:
+    h = hyper()
+    residuals, parameters = closure(h), list(h.network.layers[-1].parameters())
+    lin = residuals.linearize(parameters, check=True)
+    J = brute_force(residuals, parameters)
+    assert (lin.kernel() - J @ J.T).abs().max() < 1e-12 * float((J @ J.T).abs().max())
+
+
+def test_kernel_in_blocks_is_the_kernel() -> None:
+    h = hyper()
+    tasks = FAMILY.space.nodes(40)
+    points = FAMILY.sample(tasks, None, SIZES)
+    residuals = TaskResiduals(h, tasks, lambda u: FAMILY.residuals(u, tasks, points))
+    lin = residuals.linearize(list(h.network.parameters()))
+    J = lin.rows()
+    assert len(J) > 512
+    assert (lin.kernel() - J @ J.T).abs().max() < 1e-12 * float((J @ J.T).abs().max())
+
+
+def test_sign_vectors_are_unbiased() -> None:
+    h = hyper(1)
+    parameters = list(h.network.parameters())
+    exact = closure(h).linearize(parameters)
+    sketched = closure(h, signs=400).linearize(parameters)
+    G = exact.gramian()
+    rows = torch.cat([tangent_rows for tangent_rows, _ in sketched.row_batches(3)])
+    error = (rows.T @ rows - G).norm() / G.norm()
+    assert error < 0.3
+    v, u = torch.randn(sketched.size, dtype=F64), torch.randn(len(exact.residual), dtype=F64)
+    for mine, right in [
+        (sketched.gradient, exact.gradient), (sketched @ v, exact @ v),
+        (sketched.transpose_times(u), exact.transpose_times(u)),
+        (sketched.kernel(), exact.kernel()), (sketched.rows(), exact.rows()),
+    ]:  # fmt: skip
+        assert torch.equal(mine, right)
+
+
+class Kernel(LeastSquaresOptimizer):
+    """The shortest kernel method: -J^T (J J^T + mu)^-1 r."""
+
+    def __init__(self, params: object) -> None:
+        super().__init__(params, {"lr": 1.0}, Armijo())
+
+    def direction(self, lin: object) -> torch.Tensor:
+        K = lin.kernel()
+        eye = torch.eye(len(K), dtype=K.dtype)
+        return -lin.transpose_times(torch.linalg.solve(K + 1e-6 * eye, lin.residual))
+
+
+def test_an_optimizer_runs_on_a_hypernetwork() -> None:
+    h = hyper(spread=0.02)
+    optimizer, residuals = on_tasks(Kernel)(h.network.parameters()), closure(h)
+    losses = [float(optimizer.step(residuals)) for _ in range(5)]
+    assert all(a > b for a, b in pairwise(losses)) and losses[-1] < 0.75 * losses[0]
+    plain = nn.Linear(2, 1).double()
+    x = torch.randn(5, 2, dtype=F64)
+    optimizer = on_tasks(Kernel)(plain.parameters())
+    optimizer.step(lambda: plain(x) - 1)
+    assert optimizer.stats["new_loss"] < optimizer.stats["loss"]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named() -> None:
+    h = hyper()
+    with pytest.raises(ValueError, match="has 1 number"):
+        h.factors(torch.ones(2, 3, dtype=F64))
+    with pytest.raises(ValueError, match=r"no nn\.Linear layer"):
+        HyperLoRA(nn.Tanh(), FAMILY.space)
+    with pytest.raises(ValueError, match="rank 9 for the largest layer"):
+        HyperLoRA(MLP((2, 6, 6, 3)), FAMILY.space, rank=9)
+    with pytest.raises(ValueError, match="10 points for 3 tasks"):
+        h.fields(FAMILY.space.nodes(3))(torch.rand(10, 2, dtype=F64))
+    with pytest.raises(RuntimeError, match="no weights of its own"):
+        h.template(torch.rand(3, 2, dtype=F64))
+    with pytest.warns(UserWarning, match="outside the trained range"):
+        h.pinn(torch.tensor([500.0], dtype=F64))
+
+
+def test_mixed_points_are_refused() -> None:
+    base = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    h = HyperLoRA(base.double(), FAMILY.space, 2, hidden=(4,))
+    residuals = TaskResiduals(
+        h, FAMILY.space.nodes(2), lambda u: {"r": u(torch.rand(6, 2).double())[:, 0]}
+    )
+    with pytest.raises(RuntimeError, match="mixes points"):
+        residuals.linearize(list(h.network.parameters()), check=True)
