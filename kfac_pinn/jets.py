@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -105,14 +106,14 @@ class Jet:
         self.data, self.seen = other.data, self.memory[0]
         return self
 
-    def split(self) -> tuple[Tensor, ...]:
+    def orders(self) -> tuple[Tensor, ...]:
         """The rows by order: value (1, *shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
         # One split: its backward is one concatenation, that of a slice is a stack full of zeros.
         return self.data.split(self.basis.sizes)
 
     def coefficients(self) -> list[Tensor]:
         """The K + 1 tensors value (*shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
-        value, *derivatives = self.split()
+        value, *derivatives = self.orders()
         return [value[0], *derivatives]
 
     @property
@@ -192,22 +193,33 @@ class Jet:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
             raise AttributeError(f"a Jet has no {name!r}; its value is .value, all its rows .data")
-        return Method(name, self)
+        return partial(call, name, self)
 
 
 class Method:
-    """A tensor method bound to a jet."""
+    """A method of `torch.Tensor` whose `self` may be a jet, for modes to compare and to call."""
 
-    def __init__(self, name: str, jet: Jet) -> None:
-        self.name, self.jet = name, jet
+    def __init__(self, function: Any) -> None:
+        self.function, self.__name__ = function, function.__name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return call(self.name, self.jet, *args, **kwargs)
+        if isinstance(args[0], Tensor):
+            return self.function(*args, **kwargs)
+        return handle_torch_function(self, args[:1], *args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.function == getattr(other, "function", other))
+
+    def __hash__(self) -> int:
+        return hash(self.function)
 
 
 def call(name: str, jet: Jet, *args: Any, **kwargs: Any) -> Any:
     """Call a tensor method on a jet as torch would: active modes see it first, then the table."""
-    return handle_torch_function(getattr(torch.Tensor, name), (jet,), jet, *args, **kwargs)
+    function = getattr(torch.Tensor, name)
+    if torch.compiler.is_compiling():
+        return Jet.__torch_function__(function, (Jet,), (jet, *args), kwargs)
+    return handle_torch_function(Method(function), (jet,), jet, *args, **kwargs)
 
 
 def operator(method: str) -> Callable[..., Any]:
@@ -288,6 +300,7 @@ def namesakes(function: Any) -> list[Any]:
 
 def missing(function: Any) -> str:
     """What to write for a function without a rule."""
+    function = getattr(function, "function", function)
     name = resolve_name(function) or getattr(function, "__name__", str(function))
     short = name.rsplit(".", 1)[-1]
     return f"""{name} has no rule for jets. Add one, in one of three ways:

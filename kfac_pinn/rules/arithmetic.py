@@ -18,6 +18,7 @@ from kfac_pinn.rules.kinds import (
     composition,
     multiply,
     shift,
+    tensor_like,
     value_of,
 )
 
@@ -104,8 +105,8 @@ def outer(x: Any, y: Any) -> Jet:
 
 
 @rule(torch.tensordot)
-def tensordot(x: Any, y: Any, dims: Any = 2) -> Jet:
-    return multiply(over_rows(lambda a, b: torch.tensordot(a, b, dims)), x, y)
+def tensordot(x: Any, y: Any, dims: Any = 2, out: None = None) -> Jet:
+    return multiply(over_rows(lambda a, b: torch.tensordot(a, b, dims=dims)), x, y)
 
 
 @rule(torch.einsum)
@@ -190,7 +191,7 @@ def prod(x: Jet, dim: int | None = None, keepdim: bool = False) -> Jet:
 @rule(torch.pow, torch.Tensor.pow, torch.float_power)
 def power(x: Any, exponent: Any) -> Jet:
     if isinstance(exponent, Jet):
-        base = x if isinstance(x, Jet) else torch.as_tensor(x).to(exponent.data)
+        base = x if isinstance(x, Jet) else tensor_like(x, exponent)
         return torch.exp(exponent * torch.log(base))
     ndim = exponent.ndim if isinstance(exponent, Tensor) else 0
     return composition(torch.pow, power_derivatives, x.like(aligned(x.data, ndim)), [exponent])
@@ -224,8 +225,8 @@ def atan2(y: Any, x: Any) -> Jet:
 
 @rule(torch.where)
 def where(condition: Tensor, x: Any, y: Any) -> Jet:
-    rows = jets_among([x, y])[0].data
-    x, y = as_jets([e if isinstance(e, Jet) else torch.as_tensor(e).to(rows) for e in (x, y)])
+    jet = jets_among([x, y])[0]
+    x, y = as_jets([e if isinstance(e, Jet) else tensor_like(e, jet).to(jet.data) for e in (x, y)])
     ndim = max(condition.ndim, x.ndim, y.ndim)
     return x.like(torch.where(condition, aligned(x.data, ndim), aligned(y.data, ndim)))
 

@@ -218,11 +218,6 @@ def reciprocal(v: Tensor, y: Tensor, order: int) -> Derivatives:
     return divided(y, v, -1, order)
 
 
-@elementwise(torch.float_power)
-def float_power(v: Tensor, y: Tensor, order: int, exponent: Any) -> Derivatives:
-    return powers(v, exponent, order)
-
-
 # --- kinks ------------------------------------------------------------------------------------
 
 
@@ -255,7 +250,7 @@ def hardtanh(
 
 @elementwise(F.leaky_relu)
 def leaky_relu(v: Tensor, y: Tensor, order: int, negative_slope: float = 0.01) -> Derivatives:
-    return [torch.where(v > 0, 1.0, negative_slope).to(v.dtype)]
+    return [torch.where(v > 0, torch.ones_like(v), negative_slope)]
 
 
 # --- activations ------------------------------------------------------------------------------

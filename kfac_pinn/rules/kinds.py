@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,13 +30,16 @@ def elementwise(*functions: Any) -> Callable[[Callable[..., Any]], Callable[...,
     """
 
     def register(derivatives: Callable[..., Any]) -> Callable[..., Any]:
-        @rule(*functions)
-        def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
-            return composition(functions[0], derivatives, x, args, kwargs)
-
+        for function in functions:
+            rule(function)(partial(_apply, function, derivatives))
         return derivatives
 
     return register
+
+
+def _apply(function: Any, derivatives: Any, x: Jet, *args: Any, **kwargs: Any) -> Jet:
+    """A rule of `elementwise`, its arguments as torch passes them."""
+    return composition(function, derivatives, x, args, kwargs)
 
 
 def composition(
@@ -84,16 +88,16 @@ def multiply(product: Bilinear, x: Any, y: Any) -> Jet:
         return x.like(product(x.data, y[None]))
     if not isinstance(x, Jet):
         return y.like(product(x[None], y.data))
-    return x.like(torch.cat(leibniz(product, x.split(), y.split(), x.basis)))
+    return x.like(torch.cat(leibniz(product, x.orders(), y.orders(), x.basis)))
 
 
 def shift(x: Jet, c: Any, fresh: bool = False) -> Jet:
     """x + c for a constant c: only the value moves.  Rows nobody else holds are changed in place."""
-    c = torch.as_tensor(c, device=x.device, dtype=None if isinstance(c, Tensor) else x.dtype)
+    c = tensor_like(c, x)
     fits = c.dtype == x.dtype and torch.broadcast_shapes(c.shape, x.shape) == x.shape
     if fits and not transformed(x.basis):
         return x.like(Shift.apply(x.data if fresh else x.data.clone(), c))
-    value, *derivatives = x.split()
+    value, *derivatives = x.orders()
     value = (value[0] + c).unsqueeze(0)
     rows = (aligned(each, value.ndim - 1).expand(-1, *value.shape[1:]) for each in derivatives)
     return x.like(torch.cat([value, *rows]))
@@ -109,6 +113,11 @@ def as_jets(tensors: Sequence[Any]) -> list[Jet]:
     """Constants among them become jets without derivatives."""
     basis: Basis = jets_among(tensors)[0].basis
     return [each if isinstance(each, Jet) else Jet.constant(each, basis) for each in tensors]
+
+
+def tensor_like(c: Any, x: Jet) -> Tensor:
+    """A number as a tensor of the jet's type; a tensor as it is."""
+    return c if isinstance(c, Tensor) else torch.as_tensor(c, dtype=x.dtype, device=x.device)
 
 
 def value_of(x: Any) -> Any:

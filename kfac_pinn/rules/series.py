@@ -31,9 +31,8 @@ def total(terms: Terms, out: Tensor | None = None) -> Tensor:
     (c, a, b), *others = terms
     result = torch.mul(a, b, out=out)
     result = result if c == 1 else result.mul_(c) if out is not None else c * result
-    add = result.addcmul if out is None else result.addcmul_
     for c, a, b in others:
-        result = add(a, b, value=c)
+        result = torch.addcmul(result, a, b, value=c, out=out)
     return result
 
 

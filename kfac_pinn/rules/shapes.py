@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kfac_pinn.jets import Jet, rule
-from kfac_pinn.rules.kinds import aligned, as_jets, linear, value_of
+from kfac_pinn.rules.kinds import aligned, as_jets, linear, tensor_like, value_of
 
 
 def after(dim: Any) -> Any:
@@ -137,13 +137,18 @@ def getitem(x: Jet, index: Any) -> Jet:
 
 
 @rule(torch.Tensor.__setitem__)
-def setitem(x: Jet, index: Any, value: Any) -> Jet:
+def setitem(x: Jet, index: Any, value: Any) -> None:
+    if not isinstance(x, Jet):
+        raise TypeError(
+            "a plain tensor cannot hold derivatives, so a jet cannot be written into it: make it with "
+            "torch.zeros_like of something that depends on x, or use torch.cat / torch.stack."
+        )
     index = all_rows(index if isinstance(index, tuple) else (index,))
-    value = value if isinstance(value, Jet | Tensor) else torch.as_tensor(value).to(x.data)
+    value = value if isinstance(value, Jet) else tensor_like(value, x).to(x.data)
     rows, data = as_jets([value, x])[0].data, x.data.clone()
     target = rows_last(data)[index]
     rows_last(data)[index] = rows_last(aligned(rows, target.ndim - 1))
-    return x.like(data)
+    x.replace(x.like(data))
 
 
 def rows_last(data: Tensor) -> Tensor:

@@ -1,0 +1,368 @@
+"""Every rule of the table against nested reverse-mode autograd, to fourth order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from kfac_pinn.jets import RULES, Jet
+from kfac_pinn.operators import taylor
+from kfac_pinn.rules import elementwise, linear, rule
+from tests.oracles import derivatives_along_lines
+
+N, d, D = 3, 4, 3
+f64 = torch.float64
+
+
+def constant(*shape, seed=7):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=f64) + 0.3
+
+
+W, b, row, col = constant(5, d), constant(5), constant(d), constant(N, 1)
+MATRIX, MASK = constant(d, d), constant(N, d) > 0.8
+INDEX = torch.tensor([2, 0, 2])
+
+# Functions of one variable: x -> f(x) on entries in (0.1, 0.9), and on negative ones.
+POSITIVE = [
+    torch.log, torch.log1p, torch.log2, torch.log10, torch.sqrt, torch.rsqrt, torch.reciprocal,
+    torch.asin, torch.acos, torch.atanh, lambda x: torch.acosh(x + 1.2), lambda x: x**1.7,
+    torch.arcsin, torch.arccos, torch.arctanh, lambda x: torch.arccosh(x + 1.2), torch.arcsinh,
+    torch.arctan, torch.absolute,
+    lambda x: x**-2, lambda x: 2.0**x, lambda x: x**x, lambda x: torch.pow(row, x),
+    lambda x: x**row, lambda x: torch.float_power(x, 2.5),
+]  # fmt: skip
+ANY_SIGN = [
+    torch.exp, torch.expm1, torch.exp2, torch.sin, torch.cos, torch.tan, torch.sinh, torch.cosh,
+    torch.atan, torch.asinh, torch.erf, torch.erfc, torch.square, torch.abs, torch.tanh,
+    torch.sigmoid, F.logsigmoid, F.softplus, lambda x: F.softplus(x, beta=3.0, threshold=1.5),
+    F.silu, F.mish, F.gelu, lambda x: F.gelu(x, approximate="tanh"), F.elu,
+    lambda x: F.elu(x, alpha=0.7), lambda x: F.celu(x, 0.5), F.selu, F.relu, F.relu6, F.hardtanh,
+    lambda x: F.leaky_relu(x, 0.2), lambda x: F.relu(x) ** 3, F.softsign, F.tanhshrink, torch.sign,
+    lambda x: torch.round(x) + torch.floor(x) * x + x.ceil() + x.trunc(), lambda x: x**3, lambda x: x**0, lambda x: x**1,
+    lambda x: F.prelu(x, constant(1)), lambda x: F.prelu(x, row), torch.positive, torch.neg,
+]  # fmt: skip
+
+
+def in_place(x):
+    if not isinstance(x, Jet):
+        return out_of_place(x)  # autograd cannot differentiate all of this twice
+    y = x * 2
+    y += x
+    y -= 0.1
+    y *= row
+    y /= 2
+    y.tanh_().add_(x).mul_(0.5)
+    F.relu(y, inplace=True)
+    nn.SiLU(inplace=True)(y)
+    y **= 2
+    y[:, 1] = x[:, 0] * y[:, 2]
+    y[:, 2:3] = 3.0
+    y[MASK] = -1.0
+    return y
+
+
+def out_of_place(x):
+    y = 0.5 * (torch.tanh((3 * x - 0.1) * row / 2) + x)
+    y = F.silu(torch.relu(y)) ** 2
+    y = torch.stack([y[:, 0], x[:, 0] * y[:, 2], 0 * x[:, 0] + 3.0, y[:, 3]], 1)
+    return torch.where(MASK, -1.0, y)
+
+
+def layer_norm(x, shape, weight=None, bias=None):
+    if isinstance(x, Jet):
+        return F.layer_norm(x, shape, weight, bias)
+    # The third derivative of torch's own layer_norm is wrong (2.13: finite differences disagree).
+    dims = tuple(range(-len(shape), 0))
+    z = x - x.mean(dims, keepdim=True)
+    z = z * torch.rsqrt((z * z).mean(dims, keepdim=True) + 1e-5)
+    return z if weight is None else z * weight + bias
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        q, k, v = x[:, :, None], torch.sin(x)[:, :, None], torch.cos(x)[:, :, None]
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+norms = nn.ModuleDict(
+    {
+        "group": nn.GroupNorm(2, d),
+        "batch": nn.BatchNorm1d(d).eval(),
+        "conv1": nn.Conv1d(1, 2, 3, padding=1),
+        "conv2": nn.Conv2d(1, 2, 2),
+        "conv3": nn.Conv3d(1, 2, 1, bias=False),
+        "bilinear": nn.Bilinear(d, d, 2),
+    }
+).to(f64)
+
+ARITHMETIC = {
+    "linear": lambda x: F.linear(x, W, b),
+    "linear without bias": lambda x: F.linear(x, W),
+    "linear with jet weights": lambda x: F.linear(constant(2, d), x, x[:, 0]),
+    "linear with a jet bias": lambda x: F.linear(x, MATRIX, x),
+    "add": lambda x: x + torch.sin(x) + row + 2 + (1 + x),
+    "add alpha": lambda x: torch.add(x, x * x, alpha=3) + torch.add(row, x, alpha=2),
+    "add broadcasts": lambda x: (x[:, :1] + row) + (x[:, 0] + col).sum() + (row + x[:, :1] * x),
+    "sub": lambda x: (x - x * x) - (1 - x) + (row - x) - (x - row) + torch.sub(x, x**2, alpha=2),
+    "rsub": lambda x: torch.rsub(x, 2.0) * torch.rsub(x, x * x),
+    "mul": lambda x: x * torch.sin(x) * row * 2 * (3 * x),
+    "mul broadcasts": lambda x: (x[:, :1] * x) * x[0] * (x[:, 0] * col).sum(0)[0],
+    "div": lambda x: x / (2 + x) / row / 2 + 1 / (1 + x) + row / (1 + x),
+    "matmul": lambda x: (x @ MATRIX) @ row + (constant(2, N) @ x).sum() + (x @ x.T).sum(1),
+    "matmul reflected": lambda x: x.__rmatmul__(constant(2, N)),
+    "matmul vectors": lambda x: (x[0] @ x[1]) + x @ x[0] + (row @ x.T) + x[0] @ MATRIX[:, 0],
+    "matmul batches": lambda x: x[:, None] @ constant(N, d, 2) + (x[0] @ constant(2, d, 2)).sum(),
+    "matmul aligned": lambda x: (x @ constant(2, d, d)).sum(0) + (MATRIX @ x[:, :, None])[..., 0],
+    "mm bmm mv": lambda x: torch.mm(x, MATRIX) + torch.bmm(x[:, None], x[:, :, None])[:, :, 0]
+    + torch.mv(x, row)[:, None] + torch.dot(x[0], x[1]) + torch.inner(row, x[0]),
+    "outer": lambda x: torch.outer(x[:, 0], x[0]) + torch.outer(col[:, 0], x[1]),
+    "tensordot": lambda x: torch.tensordot(x, MATRIX, 1) + torch.tensordot(x, x, ([1], [1])).sum(),
+    "einsum": lambda x: torch.einsum("ni,ij,nj->n", x, MATRIX, torch.sin(x)),
+    "einsum implicit": lambda x: torch.einsum("ni, nj", x, x).sum() * torch.einsum("ij->ji", x).sum(),
+    "einsum three jets": lambda x: torch.einsum("ni,nj,mj->nim", x, x, torch.cos(x)),
+    "einsum constants first": lambda x: torch.einsum("ij,jk,nk->ni", MATRIX, MATRIX, x),
+    "bilinear": lambda x: norms["bilinear"](x, torch.sin(x)),
+    "addmm": lambda x: torch.addmm(x, x, MATRIX, beta=2, alpha=3),
+    "addcmul": lambda x: torch.addcmul(x, x, row, value=2) + torch.addcdiv(x, row, x + 1),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "prod": lambda x: torch.prod(x, 1, keepdim=True) + x.prod(0) + 1e-3 * x.prod(),
+    "hypot": lambda x: torch.hypot(x, row) + torch.hypot(x[:, :1], x),
+    "atan2": lambda x: torch.atan2(x - 0.5, x[:, :1] - 0.7) + torch.atan2(x, row),
+    "where": lambda x: torch.where(x > 0.5, x * x, torch.sin(x)) + torch.where(MASK, x, 0.0),
+    "where broadcasts": lambda x: torch.where(x[:, :1] > 0.5, x, 1) + (x * x).where(MASK, row),
+    "masked_fill": lambda x: (x * x).masked_fill(MASK, 2.0),
+    "maximum": lambda x: torch.maximum(x, x**2 + 0.2) + torch.maximum(row, x) + torch.fmax(x, row),
+    "minimum": lambda x: torch.minimum(x, 0.3 + x**2) * torch.minimum(x, row),
+    "clamp": lambda x: x.clamp(0.3, 0.7) * x + (x * x).clamp(min=0.2) + x.clamp(max=row),
+    "clamp_min": lambda x: x.clamp_min(0.4) * x.clamp_max(0.6),
+    "in place": in_place,
+}  # fmt: skip
+
+SHAPES = {
+    "reshape": lambda x: (x * x).reshape(-1, 2).view(2, -1).reshape_as(x),
+    "view_as": lambda x: (x * x).view((d, N)).view_as(x),
+    "flatten": lambda x: torch.flatten(x[:, :, None] * row, 1),
+    "flatten to one": lambda x: (x * x).flatten(),
+    "unflatten": lambda x: (x * x).unflatten(1, (2, 2)),
+    "squeeze": lambda x: (x * x)[:, None, :, None].squeeze(1).squeeze(-1)[None].squeeze(),
+    "unsqueeze": lambda x: (x * x).unsqueeze(-1).unsqueeze(0),
+    "expand": lambda x: x[:, :1].expand(-1, d) * x[:, :1].expand(N, 2).sum() + x[0].expand((N, d)),
+    "expand_as": lambda x: x[:, :1].expand_as(x) * row.expand_as(x) + x[0].broadcast_to(N, d),
+    "broadcast_tensors": lambda x: torch.broadcast_tensors(x[:, :1] ** 2, x)[0],
+    "repeat": lambda x: (x * x).repeat(2, 1, 3) + torch.tile(x, (3,)).sum(),
+    "transpose": lambda x: (x * x).t().T.mT.transpose(0, 1) * x.swapaxes(0, 1).T,
+    "permute": lambda x: (x[:, :, None] * row).permute(2, 0, 1) * x[None].permute((0, -2, 2)),
+    "movedim": lambda x: (x[:, :, None] * row).movedim(-1, 0) * x.movedim((0, 1), (0, 1)),
+    "flip": lambda x: (x * x).flip(0, 1) * torch.flip(x, (1,)),
+    "slices": lambda x: x[:, 1:3] * x[..., :1] * x[0, 1] + x[None, :, 0, None][0],
+    "gather by tensors": lambda x: x[INDEX] * x[:, [0, 1, 1, 2]] + (x**2)[INDEX, INDEX][:, None],
+    "separated indices": lambda x: (x[:, :, None] * row)[INDEX, :, INDEX] + x[0, INDEX].sum(),
+    "dots in an index": lambda x: (x**2)[..., INDEX],
+    "boolean index": lambda x: (x * x)[MASK],
+    "narrow": lambda x: x.narrow(1, 1, 2) * x.select(1, 0)[:, None],
+    "unbind": lambda x: sum(x.unbind(1)) * sum(column**2 for column in x.T),
+    "chunk": lambda x: torch.cat([part**2 for part in x.chunk(2, dim=-1)], 1),
+    "split": lambda x: torch.cat([p**2 for p in (*x.split(3, 1), *torch.split(x, [1, 3], -1))], 1),
+    "split with sizes": lambda x: x.split_with_sizes([2, 2], 1)[0] ** 2,
+    "tensor_split": lambda x: torch.cat([p**2 for p in torch.tensor_split(x, 3, dim=1)], 1),
+    "index_select": lambda x: (x * x).index_select(1, INDEX) + x.gather(1, INDEX[:, None]),
+    "cat": lambda x: torch.cat((x, x * x, col, constant(N, 2)), dim=-1),
+    "stack": lambda x: torch.stack([x, x * x, MATRIX[:N]], dim=1) + torch.stack((x, x), -1).sum(),
+    "hstack": lambda x: torch.hstack([x, x**2]).sum() + torch.vstack([x, x[0] ** 2]).sum(0),
+    "column_stack": lambda x: torch.column_stack([x[:, 0] ** 2, x, col]) * torch.hstack([x[0], x[1]]).sum(),
+    "sum": lambda x: (x * x).sum() + x.sum(1) + torch.sum(x**2, (0, 1), keepdim=True) + x.sum(-1),
+    "mean": lambda x: (x * x).mean() + torch.mean(x**2, dim=1) + x.mean((0, 1)) * x.mean(0, True)[0, 0],
+    "scalars": lambda x: (x * x).sum().sum() * x.mean().mean(),
+    "cumsum": lambda x: torch.cumsum(x * x, 1) + torch.roll(x, 1, 1) + x.tril() * x.triu(),
+    "diff": lambda x: torch.diff(x * x, dim=1).sum() + torch.trace(x**2) + torch.trapezoid(x, dim=1).sum(),
+    "diagonal": lambda x: torch.diagonal(x @ MATRIX).sum() + torch.diag_embed(x * x),
+    "repeat_interleave": lambda x: torch.repeat_interleave(x * x, 2, 1),
+    "take_along_dim": lambda x: torch.take_along_dim(x * x, INDEX[:, None], 1),
+    "images": lambda x: F.interpolate(x[:, None], scale_factor=2) * F.avg_pool1d(x, 2).sum()
+    + F.adaptive_avg_pool1d(x, 2).sum() + F.avg_pool2d(x[None], 2).sum(),
+    "patches": lambda x: F.unfold(x[None, None], 2).sum(1)
+    + F.fold(x.T[None], (2, 4), (2, 2)).sum() * F.adaptive_avg_pool2d(x[None], 2).sum()
+    + F.pixel_shuffle(x.T[None, :, :, None], 2).sum(),
+    "pad": lambda x: F.pad(x * x, (1, 2)) + F.pad(x, (1, 2), value=2.0),
+    "clone": lambda x: (x.clone() * x.contiguous()).to(f64).double().to(x).type_as(row) * row.type_as(x),
+    "casts": lambda x: x.to(device="cpu").cpu() ** 2,
+    "constants": lambda x: x * (torch.zeros_like(x) + torch.ones_like(x) + torch.full_like(x, 3.0)),
+    "random constants": lambda x: x**2 + 0 * (torch.rand_like(x) + torch.randn_like(x)),
+    "new": lambda x: x * x.new_ones(N, 1) + x.new_zeros(d) + x.new_full((1,), 2.0) + x.new_tensor(1.0),
+    "of the value": lambda x: x**2 * (x.detach() > 0.5) * torch.isfinite(x) * (x != 0.5).double(),
+    "iteration": lambda x: torch.stack([point**2 for point in x]) * len(x) * x.size(1) * x.dim(),
+}  # fmt: skip
+
+LAYERS = {
+    "conv1d": lambda x: norms["conv1"](x[:, None]),
+    "conv2d": lambda x: norms["conv2"](x[:, None, None, :].expand(N, 1, 2, d)),
+    "conv3d": lambda x: norms["conv3"](x[:, None, None, None, :]),
+    "conv1d of one": lambda x: norms["conv1"](x[:1]),
+    "glu": lambda x: F.glu(x * x),
+    "layer_norm": lambda x: layer_norm(x, (d,), row, row),
+    "layer_norm plain": lambda x: layer_norm(x, (N, d)),
+    "rms_norm": lambda x: F.rms_norm(x, (d,), row) + F.rms_norm(x, (d,), eps=1e-3),
+    "group_norm": lambda x: norms["group"](x),
+    "batch_norm": lambda x: norms["batch"](x) * F.batch_norm(x, row, row),
+    "var": lambda x: x.var(1) + torch.var(x, dim=1, correction=0) + x.var(),
+    "std": lambda x: x.std(1, keepdim=True) * x,
+    "vector_norm": lambda x: torch.linalg.vector_norm(x, dim=1) + x.norm() + x.norm(2, 1),
+    "other norms": lambda x: torch.linalg.vector_norm(x, 1, 1) * torch.linalg.norm(x, 3, 1),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "amax": lambda x: (x * x).amax(1) * torch.amin(x, 1, keepdim=True),
+    "logsumexp": lambda x: torch.logsumexp(x, 1) * x.logsumexp(1, keepdim=True),
+    "softmax": lambda x: F.softmax(x, dim=1) * torch.softmax(x, 0) * nn.Softmax(-1)(x),
+    "log_softmax": lambda x: F.log_softmax(x, dim=1) * F.softmin(x, 1),
+    "attention": Attention(),
+    "dropout": lambda x: F.dropout(x * x, training=False) * nn.Dropout().eval()(x),
+}
+
+PROGRAMS = {**ARITHMETIC, **SHAPES, **LAYERS}
+PROGRAMS |= {f"positive {i}": f for i, f in enumerate(POSITIVE)}
+PROGRAMS |= {f"any sign {i}": lambda x, f=f: f(3 * x - 1.4) for i, f in enumerate(ANY_SIGN)}
+
+
+class Recorder(TorchFunctionMode):
+    """The torch functions that are called with jets."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if Jet in types:
+            self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+def points_and_directions():
+    return 0.8 * constant(N, d, seed=3) - 0.14, constant(D, N, d, seed=4) - 0.8
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_rule_against_nested_autograd(name):
+    u, (x, v) = PROGRAMS[name], points_and_directions()
+    expected = derivatives_along_lines(u, x, v, 4)
+    for order in range(1, 5):
+        found = taylor(u, x, order, v)
+        torch.testing.assert_close(found, tuple(expected[: order + 1]), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["in place", "mul", "matmul batches", "div", "any sign 20"])
+@pytest.mark.parametrize("weights", [(D,), (2, D), (1, D)])
+def test_summed_top_order(name, weights):
+    u, (x, v), w = PROGRAMS[name], points_and_directions(), constant(*weights) - 0.7
+    for order in range(1, 5):
+        *lower, top = taylor(u, x, order, v)
+        *same, summed = taylor(u, x, order, v, w)
+        torch.testing.assert_close(same, lower, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(summed, torch.tensordot(w, top, 1), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_rule_backpropagates(name):
+    """The gradient of the top order in x, against one more order of nested autograd."""
+    u, (x, v) = PROGRAMS[name], points_and_directions()
+    gradients = []
+    for derivatives in (lambda x: derivatives_along_lines(u, x, v, 2), lambda x: taylor(u, x, 2, v)):
+        z = x.clone().requires_grad_()
+        total = sum((each * torch.cos(each.detach())).sum() for each in derivatives(z))
+        gradients.append(torch.autograd.grad(total, z)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+COMPARISONS = [
+    "lt", "le", "gt", "ge", "eq", "ne", "greater", "greater_equal", "less", "less_equal",
+    "not_equal", "isclose", "allclose", "heaviside",
+]  # fmt: skip
+UNARY = [
+    "isnan", "isinf", "isfinite", "detach", "argmax", "argmin", "argsort", "logical_not", "signbit",
+    "tolist",
+]  # fmt: skip
+
+
+def of_the_value(x):
+    """All functions that give plain tensors: of jets as of values."""
+    unary = [getattr(x, name)() for name in UNARY]
+    binary = [getattr(x, name)(torch.full_like(x, 0.5).detach()) for name in COMPARISONS]
+    other = [x.new_empty(2).shape, x[0, 0].item(), x.cpu().shape, bool(x[0, 0] > 0)]
+    return [*unary, *binary, *other, x.half().dtype, x.float().dtype, x.bfloat16().dtype]
+
+
+def test_functions_of_the_value():
+    x, seen = points_and_directions()[0], []
+    taylor(lambda jet: seen.append(of_the_value(jet)) or jet, x)
+    for a, b in zip(seen[0], of_the_value(x), strict=True):
+        assert a.equal(b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_every_rule_is_exercised():
+    x, _ = points_and_directions()
+    programs = [*PROGRAMS.values(), lambda x: of_the_value(x) and x]
+    with Recorder() as recorder:
+        for program in programs:
+            taylor(program, x, 2)
+    exercised = {RULES[function] for function in recorder.seen}
+    guards = {RULES[torch.autograd.grad], RULES[torch.Tensor.cuda]}  # one only raises
+    missed = set(RULES.values()) - exercised - guards
+    names = sorted({str(f) for f, r in RULES.items() if r in missed})
+    assert not names, names
+
+
+def test_a_missing_rule_prints_the_lines_that_add_it():
+    x = points_and_directions()[0]
+    with pytest.raises(NotImplementedError) as error:
+        taylor(torch.special.bessel_j0, x)
+    text = str(error.value)
+    assert "torch.special.bessel_j0" in text or "torch.special_bessel_j0" in text
+    for line in ("@elementwise(", "linear(", "@rule(", "from kfac_pinn.rules import"):
+        assert line in text
+    compile(text.split(":\n\n", 1)[1].replace("    ", "", 1).replace("\n    ", "\n"), "message", "exec")
+
+
+def test_one_decorated_function_adds_a_rule():
+    x, v = points_and_directions()
+    before = dict(RULES)
+    try:
+
+        @elementwise(torch.special.bessel_j0)
+        def bessel(v, y, order):
+            minus = -torch.special.bessel_j1(v)
+            return [minus, -y - minus / v][:order]
+
+        linear(torch.rot90)
+
+        @rule(F.cosine_similarity)
+        def cosine(x, y, dim=1):
+            return (F.normalize(x, dim=dim) * F.normalize(y, dim=dim)).sum(dim)
+
+        first = taylor(lambda x: torch.special.bessel_j0(x), x, 2, v)
+        torch.testing.assert_close(first[1], -torch.special.bessel_j1(x) * v)
+        assert taylor(lambda x: torch.rot90(x**2), x, 2, v)[2].shape == (D, d, N)
+        u = lambda x: F.cosine_similarity(x, torch.sin(x) + row)  # noqa: E731
+        torch.testing.assert_close(list(taylor(u, x, 3, v)), derivatives_along_lines(u, x, v, 3))
+    finally:
+        RULES.clear()
+        RULES.update(before)
+
+
+ERRORS = {
+    "autograd inside": (lambda x: torch.autograd.grad(x.sum(), x), "Taylor mode"),
+    "batch norm": (nn.BatchNorm1d(d).double(), "model.eval"),
+    "dropout": (lambda x: F.dropout(x), "model.eval"),
+    "linear in one": (lambda x: torch.take_along_dim(row, x), "first argument"),
+    "masked attention": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+        "without mask",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_fix(name):
+    u, fix = ERRORS[name]
+    with pytest.raises((NotImplementedError, TypeError), match=fix):
+        taylor(u, points_and_directions()[0])
