@@ -16,15 +16,19 @@ docs/mathematics.md.
 
 from kfac_pinn.linearize import Linearization, linearize
 from kfac_pinn.operators import gradient, laplacian, taylor
+from kfac_pinn.optimizers.engd import ENGD
 from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
+from kfac_pinn.optimizers.spring import SPRING
 from kfac_pinn.residuals import ConvexLoss, total_loss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ENGD",
     "KFAC",
     "KFACPINN",
+    "SPRING",
     "ConvexLoss",
     "KFACStar",
     "Linearization",

@@ -1,0 +1,72 @@
+"""SPRING: kernel natural gradient with momentum that remembers what earlier batches taught."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.kernels import ExactKernel, Kernel, sample_space
+from kfac_pinn.linearization import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.search import NormConstraint, Search
+
+__all__ = ["SPRING"]
+
+
+class SPRING(LeastSquaresOptimizer):
+    """Subsampled projected-increment natural gradient descent.
+
+        phi_k = mu phi_(k-1) + J^T (J J^T + lambda I)^-1 (-r - mu J phi_(k-1))
+        theta <- theta + length * lr * phi_k / sqrt(1 - mu^2k)
+
+    phi_k minimises 1/2 ||J phi + r||^2 + lambda/2 ||phi - mu phi_(k-1)||^2: the component of the
+    last direction that the current points say nothing about is kept. Take it for fresh random
+    points every step, and for more parameters than points. mu = 0 is kernel ENGD.
+
+    Args:
+        params: parameters, named parameters or groups; lr and momentum may differ by group.
+        lr: multiplies phi before the search.
+        damping: lambda > 0, one value for all groups.
+        momentum: mu in [0, 1).
+        kernel: `ExactKernel()`; for many points `NystromKernel()` or `SketchedKernel(size)`.
+        search: by default ||lr phi||^2 <= 1e-3 and no evaluation of the loss.
+        bias_correction: divide by sqrt(1 - mu^2k), k = 1, 2, ..., for the start from phi_0 = 0.
+
+    Source: Goldshlager, Abrahamsen & Lin (2024), arXiv:2401.10190; for PINNs, with the bias
+    correction and Nystrom: Guzman-Cordero et al. (2025), arXiv:2505.12149.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 0.05,
+        damping: float = 1e-6,
+        momentum: float = 0.9,
+        kernel: Kernel | None = None,
+        search: Search | None = None,
+        bias_correction: bool = False,
+    ) -> None:
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, found {damping}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), found {momentum}")
+        defaults = {"lr": lr, "damping": damping, "momentum": momentum}
+        super().__init__(params, defaults, search or NormConstraint())
+        self.kernel = kernel or ExactKernel()
+        self.bias_correction = bias_correction
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        """phi_k, with its bias corrected if asked for."""
+        mu, k = self.expand("momentum"), self.common.get("step", 0) + 1
+        phi = self._next(linearization, mu * self.gather("phi"), k)
+        self.scatter("phi", phi)
+        self.common["step"] = k
+        return phi / torch.sqrt(1 - mu ** (2 * k)) if self.bias_correction else phi
+
+    def _next(self, linearization: Linearization, kept: Tensor, step: int) -> Tensor:
+        """phi_k from kept = mu phi_(k-1); convex losses add their excess gradient."""
+        damping = self.shared("damping")
+        solve = sample_space(
+            linearization, self.kernel.factor(linearization, damping, step), damping
+        )
+        return kept - solve(linearization.residual + linearization @ kept, linearization.excess)
