@@ -18,7 +18,7 @@ FLOORS = [
     ["jets", "linalg", "domains", "residuals", "jacobians", "leaves"],
     ["rules", "networks", "capture", "linearization"],
     ["operators", "assembly"],
-    ["problem", "linearize"],
+    ["problem", "linearize", "stochastic"],
     ["factors", "search", "trust_region", "kernels"],
     ["problems", "optimizers.base", "compression", "geodesic"],
     [
