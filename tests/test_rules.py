@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from kfac_pinn.jets import RULES, Jet
 from kfac_pinn.operators import taylor
 from kfac_pinn.rules import elementwise, linear, rule
-from tests.oracles import derivatives_along_lines
+from tests.nested_autograd import derivatives_along_lines
 
 N, d, D = 3, 4, 3
 f64 = torch.float64
