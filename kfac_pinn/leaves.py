@@ -47,19 +47,11 @@ def leaf_rows(
     u = probe(output)
     expected = torch.autograd.grad(output, leaves, u, retain_graph=True, allow_unused=True)
     found = chain(shares, leaves, len(output))
+    flat = [None if rows is None else rows.reshape(len(output), -1) for rows in found]
     return [
-        None if product is None else exact(rows, output, leaf, (u, product))
-        for leaf, product, rows in zip(leaves, expected, found, strict=True)
+        None if product is None else rows if agrees(rows, u, product) else dense(output, leaf)
+        for leaf, product, rows in zip(leaves, expected, flat, strict=True)
     ]
-
-
-def exact(
-    rows: Tensor | None, output: Tensor, leaf: Tensor, known: tuple[Tensor, Tensor]
-) -> Tensor:
-    """The rows found by the chain rule if u^T J is as known from autograd, else computed singly."""
-    if rows is not None and agrees(rows.flatten(1), *known):
-        return rows.flatten(1)
-    return dense(output, leaf)
 
 
 def probe(output: Tensor) -> Tensor:
@@ -68,8 +60,10 @@ def probe(output: Tensor) -> Tensor:
     return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
 
 
-def agrees(rows: Tensor, u: Tensor, product: Tensor) -> bool:
+def agrees(rows: Tensor | None, u: Tensor, product: Tensor) -> bool:
     """Whether u^T J is the product, to the rounding of its terms |u|^T |J|."""
+    if rows is None:
+        return False
     error, size = u @ rows - product.reshape(-1), u.abs() @ rows.abs()
     return bool(error.norm() <= math.sqrt(torch.finfo(rows.dtype).eps) * size.norm())
 
