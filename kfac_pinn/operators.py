@@ -135,13 +135,13 @@ def laplacian(u: Function, x: Tensor, weights: Tensor | Sequence[float] | None =
         shapes = f"({d},), ({N}, {d}), ({d}, {d}) or ({N}, {d}, {d})"
         raise ValueError(f"weights must be {shapes}, found {tuple(w.shape)}")
     if w.requires_grad:  # roots and eigenvectors are not differentiable everywhere
-        return contracted(hessian(u, x), torch.diag_embed(w) if w.shape == (N, d) else w)
+        return contracted(hessians(u, x), torch.diag_embed(w) if w.shape == (N, d) else w)
     directions, signs = roots(w, diagonal=w.shape == (N, d))
     return taylor(u, x, 2, directions, signs)[-1]
 
 
 def contracted(H: Tensor, A: Tensor) -> Tensor:
-    """sum_ij A_ij H_nij, of the shape of u(x)."""
+    """sum_ij A_ij H_ij of second derivatives (N, *, d, d) and a matrix (d, d) or (N, d, d)."""
     A = A[:, None] if A.ndim == 3 and H.ndim == 4 else A
     return (H * A).sum((-2, -1))
 
@@ -163,9 +163,15 @@ def roots(w: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
 
 
 def hessian(u: Function, x: Tensor) -> Tensor:
-    """The second derivatives d_i d_j u: (N, d, d) for a scalar field, (N, c, d, d) for (N, c).
+    """The second derivatives d_i d_j u: (N, d, d) for a scalar field, (N, c, d, d) for (N, c)."""
+    H = hessians(u, x)
+    return H.squeeze(1) if H.ndim == 4 and H.shape[1] == 1 else H
 
-    Polarised: d_i d_j = ((d_i + d_j)^2 - d_i^2 - d_j^2) / 2, from d (d + 1) / 2 directions.
+
+def hessians(u: Function, x: Tensor) -> Tensor:
+    """The second derivatives of each output, (N, *, d, d), from d (d + 1) / 2 directions.
+
+    Polarised: d_i d_j = ((d_i + d_j)^2 - d_i^2 - d_j^2) / 2.
     """
     check_points(x)
     d = x.shape[1]
@@ -176,8 +182,8 @@ def hessian(u: Function, x: Tensor) -> Tensor:
     entries = {(i, i): squares[i] for i in range(d)}
     for (i, j), square in zip(pairs, squares[d:], strict=True):
         entries[i, j] = entries[j, i] = (square - squares[i] - squares[j]) / 2
-    H = torch.stack([entries[i, j] for i in range(d) for j in range(d)], -1).unflatten(-1, (d, d))
-    return H.squeeze(1) if H.ndim == 4 and H.shape[1] == 1 else H
+    rows = [entries[i, j] for i in range(d) for j in range(d)]
+    return torch.stack(rows, -1).unflatten(-1, (d, d))
 
 
 def partial(u: Function, x: Tensor, axes: Sequence[int]) -> Tensor:

@@ -37,7 +37,7 @@ UNARY = {
     "sqrt": lambda a: torch.sqrt(1.5 + torch.cos(a)),
     "square": lambda a: torch.square(a) / 4,
     "power": lambda a: (2 + torch.tanh(a)) ** -1.3,
-    "in place": lambda a: (a + 0.0).tanh_().mul_(0.5).add_(a),
+    "in place": lambda a: (a + 0.0).mul_(0.5).add_(a).sin_(),
     "shuffled": lambda a: torch.cat(a.chunk(2, dim=-1)[::-1], dim=-1),
     "flipped": lambda a: a[:, [3, 2, 1, 0]],
     "rows": lambda a: a.reshape(N, 2, 2).transpose(1, 2).reshape(N, WIDTH),
@@ -160,15 +160,14 @@ def test_no_grad_gives_the_same_without_a_graph():
     torch.testing.assert_close(found, laplacian(model, x).detach(), rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_torch_compile_takes_the_whole_pass(order):
+def test_torch_compile_takes_the_whole_pass():
     """The compiled residual and its parameter gradient: one graph, no breaks."""
     torch._dynamo.reset()
     model, (x, v) = network(d, 5, 1, activation=nn.SiLU), points_and_directions(0)
 
     def residual(x):
         jet = lambda z: (model(z).squeeze(-1) * z[:, 0]).unsqueeze(1) * (1 - z.square()).sum(1, True)  # noqa: E731
-        return taylor(jet, x, order, v, weights=[1.0, 0.5])[-1] + laplacian(model, x)
+        return taylor(jet, x, 2, v, weights=[1.0, 0.5])[-1]
 
     compiled = torch.compile(residual, fullgraph=True, backend="aot_eager")
     parameters = list(model.parameters())
