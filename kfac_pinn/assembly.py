@@ -48,11 +48,22 @@ class Assembly:
         seen = Backward(output, self.capture, self.layers)
         blocks = {**self._layer_jacobians(seen), **self._leaf_jacobians(seen)}
         if not blocks:
-            raise RuntimeError(
-                f"{name} depends on none of the optimizer's parameters by F.linear, F.conv or as a "
-                "leaf. Pass the parameters of the model that the residual evaluates"
-            )
+            raise RuntimeError(self._why_empty(name, output))
         return Tangent(name, value, blocks)
+
+    def _why_empty(self, name: str, output: Tensor) -> str:
+        gradients = zip(self.names.values(), backward(output, list(self.names)), strict=True)
+        reached = [parameter for parameter, gradient in gradients if gradient is not None]
+        if reached:
+            return (
+                f"{name} reads parameter {', '.join(reached)} itself, not through F.linear or "
+                "F.conv as other residuals do, so its rows are not known. Penalise what the model "
+                "computes"
+            )
+        return (
+            f"{name} depends on none of the optimizer's parameters. Pass the parameters of the "
+            "model that the residual evaluates"
+        )
 
     def _layers(self) -> dict[int, Layer]:
         """One a weight, by its id. A bias that has other partners too is a leaf."""

@@ -38,7 +38,7 @@ def linearize(
             in dtype or device, are frozen or given twice.
         RuntimeError: for a residual that depends on none of the parameters, or whose Jacobian
             cannot be seen exactly; the parameter is named.
-        FloatingPointError: for a residual that is not finite.
+        FloatingPointError: for a residual or a gradient that is not finite.
     """
     known = named(list(parameters), names)
     before = [p.detach().clone() for p in known] if check else []
@@ -50,6 +50,7 @@ def linearize(
         tangents = [assembly.tangent(*each) for each in triples]
         loss = float(sum(term.loss().detach() for term in terms))
         result = Linearization(list(known), tangents, loss, excess_of(terms, list(known)))
+        refuse_infinite(result, known)
         if check:
             refuse_changes(known, before)
             compare(result, [output for _, output, _ in triples], known)
@@ -112,6 +113,16 @@ def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
     return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+
+def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
+    """A finite residual may still have an infinite slope; the parameter is named."""
+    for name, g in zip(names.values(), result.unflatten(result.gradient), strict=True):
+        if not torch.isfinite(g).all():
+            raise FloatingPointError(
+                f"the gradient of parameter {name} is not finite although the residual is. Look "
+                "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
+            )
 
 
 def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:

@@ -30,7 +30,7 @@ def derivatives(u: Callable[[Tensor], Tensor], x: Tensor, order: int) -> list[Te
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5
 ) -> Tensor:
-    """Written out: the third derivatives of torch's own are wrong, differences show (torch 2.13)."""
+    """Written out: third derivatives of torch's own are wrong, as differences show (torch 2.13)."""
     dims = tuple(range(-len(shape), 0))
     centred = x - x.mean(dims, keepdim=True)
     y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
@@ -96,7 +96,7 @@ def curvlinops_gramian(module: nn.Module, x: Tensor) -> Tensor:
 def backpack_rows(network: nn.Sequential, x: Tensor) -> Tensor:
     """d u(x_n) / d theta, shape (N, P), of a network of Linear layers and activations."""
     from backpack import backpack, extend  # type: ignore[import-untyped]
-    from backpack.extensions import BatchGrad
+    from backpack.extensions import BatchGrad  # type: ignore[import-untyped]
 
     extended = extend(network)
     with backpack(BatchGrad()):
@@ -107,7 +107,7 @@ def backpack_rows(network: nn.Sequential, x: Tensor) -> Tensor:
 
 def backpack_factors(network: nn.Sequential, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Of each Linear layer A = mean_n z z^T and B = mean_n g g^T for the loss 1/2 mean u^2."""
-    from backpack import backpack, extend  # type: ignore[import-untyped]
+    from backpack import backpack, extend
     from backpack.extensions import KFLR
 
     extended, loss = extend(network), extend(nn.MSELoss())

@@ -223,6 +223,11 @@ def copy_in(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: model(1 * x)
 
 
+def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
+    """Self-attention."""
+    return attention(tokens, tokens, tokens)[0]
+
+
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "recomputed": recomputed,
     "relu_": lambda: Model(lambda a, b, x: b(F.relu_(a(x))), nn.Linear(2, 4), nn.Linear(4, 1)),
@@ -243,7 +248,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
         nn.GRU(2, 3, batch_first=True), nn.Linear(3, 1),
     ),
     "attention": lambda: Model(
-        lambda a, b, x: b(a(*itertools.repeat(x[:, :, None].expand(-1, -1, 4), 3))[0].sum(1)),
+        lambda a, b, x: b(attend(a, x[:, :, None].expand(-1, -1, 4)).sum(1)),
         nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 1),
     ),
 }  # fmt: skip
@@ -268,7 +273,7 @@ def convolutions(dimensions: int) -> nn.Module:
 def test_convolutions_of_values_and_jets(dimensions: int) -> None:
     side = (6,) if dimensions == 1 else (4, 5)
     size = torch.Size(side).numel()
-    model = nn.Sequential(nn.Unflatten(1, (1, *side)), *convolutions(dimensions)).double()
+    model = nn.Sequential(nn.Unflatten(1, (1, *side)), *convolutions(dimensions).children()).double()
     x = torch.rand(N, size, dtype=torch.float64)
     model(x)
     parameters = list(model.parameters())

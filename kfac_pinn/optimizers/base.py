@@ -169,9 +169,7 @@ class LeastSquaresOptimizer(Optimizer):
         current = frozenset(id(p) for p in parameters)
         if current != self._checked:
             warn_of_tf32(parameters[0].device, parameters[0].dtype)
-        names = self._names()
-        linearization = linearize(closure, parameters, current != self._checked, names)
-        refuse_infinite(linearization, names)
+        linearization = linearize(closure, parameters, current != self._checked, self._names())
         self._checked = current
         return linearization
 
@@ -230,16 +228,6 @@ def placed(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(placed(entry, device) for entry in value)
     return value
-
-
-def refuse_infinite(linearization: Linearization, names: list[str]) -> None:
-    """A finite residual may still have an infinite slope; the parameter is named."""
-    for name, g in zip(names, linearization.unflatten(linearization.gradient), strict=True):
-        if not torch.isfinite(g).all():
-            raise FloatingPointError(
-                f"the gradient of parameter {name} is not finite although the residual is. Look "
-                "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
-            )
 
 
 def warn_of_tf32(device: torch.device, dtype: torch.dtype) -> None:

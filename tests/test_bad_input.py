@@ -1,0 +1,326 @@
+"""What users get wrong: each an error that names the object, what was found, and the fix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfac_pinn import laplacian, linearize
+from kfac_pinn.linearize import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, uses_tf32, warn_of_tf32
+from kfac_pinn.search import FixedStep
+
+x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+def weight(model: nn.Module, name: str) -> nn.Parameter:
+    return model.get_parameter(name)
+
+
+class Steepest(LeastSquaresOptimizer):
+    """The gradient's opposite."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr}, FixedStep())
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        return -linearization.gradient
+
+
+def fails(error: type[Exception], *says: str) -> Any:
+    """The error, with all of these phrases in its message."""
+    everything = "".join(f"(?=.*{phrase})" for phrase in says)
+    return pytest.raises(error, match=f"(?s)^{everything}")
+
+
+SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "two columns": (lambda u: torch.cat([u, u], 1), r"\(6, 2\)"),
+    "a mean": (lambda u: u.square().mean(), r"shape \(\)"),
+    "no points": (lambda u: u[:0], r"\(0,\)"),
+    "three axes": (lambda u: u[:, :, None], r"\(6, 1, 1\)"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name: str) -> None:
+    model = network()
+    wrong, found = SHAPES[name]
+    closure = lambda: {"pde": model(x), "data": wrong(model(x))}  # noqa: E731
+    with fails(ValueError, "residual 'data'", found, r"one number per point, shape \(N,\)"):
+        linearize(closure, list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [(None, "NoneType"), (0.5, "float"), ((None,), "residual 0 is of type NoneType")],
+)
+def test_closures_that_return_no_residuals(output: Any, found: str) -> None:
+    with fails(TypeError, found, "must return its residuals", "return laplacian"):
+        linearize(lambda: output, list(network().parameters()))
+
+
+def test_no_residuals_at_all() -> None:
+    with fails(TypeError, "no residuals; return at least one"):
+        linearize(lambda: (), list(network().parameters()))
+
+
+def test_a_torch_closure() -> None:
+    model = network()
+    optimizer = Steepest(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    with fails(ValueError, "do not average over the points"):
+        optimizer.step(closure)
+
+
+def test_residuals_without_a_gradient() -> None:
+    model = network()
+    detached = lambda: (model(x), model(x).detach())  # noqa: E731
+    undone = torch.no_grad()(lambda: model(x))
+    for closure in (detached, undone):
+        with fails(RuntimeError, "residual", "carries no gradient", "Do not detach", "no_grad"):
+            linearize(closure, list(model.parameters()))
+
+
+def test_residuals_of_another_model() -> None:
+    model, other = network(), network()
+    with fails(RuntimeError, "residual 1 depends on none of the optimizer's parameters", "Pass"):
+        linearize(lambda: (model(x), other(x)), list(model.parameters()))
+
+
+def test_penalties_on_weights() -> None:
+    model = network()
+    closure = lambda: (model(x), 0.1 * weight(model, "0.weight").flatten())  # noqa: E731
+    with fails(RuntimeError, "residual 1 reads parameter 0 of shape", "F.linear"):
+        linearize(closure, list(model.parameters()), check=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_residuals_that_are_not_finite(value: float) -> None:
+    model, factor = network(), torch.ones_like(x[:, :1])
+    factor[2] = value
+    with fails(FloatingPointError, "residual 'pde'", "1 of 6 entries", "Check the points"):
+        linearize(lambda: {"pde": factor * model(x)}, list(model.parameters()))
+
+
+def test_gradients_that_are_not_finite() -> None:
+    model = network()
+    nn.init.zeros_(weight(model, "2.weight"))
+    nn.init.zeros_(weight(model, "2.bias"))
+    optimizer = Steepest(model.named_parameters())
+    with fails(FloatingPointError, "parameter 0.weight", "sqrt"):
+        optimizer.step(lambda: model(x).square().sqrt() + 1)
+
+
+def test_batch_norm() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    with fails(RuntimeError, "parameter 0.weight", "BatchNorm", "LayerNorm or model.eval"):
+        names = [name for name, _ in model.named_parameters()]
+        linearize(lambda: model(x), list(model.parameters()), check=True, names=names)
+
+
+PRODUCTS: dict[str, Callable[[Tensor], Callable[[Any], Any]]] = {
+    "x @ W.T": lambda W: lambda z: z @ W.T,
+    "matmul": lambda W: lambda z: torch.matmul(z, W.t()),
+    "addmm": lambda W: lambda z: torch.addmm(torch.zeros(1, dtype=W.dtype), z, W.mT),
+    "method": lambda W: lambda z: z.mm(W.transpose(0, 1)),
+    "einsum": lambda W: lambda z: torch.einsum("ni,oi->no", z, W),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_matrix_products_with_a_trained_matrix(name: str) -> None:
+    W = nn.Parameter(torch.rand(1, 2, dtype=torch.float64))
+    u = PRODUCTS[name](W)
+    with fails(RuntimeError, r"\(1, 2\)", r"functional.linear\(x, W, b\)", "nn.Linear"):
+        linearize(lambda: u(x), [W])
+
+
+@pytest.mark.parametrize("name", ["x @ W.T", "matmul", "einsum"])
+def test_matrix_products_of_jets(name: str) -> None:
+    W = nn.Parameter(torch.rand(1, 2, dtype=torch.float64))
+    u = PRODUCTS[name](W)
+    with fails(RuntimeError, r"\(1, 2\)", r"functional.linear\(x, W, b\)"):
+        linearize(lambda: laplacian(lambda z: u(z.sin()), x), [W])
+
+
+def test_nested_autograd() -> None:
+    model = network()
+
+    def closure() -> Tensor:
+        z = x.clone().requires_grad_()
+        (du,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
+        return du[:, 0]
+
+    with fails(RuntimeError, r"autograd.grad\(..., create_graph=True\)", "taylor"):
+        linearize(closure, list(model.parameters()))
+
+
+@pytest.mark.parametrize("transform", [torch.func.hessian, torch.func.jacrev, torch.func.jacfwd])
+def test_transforms_of_torch_func(transform: Callable[..., Any]) -> None:
+    model = network()
+    derivative = transform(lambda point: model(point).sum())
+    with fails(RuntimeError, "torch.func transform", "whole batch", "laplacian"):
+        linearize(lambda: torch.vmap(derivative)(x).flatten(1).sum(1), list(model.parameters()))
+
+
+def test_the_points_of_two_terms_in_one_evaluation() -> None:
+    model = network()
+
+    def closure() -> tuple[Tensor, Tensor]:
+        u = model(torch.cat([x, x + 1, x + 2]))
+        return u[:6], u[6:]
+
+    with fails(RuntimeError, "parameter 0 of shape", "18 points", "6 entries", "once a term"):
+        linearize(closure, list(model.parameters()))
+
+
+def test_points_that_are_mixed() -> None:
+    model = network()
+    closures: list[Callable[[], Tensor]] = [
+        lambda: model(x).flip(0),
+        lambda: model(x) - model(x).mean(),
+        lambda: model(x) - model(x).roll(1, 0),
+    ]
+    for closure in closures:
+        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
+            linearize(closure, list(model.parameters()), check=True)
+
+
+def test_parameters_of_mixed_dtype() -> None:
+    model = network()
+    model[2].float()
+    names = [name for name, _ in model.named_parameters()]
+    with fails(ValueError, "parameter 2.weight is torch.float32", "float64", "model.double"):
+        linearize(lambda: model[0](x)[:, 0], list(model.parameters()), names=names)
+
+
+def test_complex_parameters() -> None:
+    p = nn.Parameter(torch.ones(1, dtype=torch.complex128))
+    with fails(ValueError, "complex128", "real dtype"):
+        linearize(lambda: x[:, 0] * p.real, [p])
+
+
+def test_parameters_that_are_not_there() -> None:
+    with fails(ValueError, "no parameters: there is nothing to train"):
+        linearize(lambda: x[:, 0], [])
+    with fails(ValueError, "empty parameter list"):
+        Steepest([])
+    optimizer = Steepest(network().requires_grad_(False).parameters())
+    with fails(ValueError, "no parameter requires a gradient"):
+        optimizer.step(lambda: x[:, 0])
+
+
+def test_parameters_that_cannot_be_trained() -> None:
+    model = network()
+    weight(model, "0.bias").requires_grad_(False)
+    with fails(ValueError, "parameter 1 of shape", "requires a gradient; leave it out"):
+        linearize(lambda: model(x), list(model.parameters()))
+    with fails(ValueError, "parameter 0 of shape", "not a leaf"):
+        linearize(lambda: model(x), [weight(model, "2.weight") * 2])
+
+
+def test_parameters_given_twice() -> None:
+    model = network()
+    parameters = list(model.parameters())
+    with fails(ValueError, "parameter 4 of shape|parameter 0 of shape", "twice"):
+        linearize(lambda: model(x), [*parameters, parameters[0]])
+    with warnings.catch_warnings(), fails(ValueError, "twice"):
+        warnings.simplefilter("ignore")
+        Steepest([*parameters, parameters[0]])
+
+
+@pytest.mark.parametrize("lr", [0, -1.0, float("nan")])
+def test_learning_rates(lr: float) -> None:
+    with fails(ValueError, "lr must be positive, found"):
+        Steepest(network().parameters(), lr)
+    optimizer = Steepest(network().parameters())
+    with fails(ValueError, "lr must be positive, found"):
+        optimizer.add_param_group({"params": network().parameters(), "lr": lr})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parameters_that_no_residual_reads() -> None:
+    model, idle = network(), nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = Steepest([*model.named_parameters(), ("idle", idle)])
+    with pytest.warns(UserWarning, match="no residual depends on parameter idle"):
+        optimizer.step(lambda: model(x))
+    assert torch.equal(idle, torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(idle.grad, torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("change", ["add_", "data"])
+def test_closures_that_train(change: str) -> None:
+    model = network()
+    optimizer = Steepest(model.named_parameters())
+
+    def closure() -> Tensor:
+        W = weight(model, "2.weight")
+        if change == "data":
+            W.data.mul_(0.9)
+        else:
+            with torch.no_grad():
+                W.clamp_(max=0.1)
+        return model(x)
+
+    with torch.no_grad():
+        weight(model, "2.weight").fill_(1.0)
+    with fails(RuntimeError, "the closure changed parameter 2.weight", "between the steps"):
+        optimizer.step(closure)
+
+
+def test_large_leaves() -> None:
+    table = nn.Embedding(3000, 2, dtype=torch.float64)
+    index = torch.arange(6)
+    with fails(RuntimeError, "parameter 0 of shape", "6000 entries", "too large", "F.linear"):
+        linearize(lambda: table(index).sum(1), list(table.parameters()))
+    idle = nn.Parameter(torch.zeros(6000, dtype=torch.float64))
+    model = network()
+    linearize(lambda: model(x), [*model.parameters(), idle])
+
+
+def test_grouped_convolutions() -> None:
+    layer = nn.Conv1d(2, 2, 1, groups=2).double()
+    with fails(NotImplementedError, "groups=2", "groups=1"):
+        linearize(lambda: layer(x[:, :, None]).sum((1, 2)), list(layer.parameters()))
+
+
+def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kfac_pinn.optimizers.base.uses_tf32", lambda: True)
+    with pytest.warns(UserWarning, match="TF32 is on.*set_float32_matmul_precision"):
+        warn_of_tf32(torch.device("cuda"), torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_tf32(torch.device("cuda"), torch.float64)
+        warn_of_tf32(torch.device("cpu"), torch.float32)
+
+
+def test_tf32_is_seen() -> None:
+    assert not uses_tf32()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert uses_tf32()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_modules_still_say_where_they_are_applied() -> None:
+    """F.linear with a transposed trained matrix is exact: a computed weight of a small leaf."""
+    W = nn.Parameter(torch.rand(2, 1, dtype=torch.float64))
+    lin = linearize(lambda: F.linear(x, W.T), [W], check=True)
+    torch.testing.assert_close(lin.rows() * len(x) ** 0.5, x)
