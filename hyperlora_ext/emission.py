@@ -101,6 +101,9 @@ class Emission(Protocol):
     def module(self, theta: Tensor) -> nn.Module:
         """The layer of one task, numbers (size,), ready to be trained on."""
 
+    def numbers(self, module: nn.Module) -> Tensor:
+        """The reverse of `module`, (size,)."""
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -143,6 +146,9 @@ class LowRank:
         A, B = self.factors(theta)
         return LoRALinear(self.linear, A.clone(), B.clone())
 
+    def numbers(self, module: nn.Module) -> Tensor:
+        return torch.cat([module.get_parameter(name).detach().reshape(-1) for name in "AB"])
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -178,6 +184,9 @@ class Whole:
         for parameter, value in pairs:
             parameter.data.copy_(value[0])  # type: ignore[index]
         return made
+
+    def numbers(self, module: nn.Module) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
 def task_product(x: Tensor, weight: Tensor) -> Tensor:

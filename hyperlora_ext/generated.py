@@ -180,10 +180,8 @@ def on_tasks(optimizer: type[Optimizer]) -> type[Optimizer]:
             if not hasattr(closure, "linearize"):
                 return super()._linearize(closure, parameters)
             current = frozenset(id(p) for p in parameters)
-            found = closure.linearize(parameters, current != getattr(self, "_checked_tasks", None))
-            self._checked_tasks = current
-            for p, g in zip(parameters, found.unflatten(found.gradient), strict=True):
-                p.grad = g.clone()
+            found = closure.linearize(parameters, current != getattr(self, "_seen", None))
+            self._seen = current
             return found
 
     OnTasks.__name__ = OnTasks.__qualname__ = f"OnTasks{optimizer.__name__}"

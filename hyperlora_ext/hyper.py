@@ -92,6 +92,12 @@ class HyperLoRA(nn.Module):
         memo: dict[int, Any] = {id(layer): layer.emission.module(part) for layer, part in parts}
         return copy.deepcopy(self.template, memo)
 
+    def numbers(self, pinn: nn.Module) -> Tensor:
+        """theta (size,) of a network made by `pinn` and trained further: a regression target."""
+        names = [n for n, m in self.template.named_modules() if isinstance(m, TaskLinear)]
+        parts = zip(self.layers, map(pinn.get_submodule, names), strict=True)
+        return torch.cat([layer.emission.numbers(module) for layer, module in parts])
+
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """theta (..., size) by layer."""
         return theta.split([layer.emission.size for layer in self.layers], dim=-1)

@@ -1,0 +1,110 @@
+"""Levenberg-Marquardt for few parameters or few rows, accepted on points it was not fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.linalg import damped_solve
+from kfac_pinn.linearize import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.search import FixedStep, Objective, Step
+
+__all__ = ["LevenbergMarquardt"]
+
+
+class LevenbergMarquardt(LeastSquaresOptimizer):
+    """p = -(J^T J + mu I)^-1 J^T r, with mu from the decrease that was achieved.
+
+    Solved with J^T J (P, P) or with J J^T (R, R), whichever is smaller, by Cholesky: a few times
+    cheaper than `GaussNewton`, which decomposes J, and less accurate where J is nearly singular.
+    Adapters have few parameters and hypernetworks few rows: both are cheap here.
+
+    A few hundred residuals are soon fitted better than the equation is solved. So a step is
+    accepted only if it lowers the loss on `held_out`; if none does, the point set is exhausted, and
+    it is time for new points.
+
+    Args:
+        params: to be trained.
+        lr: multiplies the step.
+        held_out: a second closure, of other points; None: the points of the step.
+        damping: mu of the first trial, as a fraction of the mean diagonal of J^T J.
+        trials: dampings tried in a step, each four times the last.
+
+    Source: Levenberg (1944), Marquardt (1963); the ratio test as Nocedal & Wright (2006), ch. 4.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1.0,
+        held_out: Callable[[], Any] | None = None,
+        damping: float = 1e-3,
+        trials: int = 8,
+    ) -> None:
+        super().__init__(params, {"lr": lr}, FixedStep())
+        self.held_out, self.damping, self.trials = held_out, damping, trials
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        """The step at the present damping."""
+        return Solver(linearization).step(self.common["damping"])
+
+    def propose(self, linearization: Linearization, objective: Objective) -> Step:
+        """The first of the trials that lowers the loss on the held-out points."""
+        solver, lr = Solver(linearization), self.expand("lr")
+        loss, evaluate = self._judge(linearization, objective)
+        first = damping = self.common.get("damping", self.damping * solver.mean_diagonal)
+        for _ in range(self.trials):
+            step = solver.step(damping)
+            new_loss = evaluate(lr * step)
+            ratio = (loss - new_loss) / max(solver.decrease(step, damping), 1e-300)
+            if new_loss < loss:
+                self.common["damping"] = damping * factor(ratio)
+                info = {"damping": damping, "ratio": ratio, "held_out": new_loss}
+                return Step(lr * step, math.nan, info)
+            damping *= 4.0
+        self.common["damping"] = 4.0 * first  # not where it ended: new points may do
+        return Step(None, info={"reason": "no damping lowers the loss on the held-out points"})
+
+    def _judge(
+        self, linearization: Linearization, objective: Objective
+    ) -> tuple[float, Callable[[Tensor], float]]:
+        """The loss to lower, here and at displacements."""
+        if self.held_out is None:
+            return linearization.loss, objective
+        judge = Objective(self.held_out, objective.parameters)
+        return judge(torch.zeros_like(judge.origin)), judge
+
+
+class Solver:
+    """Damped steps of one linearisation, on its smaller side."""
+
+    def __init__(self, linearization: Linearization) -> None:
+        self.linearization = linearization
+        self.tall = linearization.size <= len(linearization.residual)
+        self.matrix = linearization.gramian() if self.tall else linearization.kernel()
+
+    @property
+    def mean_diagonal(self) -> float:
+        """tr(J^T J) / P = tr(J J^T) / P."""
+        return float(self.matrix.trace()) / self.linearization.size
+
+    def step(self, damping: float) -> Tensor:
+        """-(J^T J + mu)^-1 J^T r = -J^T (J J^T + mu)^-1 r, shape (P,)."""
+        lin = self.linearization
+        if self.tall:
+            return -damped_solve(self.matrix, lin.gradient, damping)
+        return -lin.transpose_times(damped_solve(self.matrix, lin.residual, damping))
+
+    def decrease(self, step: Tensor, damping: float) -> float:
+        """m(0) - m(p) of m(p) = 1/2 ||J p + r||^2: with (J^T J + mu) p = -g, (mu p - g) . p / 2."""
+        return float(((damping * step - self.linearization.gradient) * step).sum()) / 2
+
+
+def factor(ratio: float) -> float:
+    """What multiplies the damping after a step that kept so much of its promise."""
+    return 1 / 3 if ratio > 0.75 else 1.0 if ratio > 0.25 else 2.0

@@ -1,0 +1,153 @@
+"""The rank of an adapter, chosen: grown along Gauss-Newton directions until it no longer pays.
+
+The full Gauss-Newton step of all weights says where a low-rank update should act: the top right
+singular vectors of its layers are good rows of A. How many are needed it does not say, for A and B
+keep turning; so the rank is grown, layer by layer, and judged on held-out points.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.levenberg import Solver
+from hyperlora_ext.lora import LoRALinear, adapt, adapters, linear_layers, merge
+from hyperlora_ext.solve import certificate
+from hyperlora_ext.training import Levenberg
+from kfac_pinn import linearize
+from kfac_pinn.problem import Batch, Problem
+from kfac_pinn.search import Objective
+
+__all__ = ["Direction", "Growth", "direction", "grow"]
+
+DAMPINGS = [10.0**-k for k in range(1, 8)]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The full Gauss-Newton step of the linear layers.
+
+    Attributes:
+        rows: right singular vectors of each layer's step, by falling singular value: (k, d_in).
+        spectrum: the singular values, relative to the first, (k,).
+        share: of each layer in the first-order decrease -g . p; they sum to one.
+    """
+
+    rows: dict[str, Tensor]
+    spectrum: dict[str, Tensor]
+    share: dict[str, float]
+
+
+def direction(model: nn.Module, batch: Batch, judges: Batch) -> Direction:
+    """Where a low-rank update of the model (adapted or not) should act next.
+
+    Args:
+        model: a network of linear layers; adapters are merged first. It is not changed.
+        batch: the points of the step.
+        judges: points on which its damping is chosen.
+    """
+    adapted = any(isinstance(m, LoRALinear) for m in model.modules())
+    plain = (merge(model) if adapted else copy.deepcopy(model)).requires_grad_(False)
+    weights = {n: layer.weight.requires_grad_() for n, layer in linear_layers(plain).items()}
+    found = linearize(batch.residuals(plain), list(weights.values()))
+    solver = Solver(found)
+    objective = Objective(judges.residuals(plain), found.parameters)
+    steps = [solver.step(damping * solver.mean_diagonal) for damping in DAMPINGS]
+    step = min(steps, key=objective)
+    blocks = dict(zip(weights, found.unflatten(step), strict=True))
+    slopes = [float(part.sum()) for part in found.unflatten(found.gradient * step)]
+    shares = [slope / sum(slopes) for slope in slopes]
+    factored = {
+        name: torch.linalg.svd(block, full_matrices=False) for name, block in blocks.items()
+    }
+    return Direction(
+        {name: right for name, (_, _, right) in factored.items()},
+        {name: values / values[0] for name, (_, values, _) in factored.items()},
+        dict(zip(weights, shares, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class Growth:
+    """An adapter whose rank was chosen.
+
+    Attributes:
+        model: the adapted network.
+        losses: on held-out points, of the base and after each rank that was tried.
+        ranks: of each layer of `model`.
+    """
+
+    model: nn.Module
+    losses: list[float]
+    ranks: dict[str, int]
+
+
+def grow(
+    base: nn.Module,
+    problem: Problem,
+    train: Levenberg | None = None,
+    target: float = 0.0,
+    *,
+    most: int = 8,
+    gain: float = 2.0,
+    steps: int = 25,
+    seed: int = 0,
+) -> Growth:
+    """Adapt the base to a problem by the smallest rank that does it.
+
+    Starts at rank 1. While the held-out loss is above the target, every layer whose share of the
+    full Gauss-Newton direction is worth it (at least half of the mean) gets one more pair; a rank
+    that lowers the loss by less than `gain` is the last one.
+
+    Args:
+        train: the schedule of each rank; `Levenberg()` by default.
+        target: a held-out loss that is good enough, that of the base on its own task, say.
+        most: ranks tried.
+        gain: in the held-out loss, below which growing stops.
+        steps: of training a rank.
+        seed: of the points.
+    """
+    train, generator = train or Levenberg(), Generator().manual_seed(seed)
+    like = next(base.parameters())
+
+    def draw(sizes: Mapping[str, int] | None) -> Batch:
+        return problem.sample(generator, sizes, like.dtype, like.device)
+
+    judges = draw(train.held_out or train.sizes)
+    model, losses = base, [certificate(judges.residuals(base))]
+    for rank in range(1, most + 1):
+        found = direction(model, draw(train.sizes), judges)
+        grown = adapt(base, 1, directions=found.rows) if rank == 1 else extended(model, found)
+        train(grown, problem, steps=steps, seed=seed + rank)
+        losses.append(certificate(judges.residuals(grown)))
+        if rank == 1 or losses[-1] < losses[-2]:
+            model = grown
+        if losses[-1] <= target or (rank > 1 and losses[-1] > losses[-2] / gain):
+            break
+    return Growth(model, losses, {name: a.rank for name, a in adapters(model).items()})
+
+
+def extended(model: nn.Module, found: Direction) -> nn.Module:
+    """A copy with one more pair (a right singular vector, 0) where a layer's share is worth it."""
+    layers = adapters(model)
+    memo: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    for name, adapter in layers.items():
+        room = adapter.rank < min(adapter.frozen.weight.shape)
+        if room and found.share[name] > 0.5 / len(layers):
+            memo[id(adapter)] = appended(adapter, found.rows[name][:1])
+    return copy.deepcopy(model, memo)
+
+
+def appended(adapter: LoRALinear, row: Tensor) -> LoRALinear:
+    """The adapter with one more row of A and a zero column of B: the same function."""
+    A = torch.cat([adapter.A.detach(), row.to(adapter.A)])
+    B = torch.cat([adapter.B.detach(), adapter.B.new_zeros(len(adapter.B), 1)], dim=1)
+    grown = LoRALinear(adapter.frozen, A, B, bias=adapter.shift is not None)
+    if adapter.shift is not None and grown.shift is not None:
+        grown.shift.data.copy_(adapter.shift)
+    return grown

@@ -1,0 +1,148 @@
+"""The seven regimes of the paper: three for one task, four for a hypernetwork over a family.
+
+Each takes `train`, a schedule: `Levenberg(...)` (ours) or `Published(...)` (the paper's), called as
+train(model, problem, steps, seconds, seed). The hypernetworks are with adapters or, made with
+rank=None, without (the paper's starred rows).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.family import Family
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.lora import adapt
+from hyperlora_ext.training import Data, task_problem
+from kfac_pinn.fit import History
+from kfac_pinn.linalg import damped_solve
+from kfac_pinn.problem import Problem
+
+__all__ = [
+    "Train",
+    "by_data",
+    "by_physics",
+    "by_pinns",
+    "by_weights",
+    "f_pinn",
+    "l_pinn",
+    "pinn",
+    "teachers",
+]
+
+Tasks = Callable[[Generator | None], Tensor]
+
+
+class Train(Protocol):
+    """A schedule: trains the model on the problem."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        steps: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+    ) -> History: ...
+
+
+def pinn(network: nn.Module, problem: Problem, train: Train, **budget: Any) -> nn.Module:
+    """PINN: all weights, from a random start."""
+    train(network, problem, **budget)
+    return network
+
+
+def f_pinn(base: nn.Module, problem: Problem, train: Train, **budget: Any) -> nn.Module:
+    """F-PINN: all weights, from those of another task; the base is not changed."""
+    return pinn(copy.deepcopy(base).requires_grad_(), problem, train, **budget)
+
+
+def l_pinn(
+    base: nn.Module,
+    problem: Problem,
+    train: Train,
+    rank: int | Mapping[str, int] = 4,
+    **budget: Any,
+) -> nn.Module:
+    """L-PINN: the factors A, B of every layer; weights and biases of the base are frozen."""
+    return pinn(adapt(base, rank), problem, train, **budget)
+
+
+def by_physics(
+    hyper: HyperLoRA,
+    family: Family,
+    tasks: Tasks,
+    train: Train,
+    sizes: Mapping[str, int] | None = None,
+    **budget: Any,
+) -> History:
+    """HyperPINN + LoRA: the residuals of all tasks; no solutions are needed."""
+    return train(hyper, task_problem(family, tasks, sizes=sizes), **budget)
+
+
+def by_data(
+    hyper: HyperLoRA, family: Family, tasks: Tasks, train: Train, size: int = 200, **budget: Any
+) -> History:
+    """Benchmark 1: mean squared error against the true solutions, at `size` points a task."""
+    data = Data(family, family.reference, size)
+    return train(hyper, task_problem(family, tasks, data), **budget)
+
+
+def by_pinns(
+    hyper: HyperLoRA,
+    family: Family,
+    known: tuple[Tensor, list[nn.Module]],
+    train: Train,
+    size: int = 200,
+    **budget: Any,
+) -> History:
+    """Benchmark 3: mean squared error against fields that PINNs predict, one trained a task.
+
+    Args:
+        known: the tasks (T, p) and their networks (`teachers`).
+    """
+    tasks, networks = known
+    with torch.no_grad():
+        fields = {tuple(t.tolist()): v(family.grid) for t, v in zip(tasks, networks, strict=True)}
+    data = Data(family, lambda task: fields[tuple(task.tolist())], size)
+    return train(hyper, task_problem(family, lambda generator: tasks, data), **budget)
+
+
+def by_weights(
+    hyper: HyperLoRA, tasks: Tensor, networks: list[nn.Module], damping: float = 1e-8
+) -> float:
+    """Benchmark 2: regression on the factors of PINNs trained one a task.
+
+    The last layer is linear, theta_t = V phi_t + c: its least squares problem is solved exactly,
+    from the T x T kernel phi phi^T + 1 (the paper trains all layers by Adam). Returns the root
+    mean square misfit that is left.
+    """
+    target = torch.stack([hyper.numbers(v) for v in networks])
+    last = hyper.network.layers[-1]
+    V, c = last.get_parameter("weight"), last.get_parameter("bias")
+    inputs: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        misfit = target - hyper.factors(tasks)
+        (phi,) = inputs
+        kernel = phi @ phi.T + 1
+        alpha = damped_solve(kernel, misfit, damping * float(kernel.diagonal().mean()))
+        V.add_(alpha.T @ phi)
+        c.add_(alpha.sum(0))
+        handle.remove()
+        return float((target - hyper.factors(tasks)).square().mean().sqrt())
+
+
+def teachers(
+    hyper: HyperLoRA, family: Family, tasks: Tensor, train: Train, **budget: Any
+) -> list[nn.Module]:
+    """PINNs for benchmarks 2 and 3, one a task, each from the hypernetwork's own prediction.
+
+    From one start the factors of neighbouring tasks are comparable; from random ones they are
+    not, for B A = (B R) (R^-1 A).
+    """
+    return [pinn(hyper.pinn(task), family.problem(task), train, **budget) for task in tasks]

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Generator, nn
+
+from hyperlora_ext import regimes
+from hyperlora_ext.generated import on_tasks
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
+from hyperlora_ext.lora import adapt, adapters, count
+from hyperlora_ext.problems import kovasznay
+from hyperlora_ext.rank import direction, extended, grow
+from hyperlora_ext.solve import certificate, solve
+from hyperlora_ext.training import (
+    PUBLISHED_HYPER,
+    PUBLISHED_PINN,
+    Data,
+    Levenberg,
+    Published,
+    task_problem,
+)
+from kfac_pinn.linearize import linearize
+from kfac_pinn.networks import MLP
+
+F64 = torch.float64
+FAMILY = kovasznay()
+SIZES = {"interior": 80, "boundary": 40}
+OURS = Levenberg(SIZES, {"interior": 200, "boundary": 80})
+FEW = {"interior": 12, "boundary": 8}
+PAPER = Published(30, 10, 5, polish=3, sizes=FEW)
+
+
+def task(reynolds: float) -> torch.Tensor:
+    return torch.tensor([reynolds], dtype=F64)
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[nn.Module]:
+    """A small PINN of Re 40, trained for a moment."""
+    torch.manual_seed(0)
+    network = MLP((2, 16, 16, 3)).double()
+    yield regimes.pinn(network, FAMILY.problem(task(40)), OURS, steps=60)
+
+
+def mse(model: nn.Module, reynolds: float) -> float:
+    return float(FAMILY.errors(lambda _: model, task(reynolds)).mse)
+
+
+# --- Levenberg-Marquardt -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_both_sides_give_the_damped_step(rows: int) -> None:
+    model, x = MLP((2, 4, 1)).double(), torch.rand(rows, 2, dtype=F64)
+    lin = linearize(lambda: model(x) - 1, list(model.parameters()))
+    solver, J = Solver(lin), lin.rows()
+    assert solver.tall == (rows == 40)
+    step = solver.step(0.1)
+    right = -torch.linalg.solve(J.T @ J + 0.1 * torch.eye(lin.size, dtype=F64), lin.gradient)
+    assert (step - right).abs().max() < 1e-12
+    model_decrease = (lin.residual.square().sum() - (lin.residual + J @ step).square().sum()) / 2
+    assert solver.decrease(step, 0.1) == pytest.approx(float(model_decrease), rel=1e-10)
+    assert solver.mean_diagonal == pytest.approx(float((J.T @ J).trace()) / lin.size)
+    assert [factor(r) for r in (0.9, 0.5, 0.1, -3)] == [1 / 3, 1, 2, 2]
+
+
+def test_a_step_is_judged_on_held_out_points() -> None:
+    model, x, other = MLP((1, 8, 1)).double(), torch.rand(9, 1).double(), torch.rand(30, 1).double()
+    judges = lambda: model(other) - torch.sin(6 * other)  # noqa: E731
+    optimizer = LevenbergMarquardt(model.parameters(), held_out=judges)
+    losses = [certificate(judges)]
+    for _ in range(20):
+        optimizer.step(lambda: model(x) - torch.sin(6 * x))
+        losses.append(certificate(judges))
+    assert all(b <= a for a, b in pairwise(losses))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_point_set_that_teaches_nothing_is_left_alone() -> None:
+    model, x = nn.Linear(1, 1).double(), torch.rand(5, 1, dtype=F64)
+    with torch.no_grad():
+        judged = model(x).clone()
+    optimizer = LevenbergMarquardt(model.parameters(), held_out=lambda: model(x) - judged)
+    before = [p.clone() for p in model.parameters()]
+    optimizer.step(lambda: model(x) - 5)
+    assert "held-out" in optimizer.stats["reason"]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert optimizer.state["common"]["damping"] > 0
+
+
+# --- the regimes ---------------------------------------------------------------------------------
+
+
+def test_one_task_three_ways(base: nn.Module) -> None:
+    problem, before = FAMILY.problem(task(50)), copy.deepcopy(base.state_dict())
+    untouched = mse(base, 50)
+    fine = regimes.f_pinn(base, problem, OURS, steps=10)
+    lora = regimes.l_pinn(base, problem, OURS, rank=2, steps=20)
+    assert mse(fine, 50) < untouched / 20 and mse(lora, 50) < untouched / 5
+    assert count(fine) == count(base) > count(lora)
+    assert all(torch.equal(before[k], v) for k, v in base.state_dict().items())
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_hypernetwork_four_ways(base: nn.Module, rank: int | None) -> None:
+    train, tasks = Levenberg(every=2), FAMILY.space.nodes(4)
+    start = HyperLoRA(base, FAMILY.space, rank, hidden=(12, 12))
+    test = FAMILY.space.sample(2)
+    untouched = float(FAMILY.errors(lambda _: base, test).mse.mean())
+
+    def error(h: HyperLoRA) -> float:
+        return float(FAMILY.errors(h.pinn, test).mse.mean())
+
+    physics, data, pinns, weights = (copy.deepcopy(start) for _ in range(4))
+    small = {"interior": 16, "boundary": 8}
+    regimes.by_physics(physics, FAMILY, lambda g: tasks, train, small, steps=8)
+    regimes.by_data(data, FAMILY, lambda g: tasks, train, 30, steps=8)
+    networks = regimes.teachers(weights, FAMILY, tasks, OURS, steps=5)
+    regimes.by_pinns(pinns, FAMILY, (tasks, networks), train, 30, steps=8)
+    misfit = regimes.by_weights(weights, tasks, networks)
+    assert misfit < 1e-4
+    assert error(physics) < untouched / 3 and error(data) < untouched / 3
+    assert error(pinns) < untouched / 3 and error(weights) < untouched
+
+
+def test_fresh_tasks_are_new_with_every_batch() -> None:
+    problem = task_problem(FAMILY, lambda g: FAMILY.space.sample(3, g), sizes=FEW)
+    generator = Generator().manual_seed(0)
+    first, second = problem.sample(generator, dtype=F64), problem.sample(generator, dtype=F64)
+    assert first.tasks.shape == (3, 1) and not torch.equal(first.tasks, second.tasks)
+    assert first.points["interior"].shape == (3, 12, 2)
+
+
+def test_data_vanish_at_the_solution() -> None:
+    data, tasks = Data(FAMILY, FAMILY.reference, 7), FAMILY.space.nodes(2)
+    points = data.sample(tasks)
+    truth = [FAMILY.solution(x, t) for x, t in zip(points["x"], tasks, strict=True)]
+    found = data.residuals(lambda x: torch.cat(truth), tasks, points)
+    assert len(found) == 3 and all(r.abs().max() < 1e-14 for r in found.values())
+
+
+def test_published_schedule() -> None:
+    rates = [PUBLISHED_PINN.rate(e) for e in (0, 9_999, 10_000, 15_000, 29_999)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.01, 1e-4])
+    hyper = [PUBLISHED_HYPER.rate(e) for e in (4_999, 5_000, 8_000, 11_000, 14_000)]
+    assert hyper == pytest.approx([1, 0.1, 0.01, 1e-3, 1e-4])
+
+
+def test_published_schedule_trains_and_stops_early(base: nn.Module) -> None:
+    problem = FAMILY.problem(task(45))
+    v = adapt(base, 2)
+    history = PAPER(v, problem)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"] and "L-BFGS" in history.reason
+    stuck = Published(500, 100, 100, patience=0, sizes=FEW)
+    assert "no progress" in stuck(adapt(base, 2), problem, steps=300).reason
+    h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
+    problem = task_problem(FAMILY, lambda g: FAMILY.space.nodes(4), sizes=FEW)
+    history = Published(20, 10, 5, sizes=FEW)(h, problem)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+
+
+# --- predict, certify, polish --------------------------------------------------------------------
+
+
+def test_predict_certify_polish(base: nn.Module) -> None:
+    h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
+    good = solve(h, FAMILY, task(42), tolerance=1e9, sizes=SIZES)
+    assert good.steps == 0 and good.loss == good.predicted
+    polished = solve(h, FAMILY, task(60), steps=6, sizes=SIZES)
+    assert polished.steps == 6 and polished.loss < polished.predicted / 10
+    assert mse(polished.model, 60) < mse(h.pinn(task(60)), 60)
+    with pytest.warns(UserWarning, match="outside the trained range"):
+        solve(h, FAMILY, task(120), steps=1, sizes=SIZES)
+
+
+# --- rank ----------------------------------------------------------------------------------------
+
+
+def test_direction_is_the_svd_of_the_full_step(base: nn.Module) -> None:
+    problem = FAMILY.problem(task(60))
+    batch = problem.sample(Generator().manual_seed(0), SIZES, F64)
+    found = direction(base, batch, batch)
+    assert list(found.rows) == ["layers.0", "layers.1", "layers.2"]
+    assert sum(found.share.values()) == pytest.approx(1)
+    for name, layer in base.named_modules():
+        if isinstance(layer, nn.Linear):
+            rows = found.rows[name]
+            assert rows.shape == (min(layer.weight.shape), layer.in_features)
+            assert (rows @ rows.T - torch.eye(len(rows), dtype=F64)).abs().max() < 1e-12
+            assert (found.spectrum[name].diff() <= 0).all()
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_extending_keeps_the_function(base: nn.Module) -> None:
+    v = adapt(base, 1, bias=True)
+    for adapter in adapters(v).values():
+        adapter.B.data.normal_()
+        adapter.shift.data.normal_()
+    batch = FAMILY.problem(task(60)).sample(Generator().manual_seed(0), SIZES, F64)
+    found = direction(v, batch, batch)
+    found.share.update(dict.fromkeys(found.share, 1.0))
+    w, x = extended(v, found), torch.rand(5, 2, dtype=F64)
+    assert (w(x) - v(x)).abs().max() < 1e-13
+    assert [a.rank for a in adapters(w).values()] == [2, 2, 2]
+    assert [a.rank for a in adapters(extended(w, found)).values()] == [2, 3, 3]
+
+
+def test_rank_grows_until_it_no_longer_pays(base: nn.Module) -> None:
+    problem = FAMILY.problem(task(60))
+    grown = grow(base, problem, OURS, steps=12, most=3)
+    assert grown.losses[1] < grown.losses[0] / 10
+    assert 1 <= max(grown.ranks.values()) <= 3
+    assert mse(grown.model, 60) < mse(base, 60) / 10
+    easy = grow(base, problem, OURS, target=1e9, steps=1)
+    assert set(easy.ranks.values()) == {1} and len(easy.losses) == 2
+
+
+def test_hypernetworks_are_trained_by_levenberg_marquardt_directly(base: nn.Module) -> None:
+    h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
+    problem = task_problem(FAMILY, lambda g: FAMILY.space.nodes(4), sizes=FEW)
+    optimizer = on_tasks(LevenbergMarquardt)(h.network.parameters())
+    closure = problem.sample(Generator().manual_seed(0), dtype=F64).residuals(h)
+    losses = [float(optimizer.step(closure)) for _ in range(8)]
+    assert losses[-1] < losses[0] / 10
