@@ -1,0 +1,129 @@
+"""Gauss-Newton with the damping chosen by the decrease that it achieves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from kfac_pinn.compression import Compression, Exact
+from kfac_pinn.linearize import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.search import FixedStep, Objective, Step
+from kfac_pinn.trust_region import Decomposition, RatioControl, TargetSchedule, Trial
+
+__all__ = ["GaussNewton"]
+
+
+class GaussNewton(LeastSquaresOptimizer):
+    """The longest damped Gauss-Newton step that still achieves a target share of its prediction.
+
+        theta <- theta + p(lambda),    p(lambda) = -(J^T J + lambda I)^-1 J^T r,
+
+    lambda such that (decrease of the loss) / (decrease of the model) hits the target. Nothing is to
+    be tuned. The step comes from the singular values of J itself; forming J^T J would lose half of
+    the digits. The target is low at first (long steps, under which the damping falls by many
+    orders of magnitude), high once the damping has passed its minimum.
+
+    Take it where J's decomposition is affordable: up to a few thousand parameters or rows in
+    float64 on one CPU core, it is the most accurate optimizer here by orders of magnitude. Take
+    `KFACPINN` for larger networks. A step costs O(R P min(R, P)) operations and O(min(R, P) P)
+    numbers of memory, R rows (points of all residuals) and P parameters.
+
+    Args:
+        params: as for any torch optimizer.
+        lr: scales the steps of a group; 1 unless a group is to move less.
+        compression: how J is made small enough: all of it (`Exact()`) or a `Sketch(rows, columns)`.
+        control: how the target is hit.
+        schedule: which target holds when.
+
+    `stats` adds to the usual entries: damping, ratio, target, radius.
+
+    Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1.0,
+        compression: Compression | None = None,
+        control: RatioControl | None = None,
+        schedule: TargetSchedule | None = None,
+    ) -> None:
+        super().__init__(params, {"lr": lr}, FixedStep())
+        self.compression = compression or Exact()
+        self.control = control or RatioControl()
+        self.schedule = schedule or TargetSchedule()
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        """p(lambda) as long as the last step was."""
+        model = self.decompose(linearization)
+        return model.step(model.damping(self._radius(linearization))).to(linearization.residual)
+
+    def decompose(self, linearization: Linearization) -> Decomposition:
+        """The quadratic model of this step."""
+        return self.compression(linearization, Generator().manual_seed(self.common.get("step", 0)))
+
+    def propose(self, linearization: Linearization, objective: Objective) -> Step:
+        """The longest step that hits the target, if it decreases the loss."""
+        model = self.decompose(linearization)
+        attempt = _Attempt(model, objective, linearization.loss, self.expand("lr"))
+        radius, target = self._radius(linearization), self._target
+        trial = self.control(attempt, radius, target)
+        accepted = trial.loss < linearization.loss
+        self._remember(trial, model, accepted)
+        info: dict[str, float | int | str] = {
+            "damping": trial.damping,
+            "ratio": trial.ratio,
+            "target": target,
+            "radius": trial.radius,
+        }
+        if accepted:
+            return Step(trial.displacement, trial.loss, info)
+        return Step(None, info={**info, "reason": "no radius within reach decreases the loss"})
+
+    @property
+    def _target(self) -> float:
+        return self.schedule.target(self.common.get("second_stage", False))
+
+    def _radius(self, linearization: Linearization) -> float:
+        """Where the search begins: the last radius; in the first step, ||theta||."""
+        squares = sum(float(p.detach().square().sum()) for p in linearization.parameters)
+        length = math.sqrt(squares) or 1.0
+        rounding = torch.finfo(linearization.residual.dtype).eps * length
+        return max(float(self.common.get("radius", length)), rounding)
+
+    def _remember(self, trial: Trial, model: Decomposition, accepted: bool) -> None:
+        """The radius for the next step, and whether the damping has passed its minimum."""
+        common = self.common
+        step, lowest = common.get("step", 0) + 1, common.get("lowest_damping", math.inf)
+        relative = trial.damping / float(model.S[0]) ** 2
+        # less than a factor of 2/3 is no progress
+        if accepted and relative < lowest / 1.5:
+            common["lowest_damping"], common["lowest_step"] = relative, step
+        waited = step - common.get("lowest_step", 0)
+        if self.schedule.passed(common.get("lowest_damping", math.inf), waited):
+            common["second_stage"] = True
+        common["step"] = step
+        common["radius"] = trial.radius  # of a failed step: the shortest that was tried
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """radius -> Trial, on the model and the loss of one step."""
+
+    model: Decomposition
+    objective: Objective
+    loss: float
+    lr: Tensor
+
+    def __call__(self, radius: float) -> Trial:
+        damping = self.model.damping(radius)
+        displacement = self.lr * self.model.step(damping).to(self.lr)
+        loss = self.objective(displacement)
+        predicted = max(self.model.decrease(damping), torch.finfo(torch.float64).tiny)
+        ratio = (self.loss - loss) / predicted
+        length = float(self.model.norm(self.model.S.new_tensor(damping)))
+        return Trial(displacement, damping, length, loss, ratio)

@@ -1,0 +1,210 @@
+"""Steps whose damping is chosen by what they achieve: the decomposed model and its ratio control.
+
+The model of the loss at theta + p is m(p) = 1/2 ||J p + r||^2 + e.p (e: the excess gradient of
+convex losses, zero for least squares). One singular value decomposition J = U diag(S) V^T answers
+every question about its damped minimisers
+
+    p(lambda) = -(J^T J + lambda I)^-1 (J^T r + e).
+
+J^T J is never formed: it would cost half of the digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Decomposition", "RatioControl", "TargetSchedule", "Trial"]
+
+
+class Decomposition:
+    """The quadratic model of one step, diagonal in the singular basis of J.
+
+    With b = S U^T r + V^T e and e' = e - V V^T e:  p(lambda) = -V b / (S^2 + lambda) - e' / lambda.
+
+    Args:
+        J: shape (R, P); a wide one is first reduced by a QR decomposition of J^T.
+        r: shape (R,).
+        excess: e, shape (P,), or None.
+
+    Attributes:
+        S: singular values, descending, shape (min(R, P),).
+        b: the gradient in the right singular basis, same shape.
+        outside: e', the part of the gradient in the null space of J, shape (P,).
+    """
+
+    def __init__(self, J: Tensor, r: Tensor, excess: Tensor | None = None) -> None:
+        wide = J.shape[0] < J.shape[1]
+        Q, core = torch.linalg.qr(J.mT) if wide else (None, J.mT)
+        W, self.S, Ut = torch.linalg.svd(core, full_matrices=False)
+        self._factors = [W] if Q is None else [Q, W]  # V = Q W: their product is never needed
+        self._embedding: Callable[[Tensor], Tensor] | None = None
+        self.b = self.S * (Ut @ r)
+        self.outside = J.new_zeros(J.shape[1])
+        if excess is not None:
+            inside = self._lower(excess)
+            self.b = self.b + inside
+            self.outside = excess - self._lift(inside)
+
+    def step(self, damping: float) -> Tensor:
+        """p(lambda), shape (P,)."""
+        p = -self._lift(self.b / (self.S.square() + damping)) - self.outside / damping
+        return p if self._embedding is None else self._embedding(p)
+
+    def within(self, embedding: Callable[[Tensor], Tensor]) -> Decomposition:
+        """The same model as one of steps in a larger space; the map must keep lengths."""
+        self._embedding = embedding
+        return self
+
+    def norm(self, damping: Tensor) -> Tensor:
+        """||p(lambda)|| for dampings of any shape; falls as lambda rises."""
+        inside = self.b / (self.S.square() + damping[..., None])
+        return (inside.square().sum(-1) + self.outside.square().sum() / damping.square()).sqrt()
+
+    def decrease(self, damping: float) -> float:
+        """m(0) - m(p(lambda)) = sum b^2 (S^2/2 + lambda) / (S^2 + lambda)^2 + ||e'||^2 / lambda."""
+        curvature = self.S.square()
+        inside = (self.b / (curvature + damping)).square() * (curvature / 2 + damping)
+        return float(inside.sum() + self.outside.square().sum() / damping)
+
+    def damping(self, radius: float, iterations: int = 60) -> float:
+        """lambda with ||p(lambda)|| = radius, by bisection of log lambda.
+
+        From ||p|| = radius follows lambda <= ||(b, e')|| / radius. Below (eps S_1)^2 J itself is
+        rounding, so that a radius beyond the step there returns that damping.
+        """
+        slope = float((self.b.square().sum() + self.outside.square().sum()).sqrt())
+        low = 2 * math.log(torch.finfo(self.S.dtype).eps * float(self.S[0]) + 1e-300)
+        high = max(low, math.log(slope + 1e-300) - math.log(radius))
+        for _ in range(iterations):
+            middle = (low + high) / 2
+            if float(self.norm(self.S.new_tensor(math.exp(middle)))) > radius:
+                low = middle
+            else:
+                high = middle
+        return math.exp(high)
+
+    def _lift(self, y: Tensor) -> Tensor:
+        """V y."""
+        for factor in reversed(self._factors):
+            y = factor @ y
+        return y
+
+    def _lower(self, p: Tensor) -> Tensor:
+        """V^T p."""
+        for factor in self._factors:
+            p = factor.mT @ p
+        return p
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A step that was tried.
+
+    Attributes:
+        displacement: of the parameters, shape (P,).
+        damping: lambda.
+        radius: ||p(lambda)||.
+        loss: at the new parameters, inf where it is not finite.
+        ratio: (decrease of the loss) / (decrease of the model).
+    """
+
+    displacement: Tensor
+    damping: float
+    radius: float
+    loss: float
+    ratio: float
+
+
+Attempt: TypeAlias = Callable[[float], Trial]
+
+
+@dataclass(frozen=True)
+class RatioControl:
+    """The longest step whose decrease ratio reaches a target: bracketed, then bisected.
+
+    Hitting the target matters: the next point of a coarse grid of radii may have a ratio five
+    times higher, and high ratios are what the low target is to avoid (docs/notes_gauss_newton.md).
+
+    Args:
+        factor: between neighbouring radii while the target is being bracketed.
+        expansions: of the radius at most, either way, in one step.
+        bisections: of the bracket, in log radius.
+    """
+
+    factor: float = 1.5
+    expansions: int = 3
+    bisections: int = 4
+
+    def __call__(self, attempt: Attempt, radius: float, target: float) -> Trial:
+        """The longest trial that meets the target; the shortest tried, if none does.
+
+        Args:
+            attempt: radius -> Trial.
+            radius: where to begin.
+            target: of the ratio.
+        """
+        met, missed = self._bracket(attempt, attempt(radius), target)
+        if met is None or missed is None:
+            return met or missed  # type: ignore[return-value]
+        for _ in range(self.bisections):
+            trial = attempt(math.sqrt(met.radius * missed.radius))
+            met, missed = (trial, missed) if trial.ratio >= target else (met, trial)
+        return met
+
+    def _bracket(
+        self, attempt: Attempt, trial: Trial, target: float
+    ) -> tuple[Trial | None, Trial | None]:
+        """Neighbours that met and missed the target; None for one that is out of reach."""
+        grow = trial.ratio >= target
+        factor = self.factor if grow else 1 / self.factor
+        for _ in range(self.expansions):
+            following = attempt(trial.radius * factor)
+            if (following.ratio >= target) != grow:
+                return (trial, following) if grow else (following, trial)
+            trial = following
+        return (trial, None) if grow else (None, trial)
+
+
+@dataclass(frozen=True)
+class TargetSchedule:
+    """A low target ratio until the damping has passed its minimum, then a high one.
+
+    A low ratio keeps the steps so long that the damping falls, step by step, to where the problem
+    is well conditioned; greedy ratios stay where it is not (docs/notes_gauss_newton.md). Every
+    step at ratio rho leaves about 1 - rho of the loss, so that the high target is near one.
+
+    The minimum counts as passed when `patience` steps brought no lower lambda / sigma_1^2; or
+    `impatience` steps, once that is below `rounding`, the unit of sigma_1^2's last digit.
+
+    Args:
+        low, high: the two targets.
+        patience, impatience: numbers of steps.
+        rounding: relative to sigma_1^2.
+
+    Source: the two targets are those of DSGNAR (2607.02194).
+    """
+
+    low: float = 0.075
+    high: float = 0.85
+    patience: int = 60
+    impatience: int = 15
+    rounding: float = torch.finfo(torch.float64).eps
+
+    def target(self, second_stage: bool) -> float:
+        """The target of a stage."""
+        return self.high if second_stage else self.low
+
+    def passed(self, lowest: float, waited: int) -> bool:
+        """Whether the minimum is passed.
+
+        Args:
+            lowest: the lowest lambda / sigma_1^2 so far.
+            waited: steps since it was found.
+        """
+        return waited >= (self.impatience if lowest < self.rounding else self.patience)

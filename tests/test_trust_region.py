@@ -1,0 +1,130 @@
+"""The decomposed model against dense solves; the control against ratios known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kfac_pinn.trust_region import Decomposition, RatioControl, Trial
+
+shapes = st.sampled_from([(12, 5), (5, 12), (7, 7), (1, 4), (6, 1)])
+seeds = st.integers(0, 2**16)
+dampings = st.floats(-8, 2).map(lambda x: 10.0**x)
+flags = st.booleans()
+
+
+def draw(shape, seed, with_excess):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    J, r = normal(*shape), normal(shape[0])
+    return J, r, normal(shape[1]) if with_excess else None
+
+
+def dense_step(J, r, excess, damping):
+    """The minimiser of 1/2 ||J p + r||^2 + e.p + lambda/2 ||p||^2, by the normal equations."""
+    gradient = J.mT @ r + (0 if excess is None else excess)
+    return -torch.linalg.solve(J.mT @ J + damping * torch.eye(J.shape[1]).to(J), gradient)
+
+
+def model(J, r, excess, p):
+    """m(p) - m(0)."""
+    linear = 0 if excess is None else excess @ p
+    return 0.5 * (J @ p + r).square().sum() - 0.5 * r.square().sum() + linear
+
+
+@given(shapes, seeds, dampings, flags)
+def test_step_is_the_dense_damped_solve(shape, seed, damping, with_excess):
+    J, r, excess = draw(shape, seed, with_excess)
+    expected = dense_step(J, r, excess, damping)
+    found = Decomposition(J, r, excess).step(damping)
+    condition = torch.linalg.matrix_norm(J, 2) ** 2 / damping + 1
+    assert (found - expected).norm() <= 1e-14 * condition * expected.norm()
+
+
+@given(shapes, seeds, dampings, flags)
+def test_decrease_is_that_of_the_quadratic_model(shape, seed, damping, with_excess):
+    J, r, excess = draw(shape, seed, with_excess)
+    decomposition = Decomposition(J, r, excess)
+    p = decomposition.step(damping)
+    scale = r.square().sum() + (J @ p).square().sum() + p.norm() * 10
+    assert abs(decomposition.decrease(damping) + model(J, r, excess, p)) <= 1e-13 * scale
+
+
+@given(shapes, seeds, dampings, flags)
+def test_norm_is_the_length_of_the_step(shape, seed, damping, with_excess):
+    decomposition = Decomposition(*draw(shape, seed, with_excess))
+    length = decomposition.norm(torch.tensor(damping, dtype=torch.float64))
+    torch.testing.assert_close(length, decomposition.step(damping).norm(), rtol=1e-12, atol=0)
+
+
+@given(shapes, seeds, st.floats(-6, 0).map(lambda x: 10.0**x), flags)
+def test_radius_is_met(shape, seed, fraction, with_excess):
+    decomposition = Decomposition(*draw(shape, seed, with_excess))
+    radius = fraction * float(decomposition.step(1e-6).norm())
+    length = decomposition.step(decomposition.damping(radius)).norm()
+    assert float(length) == pytest.approx(radius, rel=1e-9)
+
+
+def test_a_radius_beyond_the_gauss_newton_step_gives_that_step():
+    J, r, _ = draw((12, 5), 0, False)
+    decomposition = Decomposition(J, r)
+    step = decomposition.step(decomposition.damping(1e6))
+    torch.testing.assert_close(step, -torch.linalg.lstsq(J, r[:, None]).solution[:, 0])
+
+
+def test_digits_that_the_normal_equations_lose():
+    """Condition 1e10: J^T J has lost everything below 1e-8, J has not."""
+    J, _, _ = draw((40, 20), 1, False)
+    U, _, Vt = torch.linalg.svd(J, full_matrices=False)
+    S = torch.logspace(0, -10, 20, dtype=torch.float64)
+    p = Decomposition(U * S @ Vt, U @ (S * 1.0)).step(1e-30)
+    torch.testing.assert_close(p, -Vt.mT @ torch.ones_like(S), rtol=1e-4, atol=1e-5)
+
+
+class Curve:
+    """Trials whose ratio is a known function of the radius."""
+
+    def __init__(self, ratio, longest=math.inf):
+        self.ratio, self.longest, self.radii = ratio, longest, []
+
+    def __call__(self, radius):
+        self.radii.append(radius)
+        reached = min(radius, self.longest)
+        return Trial(torch.empty(0), 1.0, reached, 0.0, self.ratio(reached))
+
+
+@given(st.floats(0.4, 2.5), st.floats(0.05, 0.9))
+def test_control_hits_the_target(scale, target):
+    control = RatioControl(bisections=20)
+    trial = control(Curve(lambda radius: 1 - (radius / scale) ** 2), scale, target)
+    assert trial.radius == pytest.approx(scale * math.sqrt(1 - target), rel=1e-5)
+    assert trial.ratio >= target
+
+
+@given(st.floats(0.02, 50), st.floats(0.05, 0.9))
+def test_control_stays_within_reach(scale, target):
+    control = RatioControl()
+    curve = Curve(lambda radius: 1 - (radius / scale) ** 2)
+    trial = control(curve, 1.0, target)
+    reach = control.factor**control.expansions
+    assert 1 / reach <= trial.radius * (1 + 1e-12) and trial.radius <= reach * (1 + 1e-12)
+    assert len(curve.radii) <= 1 + control.expansions + control.bisections
+    reachable = 1 - (curve.radii[0] / scale / reach) ** 2 >= target
+    assert (trial.ratio >= target) == reachable
+
+
+def test_control_takes_the_whole_step_where_nothing_limits_it():
+    assert RatioControl()(Curve(lambda radius: 1.0, longest=1.2), 1.0, 0.5).radius == 1.2
+
+
+def test_control_prefers_the_near_side_of_a_ratio_that_recovers():
+    """Past its first miss the ratio is no longer trusted."""
+    trial = RatioControl()(Curve(lambda radius: 0.0 if 1.2 < radius < 2 else 0.5), 1.0, 0.3)
+    assert trial.radius < 1.2
