@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from steepest import Steepest
 from torch import Tensor, nn
 
 from kfac_pinn import laplacian, linearize
-from kfac_pinn.linearize import Linearization
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, uses_tf32, warn_of_tf32
-from kfac_pinn.search import FixedStep
+from kfac_pinn.optimizers.base import uses_tf32, warn_of_tf32
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -25,16 +24,6 @@ def network() -> nn.Sequential:
 
 def weight(model: nn.Module, name: str) -> nn.Parameter:
     return model.get_parameter(name)
-
-
-class Steepest(LeastSquaresOptimizer):
-    """The gradient's opposite."""
-
-    def __init__(self, params: Any, lr: float = 0.1) -> None:
-        super().__init__(params, {"lr": lr}, FixedStep())
-
-    def direction(self, linearization: Linearization) -> Tensor:
-        return -linearization.gradient
 
 
 def fails(error: type[Exception], *says: str) -> Any:

@@ -1,0 +1,19 @@
+"""The least optimizer there can be: what every optimizer inherits, tested without the rest."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kfac_pinn.linearize import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.search import FixedStep, Search
+
+
+class Steepest(LeastSquaresOptimizer):
+    """theta <- theta - lr grad L."""
+
+    def __init__(self, params: Parameters, lr: float = 0.1, search: Search | None = None) -> None:
+        super().__init__(params, {"lr": lr}, search or FixedStep())
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        return -linearization.gradient

@@ -1,0 +1,205 @@
+"""Searches along a direction, and the quadratic model, on problems with known answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from kfac_pinn.linearize import Linearization, linearize
+from kfac_pinn.search import (
+    Armijo,
+    FixedStep,
+    GridSearch,
+    NormConstraint,
+    Objective,
+    QuadraticModel,
+    Search,
+    Step,
+)
+
+Residual = Callable[[Tensor], Tensor]
+
+
+class Problem:
+    """r(theta) for one vector of parameters, its linearisation and objective."""
+
+    def __init__(self, residual: Residual, start: Tensor) -> None:
+        self.theta = nn.Parameter(start.clone())
+        closure = lambda: residual(self.theta)  # noqa: E731
+        self.linearization: Linearization = linearize(closure, [self.theta])
+        self.objective = Objective(closure, [self.theta])
+
+    def __call__(self, search: Search, direction: Tensor) -> Step:
+        return search(self.objective, self.linearization, direction)
+
+
+def linear(rows: int, columns: int) -> tuple[Residual, Tensor, Tensor]:
+    A = torch.randn(rows, columns, dtype=torch.float64)
+    b = torch.randn(rows, dtype=torch.float64)
+    return (lambda theta: (A * theta).sum(1) - b), A / rows**0.5, b / rows**0.5
+
+
+def test_a_fixed_step_is_the_direction() -> None:
+    residual, *_ = linear(4, 3)
+    direction = torch.ones(3, dtype=torch.float64)
+    problem = Problem(residual, torch.zeros(3, dtype=torch.float64))
+    step = problem(FixedStep(), direction)
+    assert step.displacement is direction
+    assert math.isnan(step.loss)
+    assert problem.objective.evaluations == 0
+
+
+@given(st.integers(0, 2**16), st.floats(0.1, 50))
+def test_the_grid_is_searched_for_its_best(seed: int, length: float) -> None:
+    torch.manual_seed(seed)
+    residual, A, b = linear(5, 3)
+    start = torch.randn(3, dtype=torch.float64)
+    problem = Problem(residual, start)
+    direction = -length * problem.linearization.gradient
+    search = GridSearch()
+    step = problem(search, direction)
+    losses = [float(0.5 * (A @ (start + t * direction) - b).square().sum()) for t in search.lengths]
+    assert problem.objective.evaluations == len(search.lengths)
+    assert step.displacement is not None
+    assert step.loss == pytest.approx(min(losses), rel=1e-12)
+    assert step.loss < problem.linearization.loss
+    expected = search.lengths[losses.index(min(losses))] * direction
+    torch.testing.assert_close(step.displacement, expected)
+
+
+@pytest.mark.parametrize("search", [GridSearch(), Armijo()])
+def test_uphill_directions_are_rejected(search: Search) -> None:
+    residual, *_ = linear(5, 3)
+    problem = Problem(residual, torch.zeros(3, dtype=torch.float64))
+    step = problem(search, 10 * problem.linearization.gradient)
+    assert step.displacement is None
+    assert step.info["reason"]
+
+
+@given(st.integers(0, 2**16), st.floats(0.01, 1e4), st.sampled_from([1e-4, 0.1, 0.4]))
+def test_armijo_finds_the_longest_step_of_sufficient_decrease(
+    seed: int, length: float, c: float
+) -> None:
+    torch.manual_seed(seed)
+    residual, A, b = linear(5, 3)
+    start = torch.randn(3, dtype=torch.float64)
+    problem = Problem(residual, start)
+    gradient = problem.linearization.gradient
+    step = problem(Armijo(c=c), -length * gradient)
+
+    def sufficient(t: float) -> bool:
+        loss = 0.5 * (A @ (start - t * length * gradient) - b).square().sum()
+        slope = -length * gradient.square().sum()
+        return bool(loss <= problem.linearization.loss + c * t * slope)
+
+    t = float(step.info["step_length"])
+    assert sufficient(t)
+    assert t == 1 or not sufficient(2 * t)
+    assert step.info.get("reason", "") == ("" if t == 1 else "shortened by backtracking")
+    assert problem.objective.evaluations == 1 - math.log2(t)
+
+
+def test_armijo_gives_up() -> None:
+    problem = Problem(lambda theta: theta.abs().sqrt() + 1, torch.full((2,), 4.0).double())
+    problem.objective.closure = lambda: problem.theta * math.nan
+    step = problem(Armijo(trials=4), -problem.linearization.gradient)
+    assert step.displacement is None
+    assert problem.objective.evaluations == 4
+    assert step.info["reason"] == "no backtracked step decreases the loss"
+
+
+@given(st.integers(1, 6), st.floats(1e-6, 1e3), st.floats(1e-6, 10))
+def test_the_norm_constraint(size: int, length: float, bound: float) -> None:
+    residual, *_ = linear(4, size)
+    direction = torch.full((size,), length / size**0.5, dtype=torch.float64)
+    problem = Problem(residual, torch.zeros(size, dtype=torch.float64))
+    step = problem(NormConstraint(bound), direction)
+    assert step.displacement is not None
+    expected = min(length, bound**0.5)
+    assert float(step.displacement.norm()) == pytest.approx(expected, rel=1e-12)
+    assert bool(step.info.get("reason")) == (step.info["step_length"] != 1)
+
+
+def test_the_norm_constraint_at_a_minimum() -> None:
+    residual, *_ = linear(4, 2)
+    zero = torch.zeros(2, dtype=torch.float64)
+    step = Problem(residual, zero)(NormConstraint(), zero)
+    assert step.displacement is not None
+    assert torch.equal(step.displacement, zero)
+
+
+def test_the_objective_moves_and_restores_bit_by_bit() -> None:
+    theta = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(()))]
+    before = [p.detach().clone() for p in theta]
+    objective = Objective(lambda: (theta[0] * theta[1]).flatten(), theta)
+    displacement = torch.randn(7)
+    loss = objective(displacement)
+    moved = [before[0] + displacement[:6].view(3, 2), before[1] + displacement[6]]
+    assert all(torch.equal(p, q) for p, q in zip(theta, moved, strict=True))
+    assert loss == pytest.approx(0.5 * float((moved[0] * moved[1]).square().mean()))
+    objective.restore()
+    assert all(torch.equal(p, q) for p, q in zip(theta, before, strict=True))
+    assert objective.evaluations == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_trial_that_is_not_finite_is_infinite(value: float) -> None:
+    theta = nn.Parameter(torch.ones(2))
+    objective = Objective(lambda: theta * value, [theta])
+    assert objective(torch.zeros(2)) == math.inf
+
+
+def test_trials_follow_no_gradients() -> None:
+    theta = nn.Parameter(torch.ones(2))
+    seen = []
+
+    def closure() -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return theta
+
+    Objective(closure, [theta])(torch.zeros(2))
+    assert seen == [False]
+
+
+@given(st.integers(0, 2**16), st.integers(1, 3), st.sampled_from([0.0, 1e-3, 1.0]))
+def test_the_quadratic_model_is_minimised(seed: int, count: int, damping: float) -> None:
+    torch.manual_seed(seed)
+    residual, A, b = linear(6, 4)
+    problem = Problem(residual, torch.randn(4, dtype=torch.float64))
+    lin = problem.linearization
+    directions = torch.randn(count, 4, dtype=torch.float64)
+    model = QuadraticModel(lin, directions, damping)
+    c = model.minimiser()
+    H = A.T @ A + damping * torch.eye(4, dtype=torch.float64)
+    slope = directions @ (H @ (c @ directions) + lin.gradient)
+    assert float(slope.abs().max()) < 1e-9 * max(1.0, float(directions.square().sum()))
+    new_loss = float(0.5 * (A @ (problem.theta.detach() + c @ directions) - b).square().sum())
+    assert model.decrease(c) == pytest.approx(lin.loss - new_loss, rel=1e-9, abs=1e-12)
+
+
+def test_the_quadratic_model_of_dependent_directions() -> None:
+    residual, *_ = linear(6, 4)
+    lin = Problem(residual, torch.randn(4, dtype=torch.float64)).linearization
+    direction = torch.randn(4, dtype=torch.float64)
+    alone = QuadraticModel(lin, direction[None], 0.0)
+    twice = QuadraticModel(lin, torch.stack([direction, 2 * direction]), 0.0)
+    with_zero = QuadraticModel(lin, torch.stack([direction, 0 * direction]), 0.0)
+    expected = alone.decrease(alone.minimiser())
+    for model in (twice, with_zero):
+        assert torch.isfinite(model.minimiser()).all()
+        assert model.decrease(model.minimiser()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_damping_a_parameter_at_a_time() -> None:
+    residual, A, _ = linear(6, 3)
+    lin = Problem(residual, torch.randn(3, dtype=torch.float64)).linearization
+    damping = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    c = QuadraticModel(lin, torch.eye(3, dtype=torch.float64), damping).minimiser()
+    expected = torch.linalg.solve(A.T @ A + damping.diag(), -lin.gradient)
+    torch.testing.assert_close(c, expected, rtol=1e-10, atol=1e-12)
