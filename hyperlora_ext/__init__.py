@@ -1,1 +1,86 @@
-"""HyperLoRA for PDEs: low-rank adapters and hypernetworks, trained by kfac_pinn's optimizers."""
+"""HyperLoRA for PDEs: one PINN, adapted to a family of problems by low-rank updates.
+
+    v = adapt(u, rank=4)                          # adapters on a trained PINN u
+    Levenberg()(v, family.problem(task), steps=25)
+
+    h = HyperLoRA(u, family.space, rank=4)        # or one network for all tasks
+    by_physics(h, family, tasks, Levenberg(), steps=40)
+    solve(h, family, task, tolerance=1e-8)        # predict, certify, polish
+
+Shape letters: those of kfac_pinn, and T tasks of p numbers, n points a task, r rank.
+
+family, spaces, problems   tasks, points, residuals, references
+lora, emission, hyper      adapters; weights that a network emits, for many tasks at once
+generated                  emitted weights in the linearisation that every optimizer reads
+levenberg, training        the optimizer for few parameters or few rows; schedules
+regimes, solve, rank       the seven regimes; predict-certify-polish; rank by growth
+"""
+
+from hyperlora_ext.family import Condition, Errors, Family, Splits, uniform_points
+from hyperlora_ext.generated import TaskResiduals, on_tasks
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.levenberg import LevenbergMarquardt
+from hyperlora_ext.lora import adapt, adapters, count, load, merge, state
+from hyperlora_ext.rank import direction, grow
+from hyperlora_ext.regimes import (
+    by_data,
+    by_physics,
+    by_pinns,
+    by_weights,
+    f_pinn,
+    l_pinn,
+    pinn,
+    teachers,
+)
+from hyperlora_ext.solve import Solved, certificate, solve
+from hyperlora_ext.spaces import GaussianField, Interval, TaskSpace
+from hyperlora_ext.training import (
+    PUBLISHED_HYPER,
+    PUBLISHED_PINN,
+    Data,
+    Levenberg,
+    Published,
+    TaskProblem,
+    task_problem,
+)
+
+__all__ = [
+    "PUBLISHED_HYPER",
+    "PUBLISHED_PINN",
+    "Condition",
+    "Data",
+    "Errors",
+    "Family",
+    "GaussianField",
+    "HyperLoRA",
+    "Interval",
+    "Levenberg",
+    "LevenbergMarquardt",
+    "Published",
+    "Solved",
+    "Splits",
+    "TaskProblem",
+    "TaskResiduals",
+    "TaskSpace",
+    "adapt",
+    "adapters",
+    "by_data",
+    "by_physics",
+    "by_pinns",
+    "by_weights",
+    "certificate",
+    "count",
+    "direction",
+    "f_pinn",
+    "grow",
+    "l_pinn",
+    "load",
+    "merge",
+    "on_tasks",
+    "pinn",
+    "solve",
+    "state",
+    "task_problem",
+    "teachers",
+    "uniform_points",
+]

@@ -44,7 +44,7 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
         lr: float = 1.0,
         held_out: Callable[[], Any] | None = None,
         damping: float = 1e-3,
-        trials: int = 8,
+        trials: int = 4,
     ) -> None:
         super().__init__(params, {"lr": lr}, FixedStep())
         self.held_out, self.damping, self.trials = held_out, damping, trials

@@ -149,17 +149,17 @@ def task_problem(
 
 @dataclass(frozen=True)
 class Levenberg:
-    """Our schedule: Levenberg-Marquardt, new points every few steps, accepted on held-out ones.
+    """Our schedule: Levenberg-Marquardt, new points for every step, accepted on held-out ones.
 
     Attributes:
         sizes: points of a step, by condition; the problem's own by default.
         held_out: points (and tasks) the steps are judged on, by condition.
-        every: steps between new points.
+        every: steps between new points; on old ones, most of a step would be overfitting.
     """
 
     sizes: Sizes | None = None
     held_out: Sizes | None = None
-    every: int = 3
+    every: int = 1
 
     def __call__(
         self,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
-from itertools import pairwise
+from functools import partial
 
 import pytest
 import torch
@@ -16,11 +16,10 @@ from hyperlora_ext.hyper import HIDDEN, HyperLoRA
 from hyperlora_ext.lora import adapters, count
 from hyperlora_ext.problems import burgers1d, kovasznay
 from hyperlora_ext.spaces import Interval
+from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, HessianFree
 from kfac_pinn.networks import MLP, ModifiedMLP
 from kfac_pinn.operators import taylor
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.residuals import total_loss
-from kfac_pinn.search import Armijo
 
 F64 = torch.float64
 FAMILY = kovasznay()
@@ -186,27 +185,28 @@ def test_sign_vectors_are_unbiased() -> None:
         assert torch.equal(mine, right)
 
 
-class Kernel(LeastSquaresOptimizer):
-    """The shortest kernel method: -J^T (J J^T + mu)^-1 r."""
-
-    def __init__(self, params: object) -> None:
-        super().__init__(params, {"lr": 1.0}, Armijo())
-
-    def direction(self, lin: object) -> torch.Tensor:
-        K = lin.kernel()
-        eye = torch.eye(len(K), dtype=K.dtype)
-        return -lin.transpose_times(torch.linalg.solve(K + 1e-6 * eye, lin.residual))
+OPTIMIZERS = {
+    "ENGD": partial(on_tasks(ENGD), damping=1e-6),
+    "SPRING": on_tasks(SPRING),
+    "KFAC": on_tasks(KFAC),
+    "KFACPINN": on_tasks(KFACPINN),
+    "HessianFree": on_tasks(HessianFree),
+}
 
 
-def test_an_optimizer_runs_on_a_hypernetwork() -> None:
-    h = hyper(spread=0.02)
-    optimizer, residuals = on_tasks(Kernel)(h.network.parameters()), closure(h)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_run_on_a_hypernetwork(name: str) -> None:
+    h = HyperLoRA(MLP((2, 6, 6, 3)).double(), FAMILY.space, 2, hidden=(7, 5))
+    residuals = closure(h, signs=8 if "KFAC" in name else None)
+    optimizer = OPTIMIZERS[name](h.network.parameters())
     losses = [float(optimizer.step(residuals)) for _ in range(5)]
-    assert all(a > b for a, b in pairwise(losses)) and losses[-1] < 0.75 * losses[0]
-    plain = nn.Linear(2, 1).double()
-    x = torch.randn(5, 2, dtype=F64)
-    optimizer = on_tasks(Kernel)(plain.parameters())
-    optimizer.step(lambda: plain(x) - 1)
+    assert losses[-1] < losses[0]
+
+
+def test_on_tasks_leaves_other_closures_alone() -> None:
+    model, x = nn.Linear(2, 1).double(), torch.randn(5, 2, dtype=F64)
+    optimizer = on_tasks(ENGD)(model.parameters(), damping=1e-6)
+    optimizer.step(lambda: model(x) - 1)
     assert optimizer.stats["new_loss"] < optimizer.stats["loss"]
 
 
