@@ -17,6 +17,8 @@ docs/mathematics.md.
 from kfac_pinn.linearize import Linearization, linearize
 from kfac_pinn.operators import gradient, laplacian, taylor
 from kfac_pinn.optimizers.engd import ENGD
+from kfac_pinn.optimizers.gauss_newton import GaussNewton
+from kfac_pinn.optimizers.hessian_free import HessianFree
 from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
 from kfac_pinn.optimizers.spring import SPRING
@@ -30,6 +32,8 @@ __all__ = [
     "KFACPINN",
     "SPRING",
     "ConvexLoss",
+    "GaussNewton",
+    "HessianFree",
     "KFACStar",
     "Linearization",
     "gradient",

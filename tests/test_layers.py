@@ -20,7 +20,7 @@ FLOORS = [
     ["operators", "assembly"],
     ["problem", "linearize", "stochastic"],
     ["factors", "search", "trust_region", "kernels"],
-    ["problems", "optimizers.base", "compression", "geodesic"],
+    ["problems", "optimizers.base", "compression", "geodesic", "preconditioners"],
     [
         "optimizers.kfac",
         "optimizers.engd",

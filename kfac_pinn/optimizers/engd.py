@@ -77,7 +77,7 @@ class ENGD(LeastSquaresOptimizer):
         solve = self.natural_gradient(linearization)
         velocity = -solve(linearization.residual, linearization.excess) * self.expand("lr")
         if not torch.isfinite(velocity).all():
-            return Step(None, info={"reason": "the direction is not finite"})
+            return Step(velocity, info={"reason": "the direction is not finite"})
         return self.acceleration.search(
             self.search, (objective, linearization), velocity, lambda u: solve(u, None)
         )

@@ -1,0 +1,224 @@
+"""Hessian-free optimization: truncated conjugate gradients on products with the curvature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
+from kfac_pinn.linalg.krylov import Operator, StopRule
+from kfac_pinn.linearization import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.preconditioners import Preconditioner
+from kfac_pinn.residuals import Residuals, total_loss
+from kfac_pinn.search import Armijo, Objective, Search, Step
+
+Closure: TypeAlias = Callable[[], Residuals]
+
+__all__ = ["GGN", "Curvature", "Hessian", "HessianFree", "LevenbergMarquardt", "TruncatedCG"]
+
+
+class Curvature(Protocol):
+    """A matrix C (P, P), by its products."""
+
+    def product(self, linearization: Linearization, closure: Closure) -> Operator:
+        """v -> C v at the current parameters."""
+
+
+@dataclass(frozen=True)
+class GGN:
+    """C = J^T J, positive semi-definite; a product reuses the captured factors of J.
+
+    With convex losses, J contains the root of the loss's Hessian.
+    """
+
+    def product(self, linearization: Linearization, closure: Closure | None = None) -> Operator:
+        return lambda v: linearization.transpose_times(linearization @ v)
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """C = grad^2 L by double backward of the closure; may be indefinite, then CG stops early.
+
+    Source: Pearlmutter (1994).
+    """
+
+    def product(self, linearization: Linearization, closure: Closure) -> Operator:
+        parameters = linearization.parameters
+        with torch.enable_grad():
+            loss = total_loss(closure())
+            slopes = torch.autograd.grad(
+                loss, parameters, create_graph=True, materialize_grads=True
+            )
+            gradient = torch.cat([slope.reshape(-1) for slope in slopes])
+
+        def product(v: Tensor) -> Tensor:
+            columns = torch.autograd.grad(
+                gradient, parameters, v, retain_graph=True, materialize_grads=True
+            )
+            return torch.cat([column.reshape(-1) for column in columns])
+
+        return product
+
+
+@dataclass(frozen=True)
+class TruncatedCG:
+    """How (C + lambda I) p = -grad L is solved, and which of the iterates becomes the step.
+
+    Args:
+        stop: rules, the first that applies ends the iteration.
+        iterations: at most.
+        decay: the next solve starts from decay times the last solution.
+        backtracking: among the iterates 1, 2, 3, 4, 5, 7, 9, 11, ... go back from the last as
+            long as the loss itself gets smaller.
+        preconditioner: None, or an object of `kfac_pinn.preconditioners`.
+
+    Source: Martens (2010), sections 4.4 to 4.8.
+    """
+
+    stop: Sequence[StopRule] = (RelativeProgress(),)
+    iterations: int = 250
+    decay: float = 0.95
+    backtracking: bool = True
+    preconditioner: Preconditioner | None = None
+
+    def factor(self, linearization: Linearization, damping: Tensor) -> Operator | None:
+        """The preconditioner at the current parameters, if there is one."""
+        if self.preconditioner is None:
+            return None
+        return self.preconditioner.factor(linearization, damping)
+
+    def solve(
+        self, product: Operator, rhs: Tensor, start: Tensor, inverse: Operator | None
+    ) -> Solution:
+        """The iterates of conjugate gradients from decay * start."""
+        return conjugate_gradients(
+            product,
+            rhs,
+            self.stop,
+            start=self.decay * start,
+            preconditioner=inverse,
+            iterations=self.iterations,
+            keep=geometric_indices(self.iterations) if self.backtracking else (),
+        )
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt:
+    """lambda / factor where the model was right (ratio > high), lambda * factor where not (< low).
+
+    ratio = (L(theta + p) - L(theta)) / (grad L.p + 1/2 p.C p), the model without damping.
+
+    Source: Martens (2010), section 4.1.
+    """
+
+    factor: float = 1.5
+    low: float = 0.25
+    high: float = 0.75
+
+    def multiplier(self, ratio: float) -> float:
+        """By what the damping changes; it rises for a ratio that is not finite."""
+        if ratio > self.high:
+            return 1 / self.factor
+        return 1.0 if ratio >= self.low else self.factor
+
+
+GAUSS_NEWTON, CG, RULE = GGN(), TruncatedCG(), LevenbergMarquardt()
+
+
+class HessianFree(LeastSquaresOptimizer):
+    """Newton or Gauss-Newton steps by truncated conjugate gradients.
+
+        p ~ -(C + lambda I)^-1 grad L,      theta <- theta + length * lr * p
+
+    No matrix is formed: memory is that of a few gradients, whatever the size of the network. Take
+    it where kernel and Gramian are too large; the late steps of an ill-conditioned problem need
+    many iterations or a good preconditioner.
+
+    Args:
+        params: parameters, named parameters or groups; lr and damping may differ by group.
+        lr: multiplies the step before the search.
+        damping: lambda > 0, the first one; live in the groups.
+        curvature: C, `GGN()` or `Hessian()`.
+        solver: stop rules, warm start, backtracking, preconditioner.
+        rule: how the damping follows the decrease ratio; None keeps it.
+        search: by default backtracks by 0.8 to sufficient decrease.
+
+    `stats` tells `cg_iterations`, `cg_reason` (why it stopped), `cg_taken` (the iterate), `ratio`
+    and `damping` (of the next step).
+
+    Source: Martens (2010), "Deep learning via Hessian-free optimization"; Martens & Sutskever
+    (2012).
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1.0,
+        damping: float = 1.0,
+        curvature: Curvature = GAUSS_NEWTON,
+        solver: TruncatedCG = CG,
+        rule: LevenbergMarquardt | None = RULE,
+        search: Search | None = None,
+    ) -> None:
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, found {damping}")
+        default = Armijo(c=1e-2, factor=0.8, trials=60)
+        super().__init__(params, {"lr": lr, "damping": damping}, search or default)
+        self.curvature, self.solver, self.rule = curvature, solver, rule
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        """The last iterate, from products with J^T J: steps go through `propose`."""
+        product = GAUSS_NEWTON.product(linearization)
+        return self._solve(linearization, product).x
+
+    def propose(self, linearization: Linearization, objective: Objective) -> Step:
+        """Solve, go back along the iterates, let the damping follow, search."""
+        curvature = self.curvature.product(linearization, objective.closure)
+        solution = self._solve(linearization, curvature)
+        self.scatter("solution", solution.x)
+        index, p, loss = self._taken(solution, objective)
+        # The model's decrease without damping, 1/2 p.C p + grad L.p, from the recurrence.
+        model = solution.model_values[index] - 0.5 * float(p @ (self.expand("damping") * p))
+        ratio = (loss - linearization.loss) / model if model < 0 else -math.inf
+        self._adapt(ratio)
+        p = p if linearization.gradient @ p < 0 else -linearization.gradient
+        step = self.search(objective, linearization, p * self.expand("lr"))
+        step.info |= {
+            "cg_iterations": solution.iterations,
+            "cg_reason": solution.reason,
+            "cg_taken": index,
+            "ratio": ratio,
+            "damping": float(self.param_groups[0]["damping"]),
+        }
+        return step
+
+    def _solve(self, linearization: Linearization, curvature: Operator) -> Solution:
+        """(C + lambda I) p = -grad L from the last solution."""
+        damping = self.expand("damping")
+        return self.solver.solve(
+            lambda v: curvature(v) + damping * v,
+            -linearization.gradient,
+            self.gather("solution"),
+            self.solver.factor(linearization, damping),
+        )
+
+    def _taken(self, solution: Solution, objective: Objective) -> tuple[int, Tensor, float]:
+        """Index, iterate and its loss, going back from the last one while the loss gets smaller."""
+        (index, p), *earlier = reversed(solution.kept)
+        loss = objective(p)
+        for i, candidate in earlier if self.solver.backtracking else ():
+            if not (smaller := objective(candidate)) < loss:
+                break
+            index, p, loss = i, candidate, smaller
+        return index, p, loss
+
+    def _adapt(self, ratio: float) -> None:
+        if self.rule is not None:
+            for group in self.param_groups:
+                group["damping"] *= self.rule.multiplier(ratio)

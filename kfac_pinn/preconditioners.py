@@ -1,0 +1,121 @@
+"""Preconditioners of conjugate gradients on J^T J + lambda I: cheap inverses M^-1 of a rough M.
+
+They change how many iterations a solve takes, and what a truncated one finds, never its solution.
+The Gramian of a PINN is close to one of low rank, which plain conjugate gradients exploit: measured
+(2-32-32-1 network, 460 residuals, trained, lambda = 1e-5), Nystrom needs 10 iterations where plain
+CG needs 70; a diagonal or Kronecker M helps in the first 20 iterations only and costs many later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.factors import Average, Factors, TraceNormDamping, precondition
+from kfac_pinn.kernels import generator_for
+from kfac_pinn.linalg import nystrom
+from kfac_pinn.linearization import ROWS_BYTES, Linearization
+
+__all__ = [
+    "DiagonalPreconditioner",
+    "KroneckerPreconditioner",
+    "NystromPreconditioner",
+    "Preconditioner",
+]
+
+Operator: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class Preconditioner(Protocol):
+    """How M is built from a linearisation."""
+
+    def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
+        """v -> M^-1 v, symmetric positive definite; v and damping (P,)."""
+
+
+@dataclass(frozen=True)
+class DiagonalPreconditioner:
+    """M = (diag(J^T J) + lambda)^power.
+
+    Args:
+        power: 0.75 tempers the diagonal, as recommended by the source.
+
+    Source: Martens (2010), section 4.7, there with the diagonal of the empirical Fisher matrix.
+    """
+
+    power: float = 0.75
+
+    def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
+        M = (linearization.gramian_diagonal() + damping) ** self.power
+        return lambda v: v / M
+
+
+KFAC_FACTORS = Factors(average=Average(0.0), rule=TraceNormDamping())
+
+
+@dataclass(frozen=True)
+class KroneckerPreconditioner:
+    """M = the Kronecker-factored J^T J of `factors`, of the current points alone.
+
+    Args:
+        factors: Fisher type, weight sharing and damping rule; the damping of a layer is the mean
+            of its parameters'.
+    """
+
+    factors: Factors = KFAC_FACTORS
+
+    def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
+        fresh = self.factors.update({b: {} for b in linearization.blocks}, linearization, 0)
+        inverses = {}
+        for block, entry in fresh.items():
+            level = float(torch.cat([damping[place] for place in block.slices]).mean())
+            inverses[block] = self.factors.invert(block, entry["factors"], level)
+
+        def apply(v: Tensor) -> Tensor:
+            out = v / damping  # of parameters that no residual depends on
+            for block, inverse in inverses.items():
+                precondition(block, inverse, v, out)
+            return out
+
+        return apply
+
+
+@dataclass(frozen=True)
+class NystromPreconditioner:
+    """M = U diag(s + lambda) U^T / (s_min + lambda) + (I - U U^T), J^T J ~ U diag(s) U^T.
+
+    The eigenvectors come from a random projection, of the rank at which s_min is `tail` times the
+    damping; about ten iterations of conjugate gradients are then enough.
+
+    Args:
+        tail: in units of the (smallest) damping.
+        seed: of the projection, the same at every step.
+
+    Source: Frangella, Tropp & Udell (2023), "Randomized Nystrom preconditioning".
+    """
+
+    tail: float = 10.0
+    seed: int = 0
+
+    def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
+        level = float(damping.min())
+        found = nystrom(
+            lambda V: gramian_product(linearization, V),
+            damping,
+            self.tail * level,
+            generator_for(damping, self.seed, 0),
+        )
+        return lambda v: found.precondition(v, level)
+
+
+def gramian_product(linearization: Linearization, V: Tensor) -> Tensor:
+    """J^T J V for V (P, m), from rows of J in batches of bounded memory."""
+    batch = max(1, ROWS_BYTES // (V.element_size() * linearization.size))
+    product = torch.zeros_like(V)
+    for rows, _ in linearization.row_batches(batch):
+        product.addmm_(rows.mT, rows @ V)
+    return product
