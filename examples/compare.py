@@ -1,0 +1,96 @@
+"""Optimizers side by side: tune the baselines, train over seeds, draw the table and the figure.
+
+    python examples/compare.py tune      # every setting of every grid, briefly, on one seed
+    python examples/compare.py train     # the best settings over the seeds; resumes where it was
+    python examples/compare.py report    # table (Markdown, CSV) and figure (PNG)
+
+float64, one thread a run; the same networks, initial parameters and points for all; errors on
+points held out; seconds are CPU seconds of the steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from experiments.figures import error_against_seconds
+from experiments.pages import fill, hardware
+from experiments.recipes import OPTIMIZERS
+from experiments.results import Experiment, best_settings, last_rows, load, markdown, summary
+from experiments.training import run_all
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "compare"
+PAGE = HERE.parent / "docs" / "experiments" / "compare.md"
+FIGURE = HERE.parent / "docs" / "figures" / "compare.png"
+COMPARED = [name for name in OPTIMIZERS if name not in ("engd_layers", "engd_diagonal")]
+TUNING_SEED = 100
+
+# Small enough for every optimizer, with five rows of the Jacobian a parameter where there is a
+# front: fewer would be interpolated without solving the equation between them.
+TASKS = {
+    "poisson_2d": {"network": (16, 16)},
+    "heat_4d": {"network": (16, 16), "points": {"interior": 1500, "conditions": 300}},
+    "burgers": {"network": (16, 16, 16), "points": {"interior": 3000, "conditions": 400}},
+}
+
+
+@app.command()
+def tune(seconds: float = 2.5, jobs: int = 1) -> None:
+    """Try every setting of every grid on one seed; write the best ones."""
+    folder = RESULTS / "tuning"
+    run_all([e for p in TASKS for e in grid(p, seconds)], folder, jobs)
+    tried = load(folder)
+    columns = ["problem", "optimizer", "settings", "step", "relative_l2"]
+    tried = last_rows(tried)[columns].sort_values(columns)
+    tried.to_csv(RESULTS / "tuning.csv", index=False, float_format="%.3g")
+    (RESULTS / "best.json").write_text(json.dumps(best_settings(load(folder)), indent=1) + "\n")
+
+
+@app.command()
+def train(
+    seconds: float = 5.0,
+    seeds: int = 5,
+    jobs: int = 1,
+    optimizer: Annotated[list[str], typer.Option(help="only these; may be repeated")] = COMPARED,
+) -> None:
+    """Train every optimizer with its best settings; what is there already is kept."""
+    best = json.loads((RESULTS / "best.json").read_text())
+    experiments = [
+        Experiment(p, o, seconds=seconds, seed=seed, settings=best[p].get(o, {}), **TASKS[p])
+        for seed, p, o in itertools.product(range(seeds), TASKS, optimizer)
+    ]
+    run_all(experiments, RESULTS, jobs)
+    report()
+
+
+@app.command()
+def report() -> None:
+    """Table and figure of what has been trained."""
+    rows = load(RESULTS)
+    table = summary(rows)
+    table.to_csv(RESULTS / "table.csv", index=False, float_format="%.3g")
+    error_against_seconds(rows, FIGURE)
+    text = f"{markdown(table)}\n![Error against seconds](../figures/compare.png)"
+    fill(PAGE, f"{text}\n\n{hardware(RESULTS)}")
+    typer.echo(markdown(table))
+
+
+def grid(problem: str, seconds: float) -> Iterator[Experiment]:
+    """The experiments of a problem's tuning."""
+    for name in COMPARED:
+        recipe = OPTIMIZERS[name]
+        for values in itertools.product(*recipe.grid.values()):
+            settings = dict(zip(recipe.grid, values, strict=True))
+            if settings:
+                task = {"seconds": seconds, "seed": TUNING_SEED, **TASKS[problem]}
+                yield Experiment(problem, name, settings=settings, **task)
+
+
+if __name__ == "__main__":
+    app()

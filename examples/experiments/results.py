@@ -1,0 +1,184 @@
+"""Result files: one JSON a run, complete enough to make the run again, and tables of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from kfac_pinn.fit import History
+
+__all__ = ["Experiment", "best_settings", "load", "markdown", "save", "summary"]
+
+COLUMNS = (
+    "step", "seconds", "loss", "held_out_loss", "relative_l2", "rms",
+    "damping", "step_length", "ratio",
+)  # fmt: skip
+RUN = ["problem", "network", "parameters", "optimizer", "settings", "budget"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run to make.
+
+    Attributes:
+        problem, optimizer: names in `recipes`.
+        network: hidden widths, () for the problem's smallest published network.
+        seconds, steps: the budget, whichever is spent first; seconds as `Clock` counts them.
+        seed: of initialisation and points.
+        points: numbers of points by term, where they differ from the problem's own.
+        settings: of the optimizer.
+    """
+
+    problem: str
+    optimizer: str
+    network: tuple[int, ...] = ()
+    seconds: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    points: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Experiment:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def name(self) -> str:
+        """What the result file is called."""
+        widths = "-".join(map(str, self.network)) or "small"
+        settings = [f"{key}={value:g}" for key, value in sorted(self.settings.items())]
+        parts = [self.problem, widths, self.optimizer, *settings]
+        parts += [budget(self.seconds, self.steps), f"seed{self.seed}"]
+        return "_".join(parts)
+
+    def path(self, folder: Path) -> Path:
+        """The result file."""
+        return folder / f"{self.name}.json"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the commit that a figure was measured with."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": os.environ.get("KFAC_PINN_COMMIT") or commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "malloc": os.environ.get("MALLOC_TOP_PAD_", "default"),
+        "dtype": str(torch.get_default_dtype()),
+    }
+
+
+def commit() -> str:
+    """The commit checked out, "" outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def processor() -> str:
+    """The model of the processor, as Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def save(folder: Path, experiment: Experiment, model: nn.Module, history: History) -> None:
+    """Write the result of a run, a line a key, numbers with four digits."""
+    curve = pd.DataFrame(history.rows).reindex(columns=COLUMNS).dropna(axis=1, how="all")
+    content = {
+        "experiment": asdict(experiment),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "ended": history.reason,
+        "environment": environment(),
+        "curve": {name: [float(f"{v:.4g}") for v in curve[name]] for name in curve},
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+    experiment.path(folder).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """All rows of all runs in a folder, with the columns of their experiments."""
+    frames = [rows_of(json.loads(path.read_text())) for path in folder.glob("*_seed*.json")]
+    if not frames:
+        raise FileNotFoundError(f"no result files in {folder}")
+    return pd.concat(frames, ignore_index=True).fillna({"relative_l2": float("inf")})
+
+
+def rows_of(content: dict[str, Any]) -> pd.DataFrame:
+    """The curve of one result file with what tells it from others."""
+    experiment = content["experiment"]
+    return pd.DataFrame(content["curve"]).assign(
+        problem=experiment["problem"],
+        network="-".join(map(str, experiment["network"])) or "small",
+        optimizer=experiment["optimizer"],
+        settings=json.dumps(experiment["settings"], sort_keys=True),
+        seed=experiment["seed"],
+        parameters=content["parameters"],
+        budget=budget(experiment["seconds"], experiment["steps"]),
+    )
+
+
+def budget(seconds: float | None, steps: int | None) -> str:
+    """What a run was given, for people and file names."""
+    return f"{seconds:g}s" if seconds else f"{steps}steps"
+
+
+def last_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The final row of every run."""
+    return rows.sort_values("step").groupby([*RUN, "seed"], as_index=False).tail(1)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median, quartiles and worst of the final errors over the seeds, best first."""
+    final = last_rows(rows).groupby(RUN)
+    error = final["relative_l2"]
+    table = pd.DataFrame(
+        {
+            "seeds": final["seed"].nunique(),
+            "steps": final["step"].median(),
+            "relative L2": error.median(),
+            "lower quartile": error.quantile(0.25),
+            "upper quartile": error.quantile(0.75),
+            "worst": error.max(),
+            "RMS": final["rms"].median(),
+        }
+    )
+    return table.reset_index().sort_values(["problem", "parameters", "relative L2"])
+
+
+def best_settings(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
+    """{problem: {optimizer: settings}} with the smallest final held-out error."""
+    final = last_rows(rows)
+    chosen = final.loc[final.groupby(["problem", "optimizer"])["relative_l2"].idxmin()]
+    best: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in chosen.itertuples():
+        best.setdefault(row.problem, {})[row.optimizer] = json.loads(row.settings)
+    return best
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown; numbers with two digits where they are not counts."""
+    lines: list[Iterable[Any]] = [table.columns, ["---"] * len(table.columns)]
+    lines += table.itertuples(index=False)
+    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines) + "\n"
+
+
+def shown(value: Any) -> str:
+    """A cell."""
+    if not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return "–"
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e7 else f"{value:.1e}"
