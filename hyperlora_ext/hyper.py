@@ -62,6 +62,11 @@ class HyperLoRA(nn.Module):
         """The layers whose weights are emitted, in the order of theta."""
         return [m for m in self.template.modules() if isinstance(m, TaskLinear)]
 
+    @property
+    def size(self) -> int:
+        """How many numbers a task is given."""
+        return sum(layer.emission.size for layer in self.layers)
+
     def factors(self, tasks: Tensor) -> Tensor:
         """theta (T, size) of tasks (T, p), or of one task (p,).
 

@@ -1,0 +1,111 @@
+"""How each family is set up for the tables: network, base task, points, and how W0 is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.family import Family
+from hyperlora_ext.problems import burgers1d, burgers2d, kovasznay
+from hyperlora_ext.training import Levenberg
+from kfac_pinn.networks import MLP, PeriodicFeatures
+
+__all__ = ["SETUPS", "Setup"]
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One family as it is measured.
+
+    Attributes:
+        family: tasks, residuals, reference.
+        network: a new base network, float64.
+        path: tasks on which the base is trained, one after the other (a continuation); the last
+            is the base's own.
+        step, judges: points of a step and of the points it is judged on, by condition.
+        hyper_step: points a task, for hypernetworks.
+        hyper_tasks: tasks a step, for hypernetworks.
+    """
+
+    family: Family
+    network: Callable[[], nn.Module]
+    path: tuple[Tensor, ...]
+    step: Sizes
+    judges: Sizes
+    hyper_step: Sizes
+    hyper_tasks: int = 20
+
+    @property
+    def train(self) -> Levenberg:
+        """The schedule for one task."""
+        return Levenberg(self.step, self.judges)
+
+    @property
+    def hyper_train(self) -> Levenberg:
+        """The schedule for a hypernetwork; `hyper_step` is the problem's own size."""
+        return Levenberg()
+
+    def fresh_tasks(self, generator: Generator | None) -> Tensor:
+        """New tasks for every step."""
+        return self.family.space.sample(self.hyper_tasks, generator)
+
+    def base(self, seconds: float, seed: int = 0) -> nn.Module:
+        """W0, trained for so long in all, the longest on the last task of the path."""
+        torch.manual_seed(seed)
+        network = self.network()
+        shares = [1.0] * (len(self.path) - 1) + [2.0]
+        for share, task in zip(shares, self.path, strict=True):
+            self.train(network, self.family.problem(task), seconds=seconds * share / sum(shares))
+        return network
+
+
+def number(value: float) -> Tensor:
+    """A task of one number."""
+    return torch.tensor([value], dtype=torch.float64)
+
+
+def _kovasznay() -> Setup:
+    return Setup(
+        kovasznay(),
+        lambda: MLP((2, *[64] * 5, 3)).double(),
+        (number(40.0),),
+        {"interior": 300, "boundary": 100},
+        {"interior": 1000, "boundary": 200},
+        {"interior": 24, "boundary": 8},
+    )
+
+
+def _burgers1d() -> Setup:
+    family = burgers1d()
+    return Setup(
+        family,
+        lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, *[64] * 5, 1))).double(),
+        (family.space.sample(1, Generator().manual_seed(2026))[0],),
+        {"interior": 2000, "initial": 128},
+        {"interior": 4000, "initial": 256},
+        {"interior": 20, "initial": 10},
+        100,
+    )
+
+
+def _burgers2d() -> Setup:
+    return Setup(
+        burgers2d(),
+        lambda: MLP((3, 64, 64, 64, 2)).double(),
+        tuple(number(nu) for nu in (1e-2, 4e-3, 2e-3, 1e-3, 5e-4)),
+        {"interior": 600, "initial": 120, "boundary": 120},
+        {"interior": 2000, "initial": 400, "boundary": 400},
+        {"interior": 30, "initial": 8, "boundary": 8},
+    )
+
+
+SETUPS: dict[str, Callable[[], Setup]] = {
+    "kovasznay": _kovasznay,
+    "burgers1d": _burgers1d,
+    "burgers2d": _burgers2d,
+}

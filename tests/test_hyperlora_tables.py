@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from hyperlora_ext import paper, tables
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.problems import kovasznay
+from hyperlora_ext.setups import SETUPS, Setup, number
+from hyperlora_ext.tables import Budget, main, markdown, table_1, table_2, table_3
+from kfac_pinn.networks import MLP
+
+TINY = Budget(base=0.3, task=0.05, hyper=0.1, tasks=1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setup of the same kind that takes no time."""
+    few = {"interior": 12, "boundary": 8}
+    family = kovasznay()
+    family = type(family)(**{**vars(family), "grid": family.grid[::50], "counts": (2, 2, 2)})
+
+    def make() -> Setup:
+        network = lambda: MLP((2, 6, 6, 3)).double()  # noqa: E731
+        return Setup(family, network, (number(40.0),), few, few, few, 3)
+
+    monkeypatch.setitem(SETUPS, "kovasznay", make)
+    monkeypatch.setattr(
+        tables, "HyperLoRA", lambda base, space, rank=1: HyperLoRA(base, space, rank, (6, 6))
+    )
+
+
+def test_table_1_has_the_baseline_and_the_papers_column() -> None:
+    rows = list(table_1("kovasznay", TINY, ranks=(1, 2)))
+    assert [r["method"] for r in rows] == ["untouched W0", "PINN", "F-PINN", "L-PINN 1", "L-PINN 2"]
+    assert rows[3]["paper mse"] == 8.16e-7 and rows[0]["paper mse"] is None
+    assert all(r["mse"] <= r["worst_mse"] for r in rows)
+
+
+def test_table_2_measures_the_four_task_sets() -> None:
+    rows = list(table_2("kovasznay", TINY, ranks=(1, None)))
+    assert [r["method"] for r in rows[:4]] == ["data", "weights", "pinns", "physics"]
+    assert all({"train", "valid", "test", "extrapolation"} <= set(r) for r in rows)
+    assert rows[3]["paper test"] == 1.80e-6 and rows[7]["rank"] == "*"
+
+
+def test_table_3_times_a_new_task() -> None:
+    rows = {r["method"]: r for r in table_3("kovasznay", TINY)}
+    assert rows["predict"]["seconds"] < 0.1 < rows["predict"]["paper seconds"]
+    assert {"predict, certify, polish", "L-PINN 4", "F-PINN", "PINN", "reference"} <= set(rows)
+
+
+def test_the_command_prints_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["3", "kovasznay", "--base", "0.1", "--task", "0.05", "--hyper", "0.05"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 8
+    assert list(markdown(iter([{"a": 1e-9, "b": None, "c": "x"}])))[2] == "| 1e-09 |  | x |"
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def ratios(top: Callable[[str], float], bottom: Callable[[str], float]) -> list[float]:
+    return [top(name) / bottom(name) for name in paper.TABLE_1]
+
+
+def test_what_the_papers_text_says_of_its_own_tables() -> None:
+    t1 = {f: {m: e for m, (e, _) in rows.items()} for f, rows in paper.TABLE_1.items()}
+
+    def best(f: str) -> float:
+        return t1[f]["L-PINN 4"]
+
+    # "2.78 %, 32.56 %, 2.11 % improvement from rank 1 to 4" are factors.
+    gains = ratios(lambda f: t1[f]["L-PINN 1"], best)
+    assert gains == pytest.approx([2.79, 2.12, 32.6], rel=5e-3)
+    # "3.98x better than PINNs, 2.23x than fine-tuned ones".
+    assert mean(ratios(lambda f: t1[f]["PINN"], best)) == pytest.approx(4.00, abs=0.01)
+    assert mean(ratios(lambda f: t1[f]["F-PINN"], best)) == pytest.approx(2.24, abs=0.01)
+    # "10.25x faster than fine-tuned (printed times: 10.6), 13.21x than PINNs".
+    t3 = paper.TABLE_3
+    assert mean([fine / lora for _, fine, lora, _ in t3.values()]) == pytest.approx(10.6, abs=0.05)
+    assert mean([full / lora for full, _, lora, _ in t3.values()]) == pytest.approx(13.2, abs=0.05)
+
+
+def test_the_benchmarks_are_not_what_the_text_says() -> None:
+    t2 = paper.TABLE_2
+    test = {f: {m: rows[4][2] for m, rows in t2[f].items()} for f in t2}
+    lora = {f: paper.TABLE_1[f]["L-PINN 4"][0] for f in t2}
+    # Benchmark 1 on 2D Burgers "10.15x worse": 9.91. Benchmark 3 "1.36x, 4.19x, 463x": 10.2, 479.
+    assert test["burgers2d"]["data"] / lora["burgers2d"] == pytest.approx(9.91, abs=0.01)
+    assert test["burgers2d"]["pinns"] / lora["burgers2d"] == pytest.approx(10.2, abs=0.05)
+    assert test["burgers1d"]["pinns"] / lora["burgers1d"] == pytest.approx(479, abs=1)
+    # "3.61x worse than L-PINN on average": 3.87.
+    worse = [test[f]["physics"] / lora[f] for f in t2]
+    assert mean(worse) == pytest.approx(3.87, abs=0.01)
+    # "The optimal rank is 4", but on 2D Burgers rank 8 is not worse.
+    assert t2["burgers2d"]["physics"][8][2] < t2["burgers2d"]["physics"][4][2]
+    # Rank 1 on Kovasznay has a larger error on the tasks it was trained on.
+    assert t2["kovasznay"]["data"][1][0] > t2["kovasznay"]["data"][1][2]
