@@ -68,6 +68,8 @@ class Jet:
         self.data, self.basis = data, basis
         # Views share `memory`, a count of in-place changes; `seen` is the count this jet knows of.
         self.memory, self.seen = [0], 0
+        # Directions (D, d) where the jet is a straight line with the same ones at all points.
+        self.velocity: Tensor | None = None
 
     @classmethod
     def constant(cls, value: Tensor, basis: Basis) -> Jet:
@@ -103,7 +105,7 @@ class Jet:
             found, own = tuple(other.shape), tuple(self.shape)
             raise RuntimeError(f"the in-place result has shape {found}, the jet {own}")
         self.memory[0] += 1
-        self.data, self.seen = other.data, self.memory[0]
+        self.data, self.seen, self.velocity = other.data, self.memory[0], other.velocity
         return self
 
     def orders(self) -> tuple[Tensor, ...]:

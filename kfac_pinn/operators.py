@@ -82,7 +82,9 @@ def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:
     if basis.order == 1:
         velocity = basis.collapse(velocity)
     zeros = x.new_zeros(()).expand(sum(basis.sizes[2:]), *x.shape)
-    return Jet(torch.cat([x.unsqueeze(0), velocity, zeros]), basis)
+    jet = Jet(torch.cat([x.unsqueeze(0), velocity, zeros]), basis)
+    jet.velocity = v if v.ndim == 2 else None
+    return jet
 
 
 def gradient(u: Function, x: Tensor) -> Tensor:

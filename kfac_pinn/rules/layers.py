@@ -20,10 +20,21 @@ def linear_layer(x: Any, weight: Any, bias: Any = None) -> Jet:
     if not isinstance(x, Jet) or isinstance(weight, Jet):  # the weights depend on x
         y = torch.matmul(x, weight.mT)
         return y if bias is None else y + bias
-    y = x.like(F.linear(x.data, weight))
     if isinstance(bias, Jet):
-        return y + bias
+        return linear_layer(x, weight) + bias
+    if x.velocity is not None:
+        return first_layer(x, x.velocity, weight, bias)
+    y = x.like(F.linear(x.data, weight))
     return y if bias is None else shift(y, bias, fresh=True)
+
+
+def first_layer(x: Any, velocity: Any, weight: Any, bias: Any) -> Any:
+    """On a straight line: the first derivatives are the same at all points, the others vanish."""
+    value = F.linear(x.value, weight, bias)
+    slope = F.linear(x.basis.collapse(velocity) if x.basis.order == 1 else velocity, weight)
+    rows = [value[None], slope[:, None].expand(-1, *value.shape)]
+    rest = len(x.data) - 1 - len(slope)
+    return x.like(torch.cat([*rows, value.new_zeros(()).expand(rest, *value.shape)]))
 
 
 def convolution(function: Any) -> None:
