@@ -72,15 +72,16 @@ class Decomposition:
         inside = (self.b / (curvature + damping)).square() * (curvature / 2 + damping)
         return float(inside.sum() + self.outside.square().sum() / damping)
 
-    def damping(self, radius: float, iterations: int = 60) -> float:
+    def damping(self, radius: float, iterations: int = 40) -> float:
         """lambda with ||p(lambda)|| = radius, by bisection of log lambda.
 
         From ||p|| = radius follows lambda <= ||(b, e')|| / radius. Below (eps S_1)^2 J itself is
         rounding, so that a radius beyond the step there returns that damping.
         """
+        tiny = torch.finfo(torch.float64).tiny
         slope = float((self.b.square().sum() + self.outside.square().sum()).sqrt())
-        low = 2 * math.log(torch.finfo(self.S.dtype).eps * float(self.S[0]) + 1e-300)
-        high = max(low, math.log(slope + 1e-300) - math.log(radius))
+        low = 2 * math.log(torch.finfo(self.S.dtype).eps * float(self.S[0]) + math.sqrt(tiny))
+        high = max(low, math.log(slope + tiny) - math.log(radius + tiny))
         for _ in range(iterations):
             middle = (low + high) / 2
             if float(self.norm(self.S.new_tensor(math.exp(middle)))) > radius:

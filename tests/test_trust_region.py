@@ -61,7 +61,7 @@ def test_decrease_is_that_of_the_quadratic_model(shape, seed, damping, with_exce
 def test_norm_is_the_length_of_the_step(shape, seed, damping, with_excess):
     decomposition = Decomposition(*draw(shape, seed, with_excess))
     length = decomposition.norm(torch.tensor(damping, dtype=torch.float64))
-    torch.testing.assert_close(length, decomposition.step(damping).norm(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(length, decomposition.step(damping).norm(), rtol=1e-10, atol=0)
 
 
 @given(shapes, seeds, st.floats(-6, 0).map(lambda x: 10.0**x), flags)

@@ -1,0 +1,234 @@
+"""GaussNewton: its step against a dense solve, sketches against the whole, and what it reaches."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from torch import Generator
+
+from kfac_pinn import GaussNewton, linearize
+from kfac_pinn.compression import Exact, Sketch
+from kfac_pinn.networks import MLP
+from kfac_pinn.operators import taylor
+from kfac_pinn.problem import relative_l2
+from kfac_pinn.problems import poisson_2d
+from kfac_pinn.residuals import ConvexLoss
+from kfac_pinn.trust_region import TargetSchedule
+
+
+def setting(sizes=(2, 8, 8, 1), points=(60, 20), dtype=torch.float64, order=None):
+    """A network and the residuals of 2d Poisson, points optionally in another order."""
+    torch.manual_seed(0)
+    model, problem = MLP(sizes).to(dtype), poisson_2d()
+    batch = problem.sample(
+        Generator().manual_seed(0), dict(zip(problem.terms, points, strict=True)), dtype
+    )
+    if order is not None:
+        batch = type(batch)(batch.terms, {k: x[order(len(x))] for k, x in batch.points.items()})
+    return model, batch.residuals(model)
+
+
+def flat(model):
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def ritz(model):
+    """Deep Ritz: the energy of -Laplace u = 1 and a penalty on the boundary."""
+    x = torch.rand(50, 2, generator=Generator().manual_seed(0), dtype=torch.float64)
+    edge = x.clone()
+    edge[:, 0] = edge[:, 0].round()
+
+    def energy(u, *du):
+        return sum(p**2 for p in du) / 2 - u
+
+    def residuals():
+        u, du = taylor(model, x, order=1)
+        return ConvexLoss((u, *du), energy), 10 * model(edge)
+
+    return residuals
+
+
+def problems():
+    model, residuals = setting()
+    yield model, residuals
+    model, residuals = setting(sizes=(2, 4, 1))  # more rows than parameters
+    yield model, residuals
+    model = MLP((2, 6, 1)).double()
+    yield model, ritz(model)
+
+
+@pytest.mark.parametrize("index", range(3), ids=["wide", "tall", "Ritz"])
+def test_the_step_is_the_damped_solve_and_keeps_its_word(index):
+    model, residuals = list(problems())[index]
+    parameters = list(model.parameters())
+    optimizer = GaussNewton(parameters)
+    for _ in range(3):
+        lin, before = linearize(residuals, parameters), flat(model)
+        optimizer.step(residuals)
+        if optimizer.stats["reason"]:
+            continue
+        J, damping, p = lin.rows(), optimizer.stats["damping"], flat(model) - before
+        damped = J.mT @ J + damping * torch.eye(lin.size).to(J)
+        expected = -torch.linalg.solve(damped, lin.gradient)
+        assert (p - expected).norm() <= 1e-6 * expected.norm()
+        predicted = -(lin.gradient @ p + 0.5 * (J @ p).square().sum())
+        actual = lin.loss - float(linearize(residuals, parameters).loss)
+        assert optimizer.stats["ratio"] == pytest.approx(float(actual / predicted), rel=1e-6)
+        assert optimizer.stats["radius"] == pytest.approx(float(p.norm()), rel=1e-6)
+
+
+def test_direction_has_the_length_of_the_last_step():
+    model, residuals = setting()
+    optimizer = GaussNewton(model.parameters())
+    optimizer.step(residuals)
+    direction = optimizer.direction(linearize(residuals, list(model.parameters())))
+    assert float(direction.norm()) == pytest.approx(optimizer.stats["radius"], rel=1e-8)
+
+
+def test_a_low_target_is_hit():
+    model, residuals = setting()
+    optimizer = GaussNewton(model.parameters())
+    hit = []
+    for _ in range(15):
+        optimizer.step(residuals)
+        hit.append(optimizer.stats["ratio"])
+    assert sum(0.075 <= ratio <= 0.25 for ratio in hit) >= 12
+
+
+@pytest.mark.parametrize("excess", [False, True], ids=["squares", "Ritz"])
+def test_a_sketch_of_everything_is_exact(excess):
+    model, residuals = setting(sizes=(2, 6, 1))
+    lin = linearize(ritz(model) if excess else residuals, list(model.parameters()))
+    exact = Exact()(lin, Generator())
+    whole = Sketch(rows=10**6, columns=lin.size)(lin, Generator().manual_seed(0))
+    for damping in (1e-4, 1.0):
+        torch.testing.assert_close(whole.step(damping), exact.step(damping), rtol=1e-9, atol=1e-9)
+
+
+def test_sketched_columns_give_the_minimiser_in_their_subspace():
+    model, residuals = setting()
+    lin = linearize(residuals, list(model.parameters()))
+    decomposition = Sketch(columns=30)(lin, Generator().manual_seed(1))
+    p, J, damping = decomposition.step(0.1), lin.rows(), 0.1
+    gradient = J.mT @ (J @ p + lin.residual) + damping * p
+    generator = Generator().manual_seed(1)
+    basis = Sketch(columns=30)(lin, generator)  # the same sketch: its steps span the subspace
+    directions = torch.stack([basis.step(d) for d in (1e-3, 1e-2, 1.0, 10.0)])
+    assert (directions @ gradient).abs().max() <= 1e-10 * gradient.norm() * directions.norm()
+    length = float(decomposition.norm(torch.tensor(0.1, dtype=torch.float64)))
+    assert float(p.norm()) == pytest.approx(length, rel=1e-10)
+
+
+def test_sketched_rows_approach_the_whole():
+    model, residuals = setting(sizes=(2, 4, 1), points=(600, 200))
+    lin = linearize(residuals, list(model.parameters()))
+    exact = Exact()(lin, Generator()).step(1e-2)
+
+    def error(rows):
+        seeds = range(10)
+        steps = [Sketch(rows)(lin, Generator().manual_seed(s)).step(1e-2) for s in seeds]
+        return float(sum((p - exact).norm() for p in steps) / len(steps) / exact.norm())
+
+    assert error(40) > 1.5 * error(160) > 2.25 * error(640)
+    assert error(800) <= 1e-9
+
+
+def test_the_order_of_the_points_does_not_matter():
+    trajectories = []
+    for order in (None, lambda n: torch.arange(n).flip(0)):
+        model, residuals = setting(order=order)
+        optimizer = GaussNewton(model.parameters())
+        for _ in range(3):
+            optimizer.step(residuals)
+        trajectories.append(flat(model))
+    torch.testing.assert_close(*trajectories, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("compression", [Exact(), Sketch(40, 60)], ids=["exact", "sketch"])
+def test_a_restored_run_continues_as_if_never_stopped(compression):
+    def make(model):
+        schedule = TargetSchedule(patience=4)  # the second stage begins within the test
+        return GaussNewton(model.parameters(), compression=compression, schedule=schedule)
+
+    model, residuals = setting()
+    optimizer = make(model)
+    for _ in range(4):
+        optimizer.step(residuals)
+    file = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict()), file)
+    for _ in range(6):
+        optimizer.step(residuals)
+
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    again, residuals = setting()
+    restored = make(again)
+    again.load_state_dict(weights)
+    restored.load_state_dict(state)
+    for _ in range(6):
+        restored.step(residuals)
+    assert torch.equal(flat(model), flat(again))
+    assert optimizer.common == restored.common
+    assert optimizer.common["second_stage"]
+
+
+def test_a_failing_closure_changes_nothing():
+    model, residuals = setting()
+    optimizer = GaussNewton(model.parameters())
+    optimizer.step(residuals)
+    before, state, calls = flat(model), dict(optimizer.common), iter(range(10))
+
+    def failing():
+        if next(calls) == 2:  # in the middle of the trials
+            raise RuntimeError("power cut")
+        return residuals()
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        optimizer.step(failing)
+    assert torch.equal(flat(model), before) and optimizer.common == state
+
+
+def test_an_overflowing_trial_is_a_missed_target():
+    model, residuals = setting()
+    optimizer, origin = GaussNewton(model.parameters()), flat(model)
+
+    def guarded():
+        far = (flat(model) - origin).norm() > 0.05
+        return {name: r * (math.inf if far else 1) for name, r in residuals().items()}
+
+    optimizer.step(guarded)
+    optimizer.step(guarded)
+    assert (flat(model) - origin).norm() <= 0.05
+
+
+def test_at_the_solution_it_stays_and_says_why():
+    weight = torch.nn.Parameter(torch.tensor([2.0, 3.0], dtype=torch.float64))
+    optimizer = GaussNewton([weight])
+    optimizer.step(lambda: weight - torch.tensor([2.0, 3.0], dtype=torch.float64))
+    assert weight.tolist() == [2.0, 3.0]
+    assert "no radius" in optimizer.stats["reason"]
+
+
+def test_lr_scales_the_steps_of_its_group():
+    model, residuals = setting()
+    *first, last = model.layers
+    slow = {"params": last.parameters(), "lr": 1e-12}
+    optimizer = GaussNewton([{"params": [p for m in first for p in m.parameters()]}, slow])
+    before = last.weight.detach().clone()
+    optimizer.step(residuals)
+    assert (last.weight - before).norm() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "goal"), [(torch.float64, 1e-6), (torch.float32, 1e-3)], ids=["float64", "float32"]
+)
+def test_poisson_without_tuning(dtype, goal):
+    model, residuals = setting((2, 10, 10, 1), (200, 60), dtype)
+    optimizer = GaussNewton(model.parameters())
+    held_out = poisson_2d().held_out(Generator().manual_seed(1), 1000, dtype)
+    for _ in range(140):
+        optimizer.step(residuals)
+    assert relative_l2(model, poisson_2d().solution, held_out) <= goal
