@@ -70,6 +70,12 @@ def test_equations_cited_exist() -> None:
             assert 1 <= int(cited) <= count, f"{source.name} cites eq. ({cited}) of {count}"
 
 
+def test_pages_cited_exist() -> None:
+    for source in (ROOT / "kfac_pinn").rglob("*.py"):
+        for page in re.findall(r"docs/[\w/]+\.md", source.read_text()):
+            assert (ROOT / page).exists(), f"{source.name} cites {page}"
+
+
 def test_the_readme_says_what_each_file_is_for() -> None:
     text = (ROOT / "README.md").read_text()
     for path in sorted((ROOT / "kfac_pinn").iterdir()):
