@@ -46,6 +46,7 @@ def train(
     steps: int | None = None,
     seeds: int = 1,
     settings: Json = "",
+    device: str = "cpu",
     folder: Path = RESULTS,
     jobs: Annotated[int, typer.Option(help="processes; bars are shown for one only")] = 1,
 ) -> None:
@@ -53,6 +54,7 @@ def train(
     if not (seconds or steps):
         raise typer.BadParameter("give --seconds or --steps: the run has no end")
     budget = Experiment(problem.value, optimizer.value, widths(network), seconds, steps)
+    budget = budget.replace(device=device, resample=published_resampling(budget))
     chosen = json.loads(settings) if settings else known_settings(budget)
     runs = [budget.replace(seed=seed, settings=chosen) for seed in range(seeds)]
     if jobs > 1:
@@ -78,6 +80,7 @@ def sweep(
     """Tune an optimizer on one seed; the best settings are written for `train` to use."""
     sampler = optuna.samplers.TPESampler(seed=0) if bayesian else optuna.samplers.RandomSampler(0)
     base = Experiment(problem.value, optimizer.value, widths(network), seconds, seed=100)
+    base = base.replace(resample=published_resampling(base))
 
     def error(trial: optuna.Trial) -> float:
         settings = {name: suggest(trial, name) for name in OPTIMIZERS[base.optimizer].settings}
@@ -113,6 +116,12 @@ def suggest(trial: optuna.Trial, name: str) -> float:
     """A value of a setting from its space."""
     low, high, logarithmic = SPACES[name]
     return trial.suggest_float(name, low, high, log=logarithmic)
+
+
+def published_resampling(experiment: Experiment) -> int | None:
+    """1 where the published runs of this optimizer drew new points every step."""
+    resampled = PROBLEMS[experiment.problem]().resample_every is not None
+    return 1 if resampled and OPTIMIZERS[experiment.optimizer].fresh else None
 
 
 def known_settings(experiment: Experiment) -> dict[str, float]:

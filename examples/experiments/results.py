@@ -37,6 +37,8 @@ class Experiment:
         seconds, steps: the budget, whichever is spent first; seconds as `Clock` counts them.
         seed: of initialisation and points.
         points: numbers of points by term, where they differ from the problem's own.
+        resample: steps after which new points are drawn; None: as the problem says.
+        device: that the run is on.
         settings: of the optimizer.
     """
 
@@ -47,6 +49,8 @@ class Experiment:
     steps: int | None = None
     seed: int = 0
     points: dict[str, int] = field(default_factory=dict)
+    resample: int | None = None
+    device: str = "cpu"
     settings: dict[str, float] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Experiment:
@@ -59,6 +63,7 @@ class Experiment:
         widths = "-".join(map(str, self.network)) or "small"
         settings = [f"{key}={value:g}" for key, value in sorted(self.settings.items())]
         parts = [self.problem, widths, self.optimizer, *settings]
+        parts += [f"every{self.resample}"] if self.resample else []
         parts += [budget(self.seconds, self.steps), f"seed{self.seed}"]
         return "_".join(parts)
 
@@ -67,14 +72,14 @@ class Experiment:
         return folder / f"{self.name}.json"
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """Versions, hardware and the commit that a figure was measured with."""
     return {
         "command": " ".join(["python", *sys.argv]),
         "commit": os.environ.get("KFAC_PINN_COMMIT") or commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": processor(),
+        "processor": processor() if device == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
         "malloc": os.environ.get("MALLOC_TOP_PAD_", "default"),
         "dtype": str(torch.get_default_dtype()),
@@ -101,7 +106,7 @@ def save(folder: Path, experiment: Experiment, model: nn.Module, history: Histor
         "experiment": asdict(experiment),
         "parameters": sum(p.numel() for p in model.parameters()),
         "ended": history.reason,
-        "environment": environment(),
+        "environment": environment(experiment.device),
         "curve": {name: [float(f"{v:.4g}") for v in curve[name]] for name in curve},
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]

@@ -21,21 +21,19 @@ from kfac_pinn.networks import MLP
 
 __all__ = ["Bar", "Clock", "network_of", "run_all", "train"]
 
+NEVER = 10**12  # steps
 ROWS = 30  # of a result: enough for a curve, small enough to commit
 
 
 class Clock(Callback):
     """Counts the seconds of `optimizer.step`, and records rows evenly over them.
 
-    CPU seconds by default: of one thread on a CPU they are what the wall clock of an idle machine
-    would show, and what else runs there does not count. On a GPU take `time.perf_counter`.
-
     Args:
         interval: seconds between two rows.
-        clock: returns seconds.
+        clock: returns seconds (`cpu_seconds`, `gpu_seconds`).
     """
 
-    def __init__(self, interval: float, clock: Callable[[], float] = time.process_time) -> None:
+    def __init__(self, interval: float, clock: Callable[[], float]) -> None:
         self.interval, self.clock = interval, clock
         self.spent = self.began = self.recorded = 0.0
 
@@ -55,6 +53,17 @@ class Clock(Callback):
 
     def _end(self, *_: Any) -> None:
         self.spent += self.clock() - self.began
+
+
+def cpu_seconds() -> float:
+    """What the wall clock of an idle machine would show: other work there does not count."""
+    return time.process_time()
+
+
+def gpu_seconds() -> float:
+    """The wall clock, after all queued work is done."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Bar(Callback):
@@ -87,8 +96,9 @@ def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str,
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(experiment.seed)
     problem = PROBLEMS[experiment.problem]()
-    model = network_of(experiment)
+    model = network_of(experiment).to(experiment.device)
     optimizer = OPTIMIZERS[experiment.optimizer].build(model.parameters(), **experiment.settings)
+    clock = cpu_seconds if experiment.device == "cpu" else gpu_seconds
     checkpoint = folder / f"{experiment.name}.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = fit(
@@ -97,11 +107,11 @@ def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str,
         optimizer,
         steps=experiment.steps,
         seconds=experiment.seconds,
-        every=max(1, (experiment.steps or 10**12) // ROWS),
+        every=max(1, (experiment.steps or NEVER) // ROWS),
         seed=experiment.seed,
-        sampling=Every(problem.resample_every or 10**12, experiment.points),
+        sampling=Every(experiment.resample or problem.resample_every or NEVER, experiment.points),
         callbacks=[
-            Clock(max((experiment.seconds or math.inf) / ROWS, 0.15)),
+            Clock(max((experiment.seconds or math.inf) / ROWS, 0.15), clock),
             Checkpoint(checkpoint, every=500),
             *([Bar(experiment)] if show else []),
         ],
