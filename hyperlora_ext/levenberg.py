@@ -1,8 +1,7 @@
-"""Levenberg-Marquardt for few parameters or few rows, accepted on points it was not fitted to."""
+"""Levenberg-Marquardt for few parameters or few rows, with a veto of points not fitted to."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +23,18 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
     cheaper than `GaussNewton`, which decomposes J, and less accurate where J is nearly singular.
     Adapters have few parameters and hypernetworks few rows: both are cheap here.
 
-    A few hundred residuals are soon fitted better than the equation is solved. So a step is
-    accepted only if it lowers the loss on `held_out`; if none does, the point set is exhausted, and
-    it is time for new points.
+    A few hundred residuals can be fitted without solving the equation. So a step is accepted only
+    if it lowers the loss on its points and does not raise that on `held_out` by more than
+    `slack`: a veto, no more, for a fixed sample that chose every step would be fitted in its turn.
+    After a veto the point set is exhausted (`stats["vetoed"]`), and it is time for new points.
 
     Args:
         params: to be trained.
         lr: multiplies the step.
-        held_out: a second closure, of other points; None: the points of the step.
+        held_out: a second closure, of other points; None: no veto.
         damping: mu of the first trial, as a fraction of the mean diagonal of J^T J.
         trials: dampings tried in a step, each four times the last.
+        slack: of the veto, as a fraction of the held-out loss.
 
     Source: Levenberg (1944), Marquardt (1963); the ratio test as Nocedal & Wright (2006), ch. 4.
     """
@@ -44,40 +45,43 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
         lr: float = 1.0,
         held_out: Callable[[], Any] | None = None,
         damping: float = 1e-3,
-        trials: int = 4,
+        trials: int = 6,
+        slack: float = 0.1,
     ) -> None:
         super().__init__(params, {"lr": lr}, FixedStep())
-        self.held_out, self.damping, self.trials = held_out, damping, trials
+        self.held_out, self.damping = held_out, damping
+        self.trials, self.slack = trials, slack
 
     def direction(self, linearization: Linearization) -> Tensor:
         """The step at the present damping."""
         return Solver(linearization).step(self.common["damping"])
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
-        """The first of the trials that lowers the loss on the held-out points."""
+        """The first of the trials that descends and is not vetoed."""
         solver, lr = Solver(linearization), self.expand("lr")
-        loss, evaluate = self._judge(linearization, objective)
+        judge = self._judge(objective)
         first = damping = self.common.get("damping", self.damping * solver.mean_diagonal)
+        vetoed = False
         for _ in range(self.trials):
-            step = solver.step(damping)
-            new_loss = evaluate(lr * step)
-            ratio = (loss - new_loss) / max(solver.decrease(step, damping), 1e-300)
-            if new_loss < loss:
+            step = lr * solver.step(damping)
+            loss = objective(step)
+            ratio = (linearization.loss - loss) / max(solver.decrease(step, damping), 1e-300)
+            vetoed = ratio > 0 and not judge(step)
+            if ratio > 0 and not vetoed:
                 self.common["damping"] = damping * factor(ratio)
-                info = {"damping": damping, "ratio": ratio, "held_out": new_loss}
-                return Step(lr * step, math.nan, info)
+                return Step(step, loss, {"damping": damping, "ratio": ratio, "vetoed": 0})
             damping *= 4.0
-        self.common["damping"] = 4.0 * first  # not where it ended: new points may do
-        return Step(None, info={"reason": "no damping lowers the loss on the held-out points"})
+        self.common["damping"] = first if vetoed else damping
+        reason = "the held-out loss rises" if vetoed else "no damping lowers the loss"
+        return Step(None, info={"reason": reason, "damping": damping, "vetoed": int(vetoed)})
 
-    def _judge(
-        self, linearization: Linearization, objective: Objective
-    ) -> tuple[float, Callable[[Tensor], float]]:
-        """The loss to lower, here and at displacements."""
+    def _judge(self, objective: Objective) -> Callable[[Tensor], bool]:
+        """Whether a displacement is acceptable on the held-out points."""
         if self.held_out is None:
-            return linearization.loss, objective
-        judge = Objective(self.held_out, objective.parameters)
-        return judge(torch.zeros_like(judge.origin)), judge
+            return lambda step: True
+        held_out = Objective(self.held_out, objective.parameters)
+        bound = (1 + self.slack) * held_out(torch.zeros_like(held_out.origin))
+        return lambda step: held_out(step) <= bound
 
 
 class Solver:

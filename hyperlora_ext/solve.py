@@ -62,10 +62,10 @@ def solve(
     more = {k: 2 * n for k, n in (sizes or {}).items()}
     judges = problem.sample(generator, more, like.dtype, like.device).residuals(model)
     loss = predicted = certificate(judges)
+    points = problem.sample(generator, sizes, like.dtype, like.device).residuals(model)
     optimizer, taken = LevenbergMarquardt(model.parameters(), held_out=judges), 0
     while loss > tolerance and taken < steps:
-        points = problem.sample(generator, sizes, like.dtype, like.device)
-        optimizer.step(points.residuals(model))
+        optimizer.step(points)
         loss, taken = certificate(judges), taken + 1
     return Solved(model, predicted, loss, taken, time.perf_counter() - start)
 

@@ -22,6 +22,7 @@ __all__ = [
     "PUBLISHED_HYPER",
     "PUBLISHED_PINN",
     "Data",
+    "Exhausted",
     "Levenberg",
     "Objective",
     "Patience",
@@ -149,17 +150,20 @@ def task_problem(
 
 @dataclass(frozen=True)
 class Levenberg:
-    """Our schedule: Levenberg-Marquardt, new points for every step, accepted on held-out ones.
+    """Our schedule: Levenberg-Marquardt on points that are kept until held-out ones object.
+
+    On points kept, a smooth problem converges as collocation does, quadratically; new ones for
+    every step would disturb it. Where they are too few, the veto asks for new ones.
 
     Attributes:
         sizes: points of a step, by condition; the problem's own by default.
         held_out: points (and tasks) the steps are judged on, by condition.
-        every: steps between new points; on old ones, most of a step would be overfitting.
+        every: steps after which the points are renewed anyway.
     """
 
     sizes: Sizes | None = None
     held_out: Sizes | None = None
-    every: int = 1
+    every: int = 25
 
     def __call__(
         self,
@@ -175,10 +179,23 @@ class Levenberg:
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
         kind = on_tasks(LevenbergMarquardt) if isinstance(model, HyperLoRA) else LevenbergMarquardt
         optimizer = kind(model.parameters(), held_out=judges.residuals(model))
-        sampling = Every(self.every, self.sizes)
+        sampling = Exhausted(self.every, self.sizes)
         return fit(
             model, problem, optimizer, steps=steps, seconds=seconds, seed=seed, sampling=sampling
         )
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """New points after a veto of the held-out ones, and every so many steps."""
+
+    every: int
+    sizes: Sizes | None = None
+
+    def __call__(self, run: Run) -> Batch | None:
+        stats = getattr(run.optimizer, "stats", {})
+        due = run.step % self.every == 0 or stats.get("vetoed")
+        return run.draw(self.sizes) if due else None
 
 
 @dataclass(frozen=True)

