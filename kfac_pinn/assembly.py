@@ -152,7 +152,9 @@ class Backward:
         self.shares = [
             Share(each.tensor, flat_rows(gradient, self.points).__getitem__)
             for each, gradient in zip(broadcasts, gradients[len(uses) :], strict=True)
-            if gradient is not None and self.points in (1, len(gradient))
+            if gradient is not None
+            and self.points in (1, len(gradient))
+            and not mixes_points(each.tensor, uses)
         ]
         self.shares += [s for use in self.g for s in self._computed(use, layers)]
         self._separate_single_points()
@@ -183,10 +185,16 @@ class Backward:
 def backward(
     output: Tensor, places: Sequence[Tensor] | Sequence[GradientEdge]
 ) -> Sequence[Tensor | None]:
-    """d (sum_n r_n) / d place, None where r does not depend on it; the graph is kept."""
+    """d (sum of all entries) / d place, None where there is no path; the graph is kept."""
     if not places:
         return []
     return torch.autograd.grad(output.sum(), places, retain_graph=True, allow_unused=True)
+
+
+def mixes_points(tensor: Tensor, uses: Sequence[Use]) -> bool:
+    """Whether a tensor that all points read, a mean of outputs say, was computed from many."""
+    many = [use.output for use in uses if use.inputs.shape[1] > 1]
+    return not tensor.is_leaf and any(g is not None for g in backward(tensor, many))
 
 
 def inputs_of(use: Use, layer: Layer, points: int) -> LayerInputs:

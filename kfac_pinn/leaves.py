@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["Share", "chain", "leaf_rows"]
+__all__ = ["Share", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
 
 BYTES = 2**27
 
@@ -65,7 +65,23 @@ def agrees(rows: Tensor | None, u: Tensor, product: Tensor) -> bool:
     if rows is None:
         return False
     error, size = u @ rows - product.reshape(-1), u.abs() @ rows.abs()
-    return bool(error.norm() <= math.sqrt(torch.finfo(rows.dtype).eps) * size.norm())
+    return bool(error.norm() <= tolerance(rows) * size.norm())
+
+
+def tolerance(like: Tensor) -> float:
+    """Relative error above which two ways to the same product differ: the root of the rounding."""
+    rounding = 2.0**-11 if uses_tf32(like) else torch.finfo(like.dtype).eps
+    return math.sqrt(rounding)
+
+
+def uses_tf32(like: Tensor) -> bool:
+    """Whether products of such tensors are rounded to TF32, by the newer setting or the older."""
+    if not like.is_cuda or like.dtype != torch.float32:
+        return False
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def chain(

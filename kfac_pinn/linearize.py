@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kfac_pinn.assembly import Assembly
 from kfac_pinn.capture import Capture
-from kfac_pinn.leaves import probe
+from kfac_pinn.leaves import probe, tolerance, uses_tf32
 from kfac_pinn.linearization import Block, Linearization, Tangent
 from kfac_pinn.residuals import Residuals, Term, as_terms
 
@@ -45,13 +45,15 @@ def linearize(
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Capture(known) as capture:
             terms = as_terms(closure())
-        triples = [(term.name, *pair) for term in terms for pair in tangents_of(term)]
+        like = parameters[0]
+        triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
         assembly = Assembly(known, capture)
         tangents = [assembly.tangent(*each) for each in triples]
         loss = float(sum(term.loss().detach() for term in terms))
         result = Linearization(list(known), tangents, loss, excess_of(terms, list(known)))
         refuse_infinite(result, known)
         if check:
+            warn_of_tf32(like)
             refuse_changes(known, before)
             compare(result, [output for _, output, _ in triples], known)
     return result
@@ -83,9 +85,9 @@ def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
         )
 
 
-def tangents_of(term: Term) -> list[tuple[Tensor, Tensor]]:
-    """The pairs (tangent with its graph, value) of a term, both finite and differentiable."""
-    pairs = term.tangents()
+def tangents_of(term: Term, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The pairs (tangent with its graph, value) of a term, in the parameters' dtype."""
+    pairs = [(output.to(like), value.to(like)) for output, value in term.tangents()]
     for output, value in pairs:
         if not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
@@ -147,7 +149,7 @@ def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor,
     pairs = zip(result.unflatten(found), result.unflatten(expected), names.values(), strict=True)
     for product, truth, name in pairs:
         error, size = (product - truth).norm(), truth.norm()
-        if not error <= math.sqrt(torch.finfo(truth.dtype).eps) * (size + floor):
+        if not error <= tolerance(truth) * (size + floor):
             raise RuntimeError(MISMATCH.format(name=name, error=float(error / size)))
     warn_of_unused(result, names)
 
@@ -159,6 +161,16 @@ def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
     if unused:
         message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
         warnings.warn(message, stacklevel=2)
+
+
+def warn_of_tf32(like: Tensor) -> None:
+    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
+    if uses_tf32(like):
+        warnings.warn(
+            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
+            "torch.set_float32_matmul_precision('highest') or train in float64",
+            stacklevel=2,
+        )
 
 
 MISMATCH = (

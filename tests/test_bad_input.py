@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from steepest import Steepest
 from torch import Tensor, nn
 
 from kfac_pinn import laplacian, linearize
-from kfac_pinn.optimizers.base import uses_tf32, warn_of_tf32
+from kfac_pinn.leaves import uses_tf32
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -289,23 +290,39 @@ def test_grouped_convolutions() -> None:
         linearize(lambda: layer(x[:, :, None]).sum((1, 2)), list(layer.parameters()))
 
 
-def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kfac_pinn.optimizers.base.uses_tf32", lambda: True)
-    with pytest.warns(UserWarning, match="TF32 is on.*set_float32_matmul_precision"):
-        warn_of_tf32(torch.device("cuda"), torch.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_tf32(torch.device("cuda"), torch.float64)
-        warn_of_tf32(torch.device("cpu"), torch.float32)
+class OnCuda:
+    """What is asked of a tensor to know how its products are rounded."""
+
+    is_cuda = True
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
 
 def test_tf32_is_seen() -> None:
-    assert not uses_tf32()
+    single, double = OnCuda(torch.float32), OnCuda(torch.float64)
+    assert not uses_tf32(single)  # type: ignore[arg-type]
     torch.set_float32_matmul_precision("high")
     try:
-        assert uses_tf32()
+        assert uses_tf32(single)  # type: ignore[arg-type]
+        assert not uses_tf32(double)  # type: ignore[arg-type]
+        assert not uses_tf32(x.float())
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(
+        "kfac_pinn.linearize"
+    )  # the package's attribute is the function
+    monkeypatch.setattr(module, "uses_tf32", lambda like: True)
+    model = network()
+    optimizer = Steepest(model.parameters())
+    with pytest.warns(UserWarning, match="TF32 is on.*set_float32_matmul_precision"):
+        optimizer.step(lambda: model(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(lambda: model(x))  # once is enough
 
 
 def test_modules_still_say_where_they_are_applied() -> None:

@@ -273,7 +273,9 @@ def convolutions(dimensions: int) -> nn.Module:
 def test_convolutions_of_values_and_jets(dimensions: int) -> None:
     side = (6,) if dimensions == 1 else (4, 5)
     size = torch.Size(side).numel()
-    model = nn.Sequential(nn.Unflatten(1, (1, *side)), *convolutions(dimensions).children()).double()
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, *side)), *convolutions(dimensions).children()
+    ).double()
     x = torch.rand(N, size, dtype=torch.float64)
     model(x)
     parameters = list(model.parameters())
@@ -434,6 +436,28 @@ def test_copies_do_not_share_what_was_captured() -> None:
     assert lin.size == sum(p.numel() for p in model.parameters())
     parameters = list(model.parameters())
     torch.testing.assert_close(lin.rows(), jacobian(lambda: (model(x),), parameters)[1])
+
+
+def test_residuals_in_another_precision() -> None:
+    """The Jacobian is in the parameters'."""
+    model, x = mlp(2, 4, 1), points()
+    parameters = list(model.parameters())
+    lin = linearize(lambda: model(x.float()).double() - x[:, :1], parameters, check=True)
+    expected = jacobian(lambda: (model(x.float()),), parameters)[1]
+    assert lin.residual.dtype == lin.rows().dtype == torch.float32
+    torch.testing.assert_close(lin.rows(), expected)
+
+
+def test_means_over_points_next_to_leaves_are_exact_where_they_can_be() -> None:
+    """A mean over the points that only the leaf feels; that of layers is refused elsewhere."""
+    p, x = nn.Parameter(torch.rand(2, dtype=torch.float64)), points()
+    net = mlp(2, 3, 1).double()
+
+    def residual() -> Tensor:
+        u = torch.sin(x * p).sum(1, keepdim=True)
+        return u * u.mean() + (p * u).mean(0, keepdim=True).sum() + net(x)
+
+    exact(lambda: (residual(),), [*net.parameters(), p])
 
 
 def test_constants_computed_by_the_model_stay_constants() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -167,8 +166,6 @@ class LeastSquaresOptimizer(Optimizer):
     ) -> Linearization:
         """Checked against autograd whenever the set of parameters is new."""
         current = frozenset(id(p) for p in parameters)
-        if current != self._checked:
-            warn_of_tf32(parameters[0].device, parameters[0].dtype)
         linearization = linearize(closure, parameters, current != self._checked, self._names())
         self._checked = current
         return linearization
@@ -228,21 +225,3 @@ def placed(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(placed(entry, device) for entry in value)
     return value
-
-
-def warn_of_tf32(device: torch.device, dtype: torch.dtype) -> None:
-    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
-    if device.type == "cuda" and dtype == torch.float32 and uses_tf32():
-        warnings.warn(
-            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
-            "torch.set_float32_matmul_precision('highest') or train in float64",
-            stacklevel=2,
-        )
-
-
-def uses_tf32() -> bool:
-    """Whether float32 products on CUDA are rounded to TF32, by the newer setting or the older."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return bool(matmul.fp32_precision == "tf32")
-    return torch.get_float32_matmul_precision() != "highest"
