@@ -107,10 +107,15 @@ def save(folder: Path, experiment: Experiment, model: nn.Module, history: Histor
         "parameters": sum(p.numel() for p in model.parameters()),
         "ended": history.reason,
         "environment": environment(experiment.device),
-        "curve": {name: [float(f"{v:.4g}") for v in curve[name]] for name in curve},
+        "curve": {name: [rounded(v) for v in curve[name]] for name in curve},
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
     experiment.path(folder).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def rounded(value: float) -> float:
+    """With four digits, and whole numbers whole."""
+    return int(value) if value == value // 1 else float(f"{value:.4g}")
 
 
 def load(folder: Path) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,20 +21,21 @@ from kfac_pinn.networks import MLP
 
 __all__ = ["Bar", "Clock", "network_of", "run_all", "train"]
 
-NEVER = 10**12  # steps
+NEVER = 10**12  # a number of steps
 ROWS = 30  # of a result: enough for a curve, small enough to commit
 
 
 class Clock(Callback):
-    """Counts the seconds of `optimizer.step`, and records rows evenly over them.
+    """Counts the seconds of `optimizer.step`, and records rows evenly over the budget.
 
     Args:
-        interval: seconds between two rows.
-        clock: returns seconds (`cpu_seconds`, `gpu_seconds`).
+        experiment: its budget, and its device, which says whose seconds count.
     """
 
-    def __init__(self, interval: float, clock: Callable[[], float]) -> None:
-        self.interval, self.clock = interval, clock
+    def __init__(self, experiment: Experiment) -> None:
+        self.clock = cpu_seconds if experiment.device == "cpu" else gpu_seconds
+        self.interval = max((experiment.seconds or math.inf) / ROWS, 0.15)
+        self.every = max(1, (experiment.steps or NEVER) // ROWS)
         self.spent = self.began = self.recorded = 0.0
 
     def on_start(self, run: Run) -> None:
@@ -44,7 +45,7 @@ class Clock(Callback):
 
     def on_step(self, run: Run) -> None:
         run.seconds = self.spent
-        if self.spent - self.recorded >= self.interval:
+        if self.spent - self.recorded >= self.interval or run.step % self.every == 0:
             self.recorded = self.spent
             run.record()
 
@@ -98,7 +99,6 @@ def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str,
     problem = PROBLEMS[experiment.problem]()
     model = network_of(experiment).to(experiment.device)
     optimizer = OPTIMIZERS[experiment.optimizer].build(model.parameters(), **experiment.settings)
-    clock = cpu_seconds if experiment.device == "cpu" else gpu_seconds
     checkpoint = folder / f"{experiment.name}.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     history = fit(
@@ -107,11 +107,11 @@ def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str,
         optimizer,
         steps=experiment.steps,
         seconds=experiment.seconds,
-        every=max(1, (experiment.steps or NEVER) // ROWS),
+        every=NEVER,  # the clock records
         seed=experiment.seed,
         sampling=Every(experiment.resample or problem.resample_every or NEVER, experiment.points),
         callbacks=[
-            Clock(max((experiment.seconds or math.inf) / ROWS, 0.15), clock),
+            Clock(experiment),
             Checkpoint(checkpoint, every=500),
             *([Bar(experiment)] if show else []),
         ],
