@@ -72,6 +72,14 @@ class Decomposition:
         inside = (self.b / (curvature + damping)).square() * (curvature / 2 + damping)
         return float(inside.sum() + self.outside.square().sum() / damping)
 
+    def effective_parameters(self, damping: float) -> float:
+        """sum S^2 / (S^2 + lambda), the trace of J (J^T J + lambda I)^-1 J^T.
+
+        How many of the R residuals the step fits freely: near R the points are interpolated,
+        whatever the equation. Source: Golub, Heath & Wahba (1979), generalised cross-validation.
+        """
+        return float((1 / (1 + damping / self.S.square().clamp_min(1e-300))).sum())
+
     def damping(self, radius: float, iterations: int = 40) -> float:
         """lambda with ||p(lambda)|| = radius, by bisection of log lambda.
 
@@ -194,7 +202,7 @@ class TargetSchedule:
     low: float = 0.075
     high: float = 0.85
     patience: int = 60
-    impatience: int = 15
+    impatience: int = 8
     rounding: float = torch.finfo(torch.float64).eps
 
     def target(self, second_stage: bool) -> float:
