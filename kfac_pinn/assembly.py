@@ -121,9 +121,9 @@ class Assembly:
             return False
         raise RuntimeError(
             f"parameter {self.names[leaf.parameter]} reaches the residual otherwise than as the "
-            f"weight of F.linear or F.conv, and with {leaf.size} entries it is too large for an "
-            f"exact dense block (at most {LARGEST_LEAF}). Apply it by "
-            "torch.nn.functional.linear(x, W, b)"
+            "weight of F.linear or F.conv (as a factor of such a weight, say), and with "
+            f"{leaf.size} entries it is too large for an exact dense block (at most "
+            f"{LARGEST_LEAF}). Apply it by torch.nn.functional.linear(x, W, b), or freeze it"
         )
 
 

@@ -58,7 +58,7 @@ class Layer:
 
     def matrix(self, v: Tensor) -> Tensor:
         """[W | b] (d_out, d_in + 1) of a flat vector (P,)."""
-        rows = (self.weight if self.weight is not None else self.bias).shape[0]  # type: ignore[union-attr]
+        rows = len(self.parameters[0])
         return torch.cat([v[place].view(rows, -1) for place in self.slices], dim=1)
 
     def write(self, matrix: Tensor, out: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from kfac_pinn import laplacian, linearize, taylor
+from kfac_pinn import laplacian, linearize, networks, taylor
 from kfac_pinn.jacobians import Layer, Leaf
 
 N, D = 5, 2
@@ -192,6 +192,9 @@ SMOOTH: dict[str, Callable[[], nn.Module]] = {
     "factorised weights": factorised,
     "hypernetwork": hypernetwork,
     "branch and trunk": branch_and_trunk,
+    "SIREN": lambda: networks.SIREN((2, 4, 4, 1), omega=2.0),
+    "modified MLP": lambda: networks.ModifiedMLP((2, 4, 4, 1)),
+    "PirateNet": lambda: networks.PirateNet((2, 4, 1), blocks=2),
 }  # fmt: skip
 
 
