@@ -41,7 +41,7 @@ TASKS = {
 
 
 @app.command()
-def tune(seconds: float = 2.5, jobs: int = 1) -> None:
+def tune(seconds: float = 5.0, jobs: int = 1) -> None:
     """Try every setting of every grid on one seed; write the best ones."""
     folder = RESULTS / "tuning"
     run_all([e for p in TASKS for e in grid(p, seconds)], folder, jobs)
@@ -54,7 +54,7 @@ def tune(seconds: float = 2.5, jobs: int = 1) -> None:
 
 @app.command()
 def train(
-    seconds: float = 5.0,
+    seconds: float = 18.0,
     seeds: int = 5,
     jobs: int = 1,
     optimizer: Annotated[list[str], typer.Option(help="only these; may be repeated")] = COMPARED,
