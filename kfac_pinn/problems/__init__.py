@@ -4,6 +4,7 @@ from kfac_pinn.problems.burgers import burgers
 from kfac_pinn.problems.fokker_planck import fokker_planck
 from kfac_pinn.problems.heat import WithDiffusivity, heat_1d, heat_4d, inverse_heat
 from kfac_pinn.problems.poisson import poisson_2d, poisson_5d, poisson_10d, poisson_100d
+from kfac_pinn.problems.ritz import poisson_ritz
 
 __all__ = [
     "WithDiffusivity",
@@ -16,4 +17,5 @@ __all__ = [
     "poisson_5d",
     "poisson_10d",
     "poisson_100d",
+    "poisson_ritz",
 ]
