@@ -30,8 +30,8 @@ class Basis:
     """Which derivatives a jet carries: orders 1..K along D directions, the top order maybe summed.
 
     With ``weights`` w of shape (C, D) the top order is kept only as the C sums
-    sum_d w_cd d^K/dt^K f(x + t v_d); without, as all D of them (C = D).  A stack of coefficients has
-    S = 1 + D (K - 1) + C rows: the value, orders 1..K-1, and the top order.
+    sum_d w_cd d^K/dt^K f(x + t v_d); without, as all D of them (C = D).  A stack of coefficients
+    has S = 1 + D (K - 1) + C rows: the value, orders 1..K-1, and the top order.
     """
 
     def __init__(self, order: int, count: int, weights: Tensor | None = None) -> None:
@@ -59,7 +59,7 @@ class Jet:
     goes; plain tensors it meets are constants.
 
     Raises:
-        NotImplementedError: for a torch function without a rule; the message holds the lines to add.
+        NotImplementedError: for a torch function without a rule; the message is the lines to add.
         RuntimeError: where memory that jets share was changed in place.
         ValueError: where jets of different bases meet.
     """
@@ -233,17 +233,14 @@ def operator(method: str) -> Callable[..., Any]:
     return apply
 
 
-for _same in ("getitem", "setitem", "rsub", "rtruediv", "rpow", "rmatmul"):
-    setattr(Jet, f"__{_same}__", operator(f"__{_same}__"))
-for _name in ("add", "sub", "mul", "pow", "matmul", "neg", "abs", "lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Jet, f"__{_name}__", operator(_name))
-for _name in ("add", "sub", "mul", "pow"):
-    setattr(Jet, f"__i{_name}__", operator(f"{_name}_"))
-Jet.__radd__ = operator("add")  # type: ignore[attr-defined]
-Jet.__rmul__ = operator("mul")  # type: ignore[attr-defined]
-Jet.__truediv__ = operator("div")  # type: ignore[attr-defined]
-Jet.__itruediv__ = operator("div_")  # type: ignore[attr-defined]
-Jet.__pos__ = operator("positive")  # type: ignore[attr-defined]
+# __add__ is Tensor.add, and so on; some operators have methods of other names.
+SAME = ("add", "sub", "mul", "pow", "matmul", "neg", "abs", "lt", "le", "gt", "ge", "eq", "ne")
+RENAMED = {"radd": "add", "rmul": "mul", "truediv": "div", "pos": "positive", "itruediv": "div_"}
+RENAMED |= {f"i{name}": f"{name}_" for name in ("add", "sub", "mul", "pow")}
+OWN = ("getitem", "setitem", "rsub", "rtruediv", "rpow", "rmatmul")
+RENAMED |= {name: f"__{name}__" for name in OWN}
+for _operator, _method in {**{name: name for name in SAME}, **RENAMED}.items():
+    setattr(Jet, f"__{_operator}__", operator(_method))
 Jet.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 

@@ -9,7 +9,7 @@ the network in place of its terms.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, TypeAlias
@@ -128,10 +128,10 @@ def laplacian(u: Function, x: Tensor, weights: Tensor | Sequence[float] | None =
     N, d = x.shape
     if w.shape == (d,):
         return taylor(u, x, weights=w)[-1]
-    if w.ndim == 2 and N == d and w.shape == (d, d):
+    if w.ndim == 2 and d == N and w.shape == (d, d):
         raise ValueError(
-            f"weights {tuple(w.shape)} could be one row a point or one matrix, as N = d = {d}: pass "
-            "weights.expand(N, d, d) for a matrix, torch.diag_embed(weights) for rows."
+            f"weights {tuple(w.shape)} could be one row a point or one matrix, as N = d = {d}: "
+            "pass weights.expand(N, d, d) for a matrix, torch.diag_embed(weights) for rows."
         )
     if w.shape not in ((N, d), (d, d), (N, d, d)):
         shapes = f"({d},), ({N}, {d}), ({d}, {d}) or ({N}, {d}, {d})"
@@ -189,7 +189,7 @@ def hessians(u: Function, x: Tensor) -> Tensor:
 
 
 def partial(u: Function, x: Tensor, axes: Sequence[int]) -> Tensor:
-    """One partial derivative of any order: partial(u, x, (0, 0, 1)) is d_0 d_0 d_1 u.
+    """One partial derivative of any order: d_0 d_0 d_1 u for the axes (0, 0, 1).
 
     Returns a tensor of the shape of u(x).  See `homogeneous`.
     """
@@ -216,7 +216,9 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float]) -> Tensor:
     check_points(x)
     orders = {len(axes) for axes in terms}
     if len(orders) != 1 or 0 in orders:
-        raise ValueError(f"terms must have one order >= 1, found {sorted(orders)}: add operators up")
+        raise ValueError(
+            f"terms must have one order >= 1, found {sorted(orders)}: add operators up"
+        )
     if any(not 0 <= axis < x.shape[1] for axes in terms for axis in axes):
         raise ValueError(f"axes must be 0 .. {x.shape[1] - 1}, found {sorted(terms)}")
     found = directions_of(terms, x.shape[1])
@@ -232,7 +234,7 @@ def directions_of(terms: Mapping[Axes, float], d: int) -> dict[Axes, float]:
 
     Source: Griewank, Utke, Walther (2000) interpolate the same sums.
     """
-    weights: Counter[Axes] = Counter()
+    weights: defaultdict[Axes, float] = defaultdict(float)
     for axes, coefficient in terms.items():
         k = len(axes)
         for signs in product((1, -1), repeat=k - 1):
@@ -241,7 +243,7 @@ def directions_of(terms: Mapping[Axes, float], d: int) -> dict[Axes, float]:
                 v[axis] += sign
             primitive, factor = reduced(v)
             scale = math.prod(signs) * factor**k / (2 ** (k - 1) * math.factorial(k))
-            weights[primitive] += coefficient * scale  # type: ignore[assignment]
+            weights[primitive] += coefficient * scale
     nonzero = {v: float(w) for v, w in weights.items() if w and any(v)}
     return nonzero or {tuple([1] + [0] * (d - 1)): 0.0}
 
@@ -265,15 +267,18 @@ def as_jet(result: Any, basis: Basis) -> Jet:
     if isinstance(result, Tensor):
         return Jet.constant(result, basis)
     kind = type(result).__name__
-    raise TypeError(f"u must return one tensor, found {kind}: pass a lambda that picks one, u(x)[0]")
+    raise TypeError(
+        f"u must return one tensor, found {kind}: pass a lambda that picks one, u(x)[0]"
+    )
 
 
 def check_points(x: Any) -> None:
     """Points are a floating tensor (N, d)."""
     if isinstance(x, Jet):
         raise TypeError(
-            "an operator of an operator: x is already being differentiated. Write the composition as "
-            "one operator: partial(u, x, (i, j, ...)), bilaplacian(u, x) or homogeneous(u, x, terms)."
+            "an operator of an operator: x is already being differentiated. Write the "
+            "composition as one operator: partial(u, x, (i, j, ...)), bilaplacian(u, x) or "
+            "homogeneous(u, x, terms)."
         )
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_random_programs_with_a_summed_top_order(program, order, seed):
 
 def network(*sizes, activation=nn.Tanh):
     layers = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1]).to(f64)
 
@@ -166,8 +167,10 @@ def test_torch_compile_takes_the_whole_pass():
     model, (x, v) = network(d, 5, 1, activation=nn.SiLU), points_and_directions(0)
 
     def residual(x):
-        jet = lambda z: (model(z).squeeze(-1) * z[:, 0]).unsqueeze(1) * (1 - z.square()).sum(1, True)  # noqa: E731
-        return taylor(jet, x, 2, v, weights=[1.0, 0.5])[-1]
+        def u(z):
+            return (model(z).squeeze(-1) * z[:, 0]).unsqueeze(1) * (1 - z.square()).sum(1, True)
+
+        return taylor(u, x, 2, v, weights=[1.0, 0.5])[-1]
 
     compiled = torch.compile(residual, fullgraph=True, backend="aot_eager")
     parameters = list(model.parameters())
@@ -288,7 +291,7 @@ def test_a_jet_looks_like_its_value():
     assert jet.data.shape == (1 + 2 * d, N, d)
     assert [tuple(c.shape) for c in jet.coefficients()] == [(N, d), (d, N, d), (d, N, d)]
     with pytest.raises(AttributeError, match="value"):
-        jet.nothing  # noqa: B018
+        jet.nothing
 
 
 def test_rows_of_a_basis():

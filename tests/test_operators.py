@@ -34,7 +34,9 @@ N, d = 4, 3
 
 
 def network(d_in=d, d_out=1):
-    return nn.Sequential(nn.Linear(d_in, 6), nn.Tanh(), nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, d_out)).to(f64)
+    return nn.Sequential(
+        nn.Linear(d_in, 6), nn.Tanh(), nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, d_out)
+    ).to(f64)
 
 
 def points(seed=0, count=N, dim=d):
@@ -98,7 +100,13 @@ def test_the_heat_residual_of_the_documentation():
 def test_laplacian_with_any_weights(shape, outputs, trained):
     u, x = network(d_out=outputs), points()
     w = None if shape is None else randn(*shape).requires_grad_(trained)
-    A = torch.eye(d, dtype=f64) if w is None else torch.diag_embed(w) if shape in ((d,), (N, d)) else w
+    A = (
+        torch.eye(d, dtype=f64)
+        if w is None
+        else torch.diag_embed(w)
+        if shape in ((d,), (N, d))
+        else w
+    )
     expected = (A.expand(N, d, d)[:, None] * hessian(u, x).reshape(N, -1, d, d)).sum((-2, -1))
     found = laplacian(u, x, w)
     close(found, expected)
@@ -159,7 +167,9 @@ def test_directions_reproduce_the_symbol(terms):
     (k,) = {len(axes) for axes in terms}
     xi = randn(6, d)
     expected = sum(c * torch.stack([xi[:, a] for a in axes]).prod(0) for axes, c in terms.items())
-    found = sum(w * (xi @ torch.tensor(v, dtype=f64)) ** k for v, w in directions_of(terms, d).items())
+    found = sum(
+        w * (xi @ torch.tensor(v, dtype=f64)) ** k for v, w in directions_of(terms, d).items()
+    )
     close(found, expected + 0 * xi[:, 0], 1e-9)
 
 

@@ -1,5 +1,7 @@
 """Every rule of the table against nested reverse-mode autograd, to fourth order."""
 
+# ruff: noqa: E501  (one program a line)
+
 from __future__ import annotations
 
 import pytest
@@ -267,7 +269,10 @@ def test_rule_backpropagates(name):
     """The gradient of the top order in x, against one more order of nested autograd."""
     u, (x, v) = PROGRAMS[name], points_and_directions()
     gradients = []
-    for derivatives in (lambda x: derivatives_along_lines(u, x, v, 2), lambda x: taylor(u, x, 2, v)):
+    for derivatives in (
+        lambda x: derivatives_along_lines(u, x, v, 2),
+        lambda x: taylor(u, x, 2, v),
+    ):
         z = x.clone().requires_grad_()
         total = sum((each * torch.cos(each.detach())).sum() for each in derivatives(z))
         gradients.append(torch.autograd.grad(total, z)[0])
@@ -320,7 +325,9 @@ def test_a_missing_rule_prints_the_lines_that_add_it():
     assert "torch.special.bessel_j0" in text or "torch.special_bessel_j0" in text
     for line in ("@elementwise(", "linear(", "@rule(", "from kfac_pinn.rules import"):
         assert line in text
-    compile(text.split(":\n\n", 1)[1].replace("    ", "", 1).replace("\n    ", "\n"), "message", "exec")
+    compile(
+        text.split(":\n\n", 1)[1].replace("    ", "", 1).replace("\n    ", "\n"), "message", "exec"
+    )
 
 
 def test_one_decorated_function_adds_a_rule():

@@ -1,5 +1,7 @@
 """Sums, products, quotients and powers of jets and constants; choices between them."""
 
+# ruff: noqa: D103  (a rule does what the torch function above it does)
+
 from __future__ import annotations
 
 import math
@@ -13,6 +15,7 @@ from torch import Tensor
 from kfac_pinn.jets import Jet, jets_among, rule
 from kfac_pinn.rules.elementary import powers
 from kfac_pinn.rules.kinds import (
+    Operand,
     aligned,
     as_jets,
     composition,
@@ -26,7 +29,7 @@ from kfac_pinn.rules.kinds import (
 
 
 @rule(torch.add, torch.Tensor.__radd__)
-def add(x: Any, y: Any, *, alpha: float = 1) -> Jet:
+def add(x: Operand, y: Operand, *, alpha: float = 1) -> Operand:
     y = y if alpha == 1 else alpha * y
     if not isinstance(y, Jet):
         return shift(x, y)
@@ -37,7 +40,7 @@ def add(x: Any, y: Any, *, alpha: float = 1) -> Jet:
 
 
 @rule(torch.sub, torch.subtract)
-def sub(x: Any, y: Any, *, alpha: float = 1) -> Jet:
+def sub(x: Operand, y: Operand, *, alpha: float = 1) -> Operand:
     if isinstance(x, Jet) and isinstance(y, Jet) and alpha == 1:
         ndim = max(x.ndim, y.ndim)
         return x.like(aligned(x.data, ndim) - aligned(y.data, ndim))
@@ -45,17 +48,17 @@ def sub(x: Any, y: Any, *, alpha: float = 1) -> Jet:
 
 
 @rule(torch.rsub, torch.Tensor.__rsub__)
-def rsub(x: Any, y: Any, *, alpha: float = 1) -> Jet:
+def rsub(x: Operand, y: Operand, *, alpha: float = 1) -> Operand:
     return sub(y, x, alpha=alpha)
 
 
 @rule(torch.neg, torch.negative)
-def neg(x: Jet) -> Jet:
+def neg(x: Operand) -> Operand:
     return x.like(-x.data)
 
 
 @rule(torch.positive)
-def positive(x: Jet) -> Jet:
+def positive(x: Operand) -> Operand:
     return x
 
 
@@ -63,7 +66,7 @@ def positive(x: Jet) -> Jet:
 
 
 @rule(torch.mul, torch.multiply, torch.Tensor.__rmul__)
-def mul(x: Any, y: Any) -> Jet:
+def mul(x: Operand, y: Operand) -> Operand:
     if not isinstance(x, Jet):
         return mul(y, x)
     if isinstance(y, Jet):
@@ -74,19 +77,19 @@ def mul(x: Any, y: Any) -> Jet:
 
 
 @rule(torch.div, torch.divide, torch.true_divide)
-def div(x: Any, y: Any) -> Jet:
+def div(x: Operand, y: Operand) -> Operand:
     if isinstance(y, Jet):
-        return mul(torch.reciprocal(y), x)
+        return mul(y.reciprocal(), x)
     return x.like(aligned(x.data, y.ndim) / y if isinstance(y, Tensor) else x.data / y)
 
 
 @rule(torch.Tensor.__rtruediv__)
-def rdiv(x: Jet, y: Any) -> Jet:
+def rdiv(x: Operand, y: Operand) -> Operand:
     return div(y, x)
 
 
 @rule(torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot, torch.inner)
-def matmul(x: Any, y: Any) -> Jet:
+def matmul(x: Operand, y: Operand) -> Operand:
     ndim = max(x.ndim, y.ndim)
     if min(x.ndim, y.ndim) >= 2:  # matrices, maybe in batches: rows are one more batch axis
         x, y = (e.like(aligned(e.data, ndim)) if isinstance(e, Jet) else e for e in (x, y))
@@ -95,22 +98,22 @@ def matmul(x: Any, y: Any) -> Jet:
 
 
 @rule(torch.Tensor.__rmatmul__)
-def rmatmul(x: Jet, y: Any) -> Jet:
+def rmatmul(x: Operand, y: Operand) -> Operand:
     return matmul(y, x)
 
 
 @rule(torch.outer)
-def outer(x: Any, y: Any) -> Jet:
+def outer(x: Operand, y: Operand) -> Operand:
     return x[:, None] * y
 
 
 @rule(torch.tensordot)
-def tensordot(x: Any, y: Any, dims: Any = 2, out: None = None) -> Jet:
+def tensordot(x: Operand, y: Operand, dims: Any = 2, out: None = None) -> Operand:
     return multiply(over_rows(lambda a, b: torch.tensordot(a, b, dims=dims)), x, y)
 
 
 @rule(torch.einsum)
-def einsum(equation: str, *operands: Any) -> Jet:
+def einsum(equation: str, *operands: Any) -> Operand:
     x, *others = unpack(operands)
     inputs, out = indices_of(equation)
     if not others:
@@ -121,7 +124,7 @@ def einsum(equation: str, *operands: Any) -> Jet:
     return einsum(",".join([kept, *rest]) + "->" + out, product, *others[1:]) if rest else product
 
 
-def contract(equation: str, x: Any, y: Any) -> Any:
+def contract(equation: str, x: Operand, y: Operand) -> Any:
     """An einsum of two operands, whose dots stand for the rows."""
     if not jets_among([x, y]):
         return torch.einsum(equation, x, y)
@@ -152,34 +155,34 @@ def over_rows(product: Any) -> Any:
 
 
 @rule(F.bilinear)
-def bilinear(x: Any, y: Any, weight: Tensor, bias: Tensor | None = None) -> Jet:
+def bilinear(x: Operand, y: Operand, weight: Tensor, bias: Tensor | None = None) -> Operand:
     z = torch.einsum("oij,nj->noi", weight, y)
     z = torch.einsum("ni,noi->no", x, z)
     return z if bias is None else z + bias
 
 
 @rule(torch.addmm, torch.baddbmm)
-def addmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Jet:
+def addmm(x: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Operand:
     return beta * x + alpha * torch.matmul(a, b)
 
 
 @rule(torch.addcmul)
-def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
+def addcmul(x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Operand:
     return x + value * a * b
 
 
 @rule(torch.addcdiv)
-def addcdiv(x: Any, a: Any, b: Any, *, value: float = 1) -> Jet:
+def addcdiv(x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Operand:
     return x + value * a / b
 
 
 @rule(torch.lerp)
-def lerp(x: Any, y: Any, weight: Any) -> Jet:
+def lerp(x: Operand, y: Operand, weight: Any) -> Operand:
     return x + weight * (y - x)
 
 
 @rule(torch.prod)
-def prod(x: Jet, dim: int | None = None, keepdim: bool = False) -> Jet:
+def prod(x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
     factors = torch.unbind(x.reshape(-1) if dim is None else x, 0 if dim is None else dim)
     product = math.prod(factors[1:], start=factors[0])
     return product.unsqueeze(dim) if keepdim and dim is not None else product
@@ -189,10 +192,10 @@ def prod(x: Jet, dim: int | None = None, keepdim: bool = False) -> Jet:
 
 
 @rule(torch.pow, torch.Tensor.pow, torch.float_power)
-def power(x: Any, exponent: Any) -> Jet:
+def power(x: Operand, exponent: Operand) -> Operand:
     if isinstance(exponent, Jet):
-        base = x if isinstance(x, Jet) else tensor_like(x, exponent)
-        return torch.exp(exponent * torch.log(base))
+        base: Operand = x if isinstance(x, Jet) else tensor_like(x, exponent)
+        return base.log().mul(exponent).exp()
     ndim = exponent.ndim if isinstance(exponent, Tensor) else 0
     return composition(torch.pow, power_derivatives, x.like(aligned(x.data, ndim)), [exponent])
 
@@ -203,17 +206,17 @@ def power_derivatives(v: Tensor, y: Tensor, order: int, exponent: Any) -> list[T
 
 
 @rule(torch.Tensor.__rpow__)
-def rpow(x: Jet, base: Any) -> Jet:
+def rpow(x: Operand, base: Any) -> Operand:
     return power(base, x)
 
 
 @rule(torch.hypot)
-def hypot(x: Any, y: Any) -> Jet:
+def hypot(x: Operand, y: Operand) -> Operand:
     return torch.sqrt(x * x + y * y)
 
 
 @rule(torch.atan2, torch.arctan2)
-def atan2(y: Any, x: Any) -> Jet:
+def atan2(y: Operand, x: Operand) -> Operand:
     y0, x0 = value_of(y).detach(), value_of(x).detach()
     r = torch.hypot(x0, y0)
     c, s = x0 / r, y0 / r  # rotated by the angle at the point, the tangent has no pole nearby
@@ -224,7 +227,7 @@ def atan2(y: Any, x: Any) -> Jet:
 
 
 @rule(torch.where)
-def where(condition: Tensor, x: Any, y: Any) -> Jet:
+def where(condition: Tensor, x: Operand, y: Operand) -> Operand:
     jet = jets_among([x, y])[0]
     x, y = as_jets([e if isinstance(e, Jet) else tensor_like(e, jet).to(jet.data) for e in (x, y)])
     ndim = max(condition.ndim, x.ndim, y.ndim)
@@ -232,36 +235,36 @@ def where(condition: Tensor, x: Any, y: Any) -> Jet:
 
 
 @rule(torch.Tensor.where)
-def where_method(x: Any, condition: Tensor, y: Any) -> Jet:
+def where_method(x: Operand, condition: Tensor, y: Operand) -> Operand:
     return where(condition, x, y)
 
 
 @rule(torch.masked_fill)
-def masked_fill(x: Jet, mask: Tensor, value: Any) -> Jet:
+def masked_fill(x: Operand, mask: Tensor, value: Operand) -> Operand:
     return where(mask, value, x)
 
 
 @rule(torch.maximum, torch.fmax)
-def maximum(x: Any, y: Any) -> Jet:
+def maximum(x: Operand, y: Operand) -> Operand:
     return where(value_of(x) >= value_of(y), x, y)
 
 
 @rule(torch.minimum, torch.fmin)
-def minimum(x: Any, y: Any) -> Jet:
+def minimum(x: Operand, y: Operand) -> Operand:
     return where(value_of(x) <= value_of(y), x, y)
 
 
 @rule(torch.clamp, torch.clip)
-def clamp(x: Jet, min: Any = None, max: Any = None) -> Jet:
+def clamp(x: Operand, min: Any = None, max: Any = None) -> Operand:
     x = x if min is None else where(x.value >= min, x, min)
     return x if max is None else where(x.value <= max, x, max)
 
 
 @rule(torch.clamp_min)
-def clamp_min(x: Jet, min: Any) -> Jet:
+def clamp_min(x: Operand, min: Any) -> Operand:
     return clamp(x, min)
 
 
 @rule(torch.clamp_max)
-def clamp_max(x: Jet, max: Any) -> Jet:
+def clamp_max(x: Operand, max: Any) -> Operand:
     return clamp(x, None, max)

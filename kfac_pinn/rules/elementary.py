@@ -5,6 +5,8 @@ and returns [f'(v), ..., f^(K)(v)] (fewer where the others vanish), mostly by th
 equation the function solves.
 """
 
+# ruff: noqa: D103  (a rule does what the torch function above it does)
+
 from __future__ import annotations
 
 import math

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from kfac_pinn.rules.series import (
     leibniz,
     transformed,
 )
+
+Operand: TypeAlias = Any  # a jet, a constant tensor or a number
 
 
 def elementwise(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -92,7 +94,7 @@ def multiply(product: Bilinear, x: Any, y: Any) -> Jet:
 
 
 def shift(x: Jet, c: Any, fresh: bool = False) -> Jet:
-    """x + c for a constant c: only the value moves.  Rows nobody else holds are changed in place."""
+    """x + c for a constant c: only the value moves.  Fresh rows are changed in place."""
     c = tensor_like(c, x)
     fits = c.dtype == x.dtype and torch.broadcast_shapes(c.shape, x.shape) == x.shape
     if fits and not transformed(x.basis):
@@ -105,8 +107,9 @@ def shift(x: Jet, c: Any, fresh: bool = False) -> Jet:
 
 def aligned(data: Tensor, ndim: int) -> Tensor:
     """Rows (S, *shape) with ones put before the shape: `ndim` dimensions in all, to broadcast."""
-    missing = ndim + 1 - data.ndim
-    return data if missing <= 0 else data[(slice(None), *[None] * missing)]
+    missing = max(0, ndim + 1 - data.ndim)
+    index = (slice(None), *(None,) * missing)
+    return data[index] if missing else data
 
 
 def as_jets(tensors: Sequence[Any]) -> list[Jet]:

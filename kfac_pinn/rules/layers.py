@@ -1,5 +1,7 @@
 """Layers of networks: linear, convolution, normalisation, softmax, attention, dropout."""
 
+# ruff: noqa: D103  (a rule does what the torch function above it does)
+
 from __future__ import annotations
 
 import math
@@ -10,25 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kfac_pinn.jets import Jet, rule
-from kfac_pinn.rules.kinds import shift
+from kfac_pinn.rules.kinds import Operand, shift
 
 # --- weights ----------------------------------------------------------------------------------
 
 
 @rule(F.linear)
-def linear_layer(x: Any, weight: Any, bias: Any = None) -> Jet:
-    if not isinstance(x, Jet) or isinstance(weight, Jet):  # the weights depend on x
-        y = torch.matmul(x, weight.mT)
-        return y if bias is None else y + bias
+def linear_layer(x: Operand, weight: Any, bias: Any = None) -> Operand:
     if isinstance(bias, Jet):
         return linear_layer(x, weight) + bias
+    if not isinstance(x, Jet) or isinstance(weight, Jet):  # the weights depend on x
+        product: Operand = torch.matmul(x, weight.mT)
+        return product if bias is None else product + bias
     if x.velocity is not None:
         return first_layer(x, x.velocity, weight, bias)
     y = x.like(F.linear(x.data, weight))
     return y if bias is None else shift(y, bias, fresh=True)
 
 
-def first_layer(x: Any, velocity: Any, weight: Any, bias: Any) -> Any:
+def first_layer(x: Operand, velocity: Any, weight: Any, bias: Any) -> Any:
     """On a straight line: the first derivatives are the same at all points, the others vanish."""
     value = F.linear(x.value, weight, bias)
     slope = F.linear(x.basis.collapse(velocity) if x.basis.order == 1 else velocity, weight)
@@ -42,7 +44,9 @@ def convolution(function: Any) -> None:
     spatial = int(function.__name__[4])
 
     @rule(function)
-    def convolve(x: Jet, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Jet:
+    def convolve(
+        x: Operand, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any
+    ) -> Operand:
         batch = x.data.reshape(-1, *x.shape[-1 - spatial :])
         y = function(batch, weight, None, *args, **kw)
         out = x.like(y.reshape(len(x.data), *x.shape[: -1 - spatial], *y.shape[1:]))
@@ -56,13 +60,13 @@ for _transposed in (F.conv1d, F.conv2d, F.conv3d):
 
 
 @rule(F.prelu)
-def prelu(x: Jet, weight: Tensor) -> Jet:
+def prelu(x: Operand, weight: Tensor) -> Operand:
     slope = weight.view(-1, *[1] * (x.ndim - 2)) if weight.numel() > 1 else weight
     return torch.where(x.value > 0, x, slope * x)
 
 
 @rule(F.glu)
-def glu(x: Jet, dim: int = -1) -> Jet:
+def glu(x: Operand, dim: int = -1) -> Operand:
     a, b = torch.chunk(x, 2, dim)
     return a * torch.sigmoid(b)
 
@@ -71,21 +75,21 @@ def glu(x: Jet, dim: int = -1) -> Jet:
 
 
 @rule(torch.var)
-def var(x: Jet, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Jet:
+def var(x: Operand, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Operand:
     centred = x - torch.mean(x, dim, keepdim=True) if dim is not None else x - torch.mean(x)
     squares = torch.sum(torch.square(centred), dim, keepdim=keepdim)
     return squares / (x.numel() / squares.numel() - correction)
 
 
 @rule(torch.std)
-def std(x: Jet, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Jet:
+def std(x: Operand, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Operand:
     return torch.sqrt(var(x, dim, correction=correction, keepdim=keepdim))
 
 
 @rule(F.layer_norm)
 def layer_norm(
-    x: Jet, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> Jet:
+    x: Operand, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Operand:
     dims = tuple(range(-len(normalized_shape), 0))
     centred = x - torch.mean(x, dims, keepdim=True)
     variance = torch.mean(torch.square(centred), dims, keepdim=True)
@@ -93,7 +97,9 @@ def layer_norm(
 
 
 @rule(F.rms_norm)
-def rms_norm(x: Jet, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Jet:
+def rms_norm(
+    x: Operand, normalized_shape: Any, weight: Any = None, eps: float | None = None
+) -> Operand:
     dims = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     return affine(x * torch.rsqrt(torch.mean(torch.square(x), dims, keepdim=True) + eps), weight)
@@ -101,8 +107,8 @@ def rms_norm(x: Jet, normalized_shape: Any, weight: Any = None, eps: float | Non
 
 @rule(F.group_norm)
 def group_norm(
-    x: Jet, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> Jet:
+    x: Operand, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Operand:
     groups = x.reshape(x.shape[0], num_groups, -1)
     normal = layer_norm(groups, groups.shape[2:], eps=eps).reshape(x.shape)
     return affine(normal, *(channels(each, x.ndim) for each in (weight, bias)))
@@ -110,13 +116,13 @@ def group_norm(
 
 @rule(F.batch_norm)
 def batch_norm(
-    x: Jet, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    x: Operand, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5,
-) -> Jet:  # fmt: skip
+) -> Operand:  # fmt: skip
     if training or mean is None:
         raise NotImplementedError(
-            "batch_norm in training mode mixes the points, so u(x_n) depends on all of x and has no "
-            "pointwise derivatives: call model.eval(), or use layer_norm."
+            "batch_norm in training mode mixes the points, so u(x_n) depends on all of x and has "
+            "no pointwise derivatives: call model.eval(), or use layer_norm."
         )
     mean, var, weight, bias = (channels(each, x.ndim) for each in (mean, var, weight, bias))
     return affine((x - mean) * torch.rsqrt(var + eps), weight, bias)
@@ -127,14 +133,14 @@ def channels(parameter: Any, ndim: int) -> Any:
     return None if parameter is None else parameter.view(-1, *[1] * (ndim - 2))
 
 
-def affine(x: Jet, weight: Any, bias: Any = None) -> Jet:
+def affine(x: Operand, weight: Any, bias: Any = None) -> Operand:
     """weight x + bias, where they are given."""
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 
 
 @rule(torch.linalg.vector_norm)
-def vector_norm(x: Jet, ord: Any = 2, dim: Any = None, keepdim: bool = False) -> Jet:
+def vector_norm(x: Operand, ord: Any = 2, dim: Any = None, keepdim: bool = False) -> Operand:
     if ord == 2:
         return torch.sqrt(torch.sum(torch.square(x), dim, keepdim=keepdim))
     if ord == 1:
@@ -143,12 +149,16 @@ def vector_norm(x: Jet, ord: Any = 2, dim: Any = None, keepdim: bool = False) ->
 
 
 @rule(torch.norm, torch.linalg.norm)
-def norm(x: Jet, p: Any = None, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Jet:
+def norm(
+    x: Operand, p: Any = None, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> Operand:
     return vector_norm(x, 2 if p in (None, "fro") else p, dim, keepdim)
 
 
 @rule(F.normalize)
-def normalize(x: Jet, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **kwargs: Any) -> Jet:
+def normalize(
+    x: Operand, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **kwargs: Any
+) -> Operand:
     return x / torch.clamp_min(vector_norm(x, p, dim, keepdim=True), eps)
 
 
@@ -156,44 +166,44 @@ def normalize(x: Jet, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **kwargs
 
 
 @rule(torch.amax)
-def amax(x: Jet, dim: int, keepdim: bool = False) -> Jet:
+def amax(x: Operand, dim: int, keepdim: bool = False) -> Operand:
     largest = torch.gather(x, dim, x.value.argmax(dim, keepdim=True))
     return largest if keepdim else largest.squeeze(dim)
 
 
 @rule(torch.amin)
-def amin(x: Jet, dim: int, keepdim: bool = False) -> Jet:
+def amin(x: Operand, dim: int, keepdim: bool = False) -> Operand:
     return -amax(-x, dim, keepdim)
 
 
 @rule(torch.logsumexp)
-def logsumexp(x: Jet, dim: int, keepdim: bool = False) -> Jet:
+def logsumexp(x: Operand, dim: int, keepdim: bool = False) -> Operand:
     largest = x.value.detach().amax(dim, keepdim=True)
     total = torch.log(torch.sum(torch.exp(x - largest), dim, keepdim=True)) + largest
     return total if keepdim else total.squeeze(dim)
 
 
 @rule(F.softmax, torch.softmax)
-def softmax(x: Jet, dim: int = -1, *args: Any, **kwargs: Any) -> Jet:
+def softmax(x: Operand, dim: int = -1, *args: Any, **kwargs: Any) -> Operand:
     weights = torch.exp(x - x.value.detach().amax(dim, keepdim=True))
     return weights / torch.sum(weights, dim, keepdim=True)
 
 
 @rule(F.log_softmax, torch.log_softmax)
-def log_softmax(x: Jet, dim: int = -1, *args: Any, **kwargs: Any) -> Jet:
+def log_softmax(x: Operand, dim: int = -1, *args: Any, **kwargs: Any) -> Operand:
     return x - logsumexp(x, dim, keepdim=True)
 
 
 @rule(F.softmin)
-def softmin(x: Jet, dim: int = -1, *args: Any, **kwargs: Any) -> Jet:
+def softmin(x: Operand, dim: int = -1, *args: Any, **kwargs: Any) -> Operand:
     return softmax(-x, dim)
 
 
 @rule(F.scaled_dot_product_attention)
 def attention(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    query: Operand, key: Operand, value: Operand, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None,
-) -> Jet:  # fmt: skip
+) -> Operand:  # fmt: skip
     if attn_mask is not None or is_causal or dropout_p:
         raise NotImplementedError("attention on jets: without mask and dropout only")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -205,18 +215,20 @@ def attention(
 
 
 @rule(F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
-def dropout(x: Jet, p: float = 0.5, training: bool = True) -> Jet:
+def dropout(x: Operand, p: float = 0.5, training: bool = True) -> Operand:
     if training and p:
         raise NotImplementedError(
-            "dropout in training mode draws another network at every call, so its residual is not a "
-            "function of the parameters: call model.eval()."
+            "dropout in training mode draws another network at every call, so its residual is not "
+            "a function of the parameters: call model.eval()."
         )
     return x
 
 
-@rule(torch.autograd.grad, torch.autograd.backward, torch.Tensor.requires_grad_, torch.Tensor.backward)
+@rule(
+    torch.autograd.grad, torch.autograd.backward, torch.Tensor.requires_grad_, torch.Tensor.backward
+)
 def nested_autograd(*args: Any, **kwargs: Any) -> Any:
     raise NotImplementedError(
         "autograd inside a function that is being differentiated by Taylor mode. Take derivatives "
-        "outside of it: laplacian(u, x), gradient(u, x), partial(u, x, (i, j, ...)) or taylor(u, x)."
+        "outside: laplacian(u, x), gradient(u, x), partial(u, x, (i, j, ...)) or taylor(u, x)."
     )

@@ -1,4 +1,4 @@
-"""The algebra of jets on their rows: products, compositions, and what backpropagation makes of them.
+"""The algebra of jets on their rows: products, compositions, and their backpropagation.
 
 Rows of order k are written x_k: the value x_0 (1, *shape), x_1 .. x_{K-1} (D, *shape) and the top
 order x_K (C, *shape), which is summed over directions with weights w (C, D) or not at all.  The
@@ -65,7 +65,8 @@ def faa_di_bruno(f: Rows, x: Rows, basis: Basis) -> list[Terms]:
 
     Derivatives missing at the end of the list vanish.
     y_k = sum_j f^(j) B_kj(x_1, x_2, ...), the partial Bell polynomials.  x_k itself only enters
-    through B_k1 = x_k, so the top order stays summed: y_K = f' x_K + sum_{j>=2} f^(j) sum_d w_d B_Kj.
+    through B_k1 = x_k, so the top order stays summed:
+    y_K = f' x_K + sum_{j>=2} f^(j) sum_d w_d B_Kj.
     """
     K = basis.order
     bell = bell_polynomials(x[:-1])

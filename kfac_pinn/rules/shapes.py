@@ -3,6 +3,8 @@
 The rows are one more leading axis: dimensions counted from the front move by one.
 """
 
+# ruff: noqa: D103  (a rule does what the torch function above it does)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -132,7 +134,8 @@ def getitem(x: Jet, index: Any) -> Jet:
     index = index if isinstance(index, tuple) else (index,)
     # Two tensors in an index would bring their axis to the front, before the rows.
     if sum(not isinstance(i, int | slice | None | type(...)) for i in index) == 0:
-        return x.view_of(x.data[(slice(None), *index)])
+        rows = (slice(None), *index)
+        return x.view_of(x.data[rows])
     return x.like(rows_last(x.data)[all_rows(index)].movedim(-1, 0))
 
 
@@ -140,8 +143,8 @@ def getitem(x: Jet, index: Any) -> Jet:
 def setitem(x: Jet, index: Any, value: Any) -> None:
     if not isinstance(x, Jet):
         raise TypeError(
-            "a plain tensor cannot hold derivatives, so a jet cannot be written into it: make it with "
-            "torch.zeros_like of something that depends on x, or use torch.cat / torch.stack."
+            "a plain tensor cannot hold derivatives, so a jet cannot be written into it: make it "
+            "with torch.zeros_like of something that depends on x, or use torch.cat / torch.stack."
         )
     index = all_rows(index if isinstance(index, tuple) else (index,))
     value = value if isinstance(value, Jet) else tensor_like(value, x).to(x.data)
@@ -251,7 +254,7 @@ linear(F.unfold, F.fold, F.pixel_shuffle)
 
 
 @rule(F.pad)
-def pad(x: Jet, pad: Any, mode: str = "constant", value: float | None = None) -> Jet:
+def pad(x: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
     if value:
         return F.pad(x - value, pad) + value
     return x.like(torch.vmap(lambda row: F.pad(row, pad, mode))(x.data))
@@ -295,7 +298,13 @@ def constant(function: Any) -> None:
     rule(function)(lambda x, *a, **k: Jet.constant(function(x.value, *a, **k), x.basis))
 
 
-for _like in (torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like):
+for _like in (
+    torch.zeros_like,
+    torch.ones_like,
+    torch.full_like,
+    torch.rand_like,
+    torch.randn_like,
+):
     constant(_like)
 
 
