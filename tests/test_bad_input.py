@@ -124,6 +124,14 @@ def test_batch_norm() -> None:
         linearize(lambda: model(x), list(model.parameters()), check=True, names=names)
 
 
+def test_a_later_closure_is_checked_too() -> None:
+    model = network()
+    optimizer = Steepest(model.parameters())
+    optimizer.step(lambda: model(x))
+    with fails(RuntimeError, "parameter 0 of shape", "one by one"):
+        optimizer.step(lambda: model(x) - model(x).mean())
+
+
 PRODUCTS: dict[str, Callable[[Tensor], Callable[[Any], Any]]] = {
     "x @ W.T": lambda W: lambda z: z @ W.T,
     "matmul": lambda W: lambda z: torch.matmul(z, W.t()),
@@ -317,12 +325,12 @@ def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # the package's attribute is the function
     monkeypatch.setattr(module, "uses_tf32", lambda like: True)
     model = network()
-    optimizer = Steepest(model.parameters())
+    optimizer, closure = Steepest(model.parameters()), lambda: model(x)
     with pytest.warns(UserWarning, match="TF32 is on.*set_float32_matmul_precision"):
-        optimizer.step(lambda: model(x))
+        optimizer.step(closure)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        optimizer.step(lambda: model(x))  # once is enough
+        optimizer.step(closure)  # once is enough
 
 
 def test_modules_still_say_where_they_are_applied() -> None:

@@ -32,7 +32,7 @@ class LeastSquaresOptimizer(Optimizer):
         stats: of the last step: loss, new_loss, evaluations, step_length, reason, ...
     """
 
-    _checked: frozenset[int] = frozenset()  # ids of the parameters of the last checked Jacobian
+    _checked: frozenset[Any] = frozenset()  # the closures whose Jacobian was, and for what
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], search: Search) -> None:
         super().__init__(params, defaults)
@@ -164,10 +164,11 @@ class LeastSquaresOptimizer(Optimizer):
     def _linearize(
         self, closure: Callable[[], Residuals], parameters: list[Tensor]
     ) -> Linearization:
-        """Checked against autograd whenever the set of parameters is new."""
-        current = frozenset(id(p) for p in parameters)
-        linearization = linearize(closure, parameters, current != self._checked, self._names())
-        self._checked = current
+        """Checked against autograd whenever the parameters or the closure's code are new."""
+        code = getattr(closure, "__code__", type(closure))
+        case = (frozenset(map(id, parameters)), code)
+        linearization = linearize(closure, parameters, case not in self._checked, self._names())
+        self._checked |= {case}
         return linearization
 
     def _names(self) -> list[str]:
