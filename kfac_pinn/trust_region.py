@@ -49,7 +49,8 @@ class Decomposition:
         if excess is not None:
             inside = self._lower(excess)
             self.b = self.b + inside
-            self.outside = excess - self._lift(inside)
+            if wide:  # else V spans everything, and the difference would be rounding / lambda
+                self.outside = excess - self._lift(inside)
 
     def step(self, damping: float) -> Tensor:
         """p(lambda), shape (P,)."""

@@ -64,6 +64,14 @@ def test_norm_is_the_length_of_the_step(shape, seed, damping, with_excess):
     torch.testing.assert_close(length, decomposition.step(damping).norm(), rtol=1e-10, atol=0)
 
 
+@given(shapes, seeds, dampings)
+def test_effective_parameters_are_the_trace_of_the_hat_matrix(shape, seed, damping):
+    J, r, _ = draw(shape, seed, False)
+    hat = J @ torch.linalg.solve(J.mT @ J + damping * torch.eye(J.shape[1]).to(J), J.mT)
+    found = Decomposition(J, r).effective_parameters(damping)
+    assert found == pytest.approx(float(hat.trace()), rel=1e-5)
+
+
 @given(shapes, seeds, st.floats(-6, 0).map(lambda x: 10.0**x), flags)
 def test_radius_is_met(shape, seed, fraction, with_excess):
     decomposition = Decomposition(*draw(shape, seed, with_excess))

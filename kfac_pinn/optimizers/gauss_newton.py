@@ -39,7 +39,9 @@ class GaussNewton(LeastSquaresOptimizer):
         control: how the target is hit.
         schedule: which target holds when.
 
-    `stats` adds to the usual entries: damping, ratio, target, radius.
+    `stats` adds to the usual entries: damping, ratio, target, radius, and effective_parameters, the
+    number of residuals that the step fits freely. Where that is most of them the points are being
+    interpolated, whatever the equation says between them: use more points, and hold some out.
 
     Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
     """
@@ -79,6 +81,7 @@ class GaussNewton(LeastSquaresOptimizer):
             "ratio": trial.ratio,
             "target": target,
             "radius": trial.radius,
+            "effective_parameters": model.effective_parameters(trial.damping),
         }
         if accepted:
             return Step(trial.displacement, trial.loss, info)
