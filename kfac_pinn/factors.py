@@ -20,9 +20,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobians import Layer, LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobians import LayerInputs, LayerJacobian, Leaf, second_moment
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum
-from kfac_pinn.linearize import Block, Linearization
+from kfac_pinn.linearization import Block, Linearization
 
 __all__ = [
     "Average",
@@ -150,8 +150,8 @@ class TraceNormDamping:
     """
 
     def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        pi = math.sqrt(float(A.diagonal().mean() / B.diagonal().mean()))
-        root = math.sqrt(damping)
+        a, b = float(A.diagonal().mean()), float(B.diagonal().mean())
+        pi, root = math.sqrt(a / b) if a > 0 and b > 0 else 1.0, math.sqrt(damping)
         return shifted(A, pi * root), shifted(B, root / pi)
 
 
@@ -168,14 +168,17 @@ class Average:
 
     Args:
         decay: in [0, 1); 0 forgets at once.
-        start: 1 is the identity, 0 is zero.
+        start: 1 is the identity, 0 is zero, None the first M itself.
     """
 
     decay: float = 0.95
-    start: float = 1.0
+    start: float | None = 1.0
 
     def __call__(self, old: Tensor | None, new: Tensor) -> Tensor:
-        if old is None:
+        """The average with one more M; another shape (a bias was frozen, say) starts anew."""
+        if old is None or old.shape != new.shape:
+            if self.start is None:
+                return new
             old = self.start * torch.eye(len(new), dtype=new.dtype, device=new.device)
         return torch.lerp(new, old, self.decay)
 

@@ -25,6 +25,7 @@ __all__ = [
     "NormConstraint",
     "Objective",
     "QuadraticModel",
+    "RatioControl",
     "Search",
     "Step",
 ]
@@ -203,3 +204,39 @@ class QuadraticModel:
     def decrease(self, coefficients: Tensor) -> float:
         """L - m(c) without damping: what Gauss-Newton promises."""
         return -float(self.slope @ coefficients + 0.5 * coefficients @ self.gramian @ coefficients)
+
+
+@dataclass(frozen=True)
+class RatioControl:
+    """Levenberg-Marquardt: damping falls while the model is trusted, rises where it fails.
+
+    With rho the actual over the predicted decrease of a step,
+
+        lambda <- lambda / factor if rho > high,  lambda factor if rho < low,  else lambda.
+
+    Args:
+        low, high: the ratios between which lambda stays.
+        factor: of one change.
+        start: the first lambda, relative to the curvature along the gradient.
+        least: the smallest lambda.
+
+    Source: Marquardt (1963); Nocedal & Wright, section 10.3.
+    """
+
+    low: float = 0.25
+    high: float = 0.75
+    factor: float = 3.0
+    start: float = 1e-5
+    least: float = 1e-16
+
+    def first(self, linearization: Linearization) -> float:
+        """start ||J g||^2 / ||g||^2 with g = grad L."""
+        g = linearization.gradient
+        curvature = (linearization @ g).square().sum() / g.square().sum()
+        return max(self.start * float(curvature), self.least)
+
+    def __call__(self, damping: float, ratio: float) -> float:
+        """The next lambda; a ratio that is not a number counts as failure."""
+        if ratio > self.high:
+            return max(damping / self.factor, self.least)
+        return damping if ratio >= self.low else damping * self.factor

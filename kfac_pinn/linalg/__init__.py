@@ -3,6 +3,7 @@
 kronecker   sums of Kronecker products on weight-shaped matrices, and their inverses
 dense       damped and pseudo-inverse solves, blocked QR reduction of tall problems
 krylov      conjugate gradients with stop rules as objects
+pairs       known products correct a preconditioner
 sketches    CountSketch of rows, cosine sketch of columns, Nystrom approximation
 """
 
@@ -15,6 +16,7 @@ from kfac_pinn.linalg.krylov import (
     conjugate_gradients,
     geometric_indices,
 )
+from kfac_pinn.linalg.pairs import Pairs
 from kfac_pinn.linalg.sketches import CosineSketch, CountSketch, Nystrom, dct, idct, nystrom
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "KroneckerInverse",
     "KroneckerSum",
     "Nystrom",
+    "Pairs",
     "RelativeProgress",
     "RelativeResidual",
     "Solution",

@@ -6,31 +6,77 @@ physics-informed neural networks" (NeurIPS); formulas in docs/mathematics.md.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from kfac_pinn.factors import Factors, Stored, precondition
-from kfac_pinn.linearize import Block, Linearization
+from kfac_pinn.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import GridSearch, Objective, QuadraticModel, Search, Step
+from kfac_pinn.search import FixedStep, GridSearch, Objective, QuadraticModel, Search, Step
 
-__all__ = ["KFAC", "KFACStar"]
+__all__ = ["KFAC", "KFACStar", "KroneckerOptimizer"]
 
 
-class KFAC(LeastSquaresOptimizer):
+class KroneckerOptimizer(LeastSquaresOptimizer):
+    """What all K-FAC optimizers share: the curvature F, kept up to date and inverted by blocks.
+
+    F is block diagonal: sum_k A_k (x) B_k of each layer, exact Gramians of other leaves, damped.
+
+    Args:
+        params: parameters, named parameters or groups.
+        defaults: hyper-parameters of the groups, with at least "lr".
+        search: the step length.
+        factors: Fisher type, weight sharing, averages, damping rule, periods.
+    """
+
+    def __init__(
+        self, params: Parameters, defaults: dict[str, Any], search: Search, factors: Factors
+    ) -> None:
+        super().__init__(params, defaults, search)
+        self.factors = factors
+
+    def refresh(self, linearization: Linearization) -> None:
+        """Bring averages and inverses up to date, each where its period has passed."""
+        count = self.common.get("steps", 0)
+        stored = {block: self._stored(block) for block in linearization.blocks}
+        for block, entry in self.factors.update(stored, linearization, count).items():
+            if "inverse" not in entry or count % self.factors.invert_every == 0:
+                damping = self.damping_of(block)
+                entry["inverse"] = self.factors.invert(block, entry["factors"], damping)
+            self._stored(block).update(entry)
+        self.common["steps"] = count + 1
+
+    def precondition(self, linearization: Linearization, v: Tensor) -> Tensor:
+        """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
+        out = torch.zeros_like(v)
+        for block in linearization.blocks:
+            precondition(block, self._stored(block)["inverse"], v, out)
+        return out
+
+    def damping_of(self, block: Block) -> float:
+        """lambda of a block: that of its first parameter's group."""
+        owner = block.parameters[0]
+        groups = (g for g in self.param_groups if any(p is owner for p in g["params"]))
+        return float(next(groups)["damping"])
+
+    def _stored(self, block: Block) -> Stored:
+        """Where the factors of a block are kept: with its first parameter."""
+        return self.state[block.parameters[0]]
+
+
+class KFAC(KroneckerOptimizer):
     """Kronecker-factored Gauss-Newton steps with momentum and a line search.
 
         d_t = -F^-1 grad L + momentum d_(t-1),      theta <- theta + length * lr * d_t
 
-    with F block diagonal: sum_k A_k (x) B_k of each layer, exact Gramians of other leaves
-    (`kfac_pinn.factors`).
-
     Args:
-        params: parameters, named parameters or groups; lr, damping and momentum may differ by group.
+        params: parameters, named parameters or groups; the three numbers may differ by group.
         lr: multiplies the direction before the search.
-        damping: lambda > 0, enters as `factors.rule` says (of a group: that of the layer's weight).
+        damping: lambda >= 0, enters F as `factors.rule` says (of a layer: that of its weight).
         momentum: in [0, 1).
-        factors: Fisher type, weight sharing, averages, periods.
+        factors: Fisher type, weight sharing, averages, damping rule, periods.
         search: the step length; by default the best of a grid, `FixedStep()` for a fixed lr.
 
     Source: Dangel et al. (2024), algorithm 1.
@@ -45,13 +91,11 @@ class KFAC(LeastSquaresOptimizer):
         factors: Factors | None = None,
         search: Search | None = None,
     ) -> None:
-        if not damping >= 0:
-            raise ValueError(f"damping must not be negative, found {damping}")
+        refuse_negative(damping)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), found {momentum}")
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch())
-        self.factors = factors or Factors()
+        super().__init__(params, defaults, search or GridSearch(), factors or Factors())
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-F^-1 grad L + momentum d_(t-1)."""
@@ -61,35 +105,8 @@ class KFAC(LeastSquaresOptimizer):
         self.scatter("direction", direction)
         return direction
 
-    def refresh(self, linearization: Linearization) -> None:
-        """Bring averages and inverses up to date, each where its period has passed."""
-        count = self.common.get("steps", 0)
-        stored = {block: self._stored(block) for block in linearization.blocks}
-        for block, entry in self.factors.update(stored, linearization, count).items():
-            if "inverse" not in entry or count % self.factors.invert_every == 0:
-                damping = self._damping(block)
-                entry["inverse"] = self.factors.invert(block, entry["factors"], damping)
-            self._stored(block).update(entry)
-        self.common["steps"] = count + 1
 
-    def precondition(self, linearization: Linearization, v: Tensor) -> Tensor:
-        """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
-        out = torch.zeros_like(v)
-        for block in linearization.blocks:
-            precondition(block, self._stored(block)["inverse"], v, out)
-        return out
-
-    def _stored(self, block: Block) -> Stored:
-        """Where the factors of a block are kept: with its first parameter."""
-        return self.state[block.parameters[0]]
-
-    def _damping(self, block: Block) -> float:
-        owner = block.parameters[0]
-        groups = (g for g in self.param_groups if any(p is owner for p in g["params"]))
-        return float(next(groups)["damping"])
-
-
-class KFACStar(KFAC):
+class KFACStar(KroneckerOptimizer):
     """K-FAC*: step length and momentum from the exact damped quadratic model.
 
         theta <- theta + alpha d + mu delta,        d = -F^-1 grad L,   delta the step before,
@@ -97,9 +114,9 @@ class KFACStar(KFAC):
 
     Args:
         params: parameters, named parameters or groups; the damping may differ by group.
-        lr: alpha of the first step, which has no model of the step before.
-        damping: lambda > 0, of the factors and of the model.
-        factors: Fisher type, weight sharing, averages, periods.
+        lr: alpha of the first step, which has no step before it.
+        damping: lambda >= 0, of the factors and of the model.
+        factors: Fisher type, weight sharing, averages, damping rule, periods.
 
     Source: Dangel et al. (2024), section 3.4; Martens & Grosse (2015), section 7.
     """
@@ -111,21 +128,31 @@ class KFACStar(KFAC):
         damping: float = 1e-8,
         factors: Factors | None = None,
     ) -> None:
-        super().__init__(params, lr, damping, 0.0, factors)
+        refuse_negative(damping)
+        defaults = {"lr": lr, "damping": damping}
+        super().__init__(params, defaults, FixedStep(), factors or Factors())
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        """-F^-1 grad L."""
+        self.refresh(linearization)
+        return self.precondition(linearization, -linearization.gradient)
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """Never evaluates the loss."""
-        step = self._minimise(linearization, self.direction(linearization))
-        if step.displacement is not None:
-            self.scatter("step", step.displacement)
-        return step
+        direction, previous = self.direction(linearization), self.gather("step")
+        info = {}
+        if previous.any():
+            directions = torch.stack([direction, previous])
+            model = QuadraticModel(linearization, directions, self.expand("damping"))
+            alpha, mu = model.minimiser().tolist()
+            step, info = alpha * direction + mu * previous, {"step_length": alpha, "momentum": mu}
+        else:
+            step = self.expand("lr") * direction
+        self.scatter("step", step)
+        return Step(step, info=info)
 
-    def _minimise(self, linearization: Linearization, direction: Tensor) -> Step:
-        previous = self.gather("step")
-        if not previous.any():
-            return Step(self.expand("lr") * direction, info={"reason": "first step: fixed lr"})
-        directions = torch.stack([direction, previous])
-        model = QuadraticModel(linearization, directions, self.expand("damping"))
-        alpha, mu = model.minimiser().tolist()
-        info = {"step_length": alpha, "momentum": mu}
-        return Step(alpha * direction + mu * previous, info=info)
+
+def refuse_negative(damping: float) -> None:
+    """F + lambda I must be positive."""
+    if not damping >= 0:
+        raise ValueError(f"damping must not be negative, found {damping}")

@@ -1,0 +1,67 @@
+"""Preconditioners that learn from the products a solver has spent before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.linalg.krylov import Operator
+
+__all__ = ["Pairs"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Known products y_i = G s_i of a symmetric positive semi-definite G, rows of S and Y (m, n).
+
+    They correct an approximate inverse H_0 of A = G + damping I by one BFGS update each:
+
+        H = (I - S^T R^-T Y) H_0 (I - Y^T R^-1 S) + S^T R^-T D R^-1 S,
+        Y <- Y + damping S,   R = upper triangle of S Y^T,   D = its diagonal.
+
+    H is positive definite and inverts A on the span of the s_i if they are conjugate. Pairs of a
+    slowly changing G go on being useful: conjugate gradients resume where they stopped.
+
+    Source: Morales & Nocedal (2000), "Automatic preconditioning by limited memory quasi-Newton
+    updating"; the compact form: Byrd, Nocedal & Schnabel (1994), equation 2.6.
+    """
+
+    S: Tensor
+    Y: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> Pairs:
+        """No pairs yet, for vectors like this one (n,)."""
+        return cls(like.new_empty(0, len(like)), like.new_empty(0, len(like)))
+
+    def join(self, new: Sequence[tuple[Tensor, Tensor]], limit: int) -> Pairs:
+        """The newest `limit` pairs, with new ones (s, y) appended and brought to unit length.
+
+        Pairs without positive curvature s.y would make H indefinite and are left out.
+        """
+        S, Y = (torch.stack(vectors) for vectors in zip(*new, strict=True))
+        length = S.norm(dim=1, keepdim=True)
+        floor = torch.finfo(S.dtype).eps * length * Y.norm(dim=1, keepdim=True)
+        kept = ((S * Y).sum(1, keepdim=True) > floor)[:, 0]
+        unit = length[kept]
+        parts = (self.S, S[kept] / unit), (self.Y, Y[kept] / unit)
+        return Pairs(*(torch.cat(part)[-limit:] for part in parts))
+
+    def correct(self, base: Operator, damping: float = 0.0) -> Operator:
+        """v -> H v, given v -> H_0 v."""
+        if len(self.S) == 0:
+            return base
+        S, Y = self.S, self.Y + damping * self.S
+        R = torch.triu(S @ Y.T)
+        D = R.diagonal()
+
+        def inverse(v: Tensor) -> Tensor:
+            a = torch.linalg.solve_triangular(R, (S @ v)[:, None], upper=True)[:, 0]
+            z = base(v - a @ Y)
+            b = torch.linalg.solve_triangular(R.T, (D * a - Y @ z)[:, None], upper=False)[:, 0]
+            return z + b @ S
+
+        return inverse
