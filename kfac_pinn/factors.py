@@ -13,7 +13,7 @@ physics-informed neural networks"; Eschenhagen et al. (2023) for weight sharing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobians import LayerInputs, LayerJacobian, Leaf, second_moment
-from kfac_pinn.linalg import KroneckerInverse, KroneckerSum
+from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 from kfac_pinn.linearization import Block, Linearization
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Stored: TypeAlias = dict[str, Any]
+Cotangents: TypeAlias = Sequence["Tensor | float | None"]
 
 
 class Sharing(Protocol):
@@ -82,7 +83,7 @@ class Reduce:
 class Fisher(Protocol):
     """Which vector of the residual space is sent backwards through the network."""
 
-    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         """One entry a term, (N,) or a number: g_n is multiplied by it; None: B is the identity."""
 
 
@@ -90,7 +91,7 @@ class Fisher(Protocol):
 class Type2:
     """g_n as it is: the exact Gauss-Newton curvature of a square."""
 
-    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         return [1.0] * len(linearization.tangents)
 
 
@@ -104,7 +105,7 @@ class MonteCarlo:
 
     seed: int = 0
 
-    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
         like = linearization.residual
         sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
@@ -115,7 +116,7 @@ class MonteCarlo:
 class Empirical:
     """r_n g_n: the gradient of 1/2 r_n^2 itself."""
 
-    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         return [tangent.residual for tangent in linearization.tangents]
 
 
@@ -123,7 +124,7 @@ class Empirical:
 class ForwardOnly:
     """B = I: no curvature of what follows the layer."""
 
-    def seeds(self, linearization: Linearization, step: int) -> Sequence[Tensor | float | None]:
+    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         return [None] * len(linearization.tangents)
 
 
@@ -155,6 +156,11 @@ class TraceNormDamping:
         return shifted(A, pi * root), shifted(B, root / pi)
 
 
+def identity(like: Tensor) -> Tensor:
+    """I of the size of the last dimension."""
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
 def shifted(matrix: Tensor, shift: float) -> Tensor:
     """matrix + shift I."""
     result = matrix.clone()
@@ -175,11 +181,11 @@ class Average:
     start: float | None = 1.0
 
     def __call__(self, old: Tensor | None, new: Tensor) -> Tensor:
-        """The average with one more M; another shape (a bias was frozen, say) starts anew."""
-        if old is None or old.shape != new.shape:
+        """The average with one more M."""
+        if old is None:
             if self.start is None:
                 return new
-            old = self.start * torch.eye(len(new), dtype=new.dtype, device=new.device)
+            old = self.start * identity(new)
         return torch.lerp(new, old, self.decay)
 
 
@@ -207,45 +213,39 @@ class Factors:
         if not (self.every >= 1 and self.invert_every >= 1 and 0 <= self.average.decay < 1):
             raise ValueError(f"periods must be at least 1 and the decay in [0, 1), found {self}")
 
-    def update(
-        self, stored: Mapping[Block, Stored], linearization: Linearization, step: int
-    ) -> dict[Block, Stored]:
-        """What to store of each block: the averages of its factors, those due refreshed."""
-        seeds = self.fisher.seeds(linearization, step)
-        updated = {}
-        for block in linearization.blocks:
-            old = stored[block].get("factors", {})
-            if not old or step % self.every == 0:
-                new = self._measure(block, linearization, seeds)
-                old = {**old, **{key: self.average(old.get(key), new[key]) for key in new}}
-            updated[block] = {**stored[block], "factors": old}
-        return updated
+    def update(self, known: Stored, measured: Stored) -> Stored:
+        """The averages of a block's factors with those just measured."""
+        return {**known, **{key: self.average(known.get(key), measured[key]) for key in measured}}
+
+    def measure(self, linearization: Linearization, step: int) -> dict[Block, Stored]:
+        """The factors of every block at the current parameters, by name."""
+        cotangents = self.fisher.cotangents(linearization, step)
+        return {block: self._of(block, linearization, cotangents) for block in linearization.blocks}
 
     def invert(self, block: Block, factors: Stored, damping: float) -> Stored:
         """The damped inverse of a block as plain tensors."""
         if isinstance(block, Leaf):
-            return {"inverse": torch.linalg.inv(shifted(factors["gramian"], damping))}
+            gramian = factors["gramian"]
+            return {"inverse": damped_solve(gramian, identity(gramian), damping)}
         pairs = [self.rule(factors[f"A{k}"], factors[f"B{k}"], damping) for k in terms(factors)]
         return dict(vars(KroneckerSum(pairs).inverse()))
 
-    def _measure(
-        self, block: Block, linearization: Linearization, seeds: Sequence[Tensor | float | None]
-    ) -> Stored:
+    def _of(self, block: Block, linearization: Linearization, cotangents: Cotangents) -> Stored:
         if isinstance(block, Leaf):
             return {"gramian": linearization.gramian(block)}
-        measured = {}
-        for k, (tangent, seed) in enumerate(zip(linearization.tangents, seeds, strict=True)):
+        factors = {}
+        for k, (tangent, u) in enumerate(zip(linearization.tangents, cotangents, strict=True)):
             jacobian = tangent.blocks.get(block)
             if isinstance(jacobian, LayerJacobian):
-                columns = block.columns
-                measured[f"A{k}"] = self.sharing.inputs(jacobian.inputs)[columns, columns]
-                measured[f"B{k}"] = self._gradients(jacobian.g, seed)
-        return measured
+                A = self.sharing.inputs(jacobian.inputs)
+                factors[f"A{k}"] = A[block.columns, block.columns]
+                factors[f"B{k}"] = self._gradients(jacobian.g, u)
+        return factors
 
-    def _gradients(self, g: Tensor, seed: Tensor | float | None) -> Tensor:
-        if seed is None:
-            return torch.eye(g.shape[2], dtype=g.dtype, device=g.device)
-        return self.sharing.gradients(g * seed[:, None] if isinstance(seed, Tensor) else g)
+    def _gradients(self, g: Tensor, u: Tensor | float | None) -> Tensor:
+        if u is None:
+            return identity(g)
+        return self.sharing.gradients(g * u[:, None] if isinstance(u, Tensor) else g)
 
 
 def terms(factors: Stored) -> list[str]:

@@ -69,11 +69,10 @@ class KroneckerPreconditioner:
     factors: Factors = KFAC_FACTORS
 
     def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
-        fresh = self.factors.update({b: {} for b in linearization.blocks}, linearization, 0)
         inverses = {}
-        for block, entry in fresh.items():
+        for block, measured in self.factors.measure(linearization, step=0).items():
             level = float(torch.cat([damping[place] for place in block.slices]).mean())
-            inverses[block] = self.factors.invert(block, entry["factors"], level)
+            inverses[block] = self.factors.invert(block, measured, level)
 
         def apply(v: Tensor) -> Tensor:
             out = v / damping  # of parameters that no residual depends on

@@ -38,21 +38,27 @@ class KroneckerOptimizer(LeastSquaresOptimizer):
         self.factors = factors
 
     def refresh(self, linearization: Linearization) -> None:
-        """Bring averages and inverses up to date, each where its period has passed."""
-        count = self.common.get("steps", 0)
-        stored = {block: self._stored(block) for block in linearization.blocks}
-        for block, entry in self.factors.update(stored, linearization, count).items():
-            if "inverse" not in entry or count % self.factors.invert_every == 0:
-                damping = self.damping_of(block)
-                entry["inverse"] = self.factors.invert(block, entry["factors"], damping)
-            self._stored(block).update(entry)
-        self.common["steps"] = count + 1
+        """Bring averages and inverses up to date, each where its period has passed or it is new."""
+        step = self.common.get("steps", 0)
+        known = {block: self._known(block) for block in linearization.blocks}
+        due = step % self.factors.every == 0 or not all(known.values())
+        measured = self.factors.measure(linearization, step) if due else {}
+        for block, old in known.items():
+            averages = old.get("factors", {})
+            if step % self.factors.every == 0 or not old:
+                averages = self.factors.update(averages, measured[block])
+            inverse = old.get("inverse")
+            if step % self.factors.invert_every == 0 or inverse is None:
+                inverse = self.factors.invert(block, averages, self.damping_of(block))
+            new = {"size": block.size, "factors": averages, "inverse": inverse}
+            self.state[block.parameters[0]]["curvature"] = new
+        self.common["steps"] = step + 1
 
     def precondition(self, linearization: Linearization, v: Tensor) -> Tensor:
         """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
         out = torch.zeros_like(v)
         for block in linearization.blocks:
-            precondition(block, self._stored(block)["inverse"], v, out)
+            precondition(block, self._known(block)["inverse"], v, out)
         return out
 
     def damping_of(self, block: Block) -> float:
@@ -61,9 +67,10 @@ class KroneckerOptimizer(LeastSquaresOptimizer):
         groups = (g for g in self.param_groups if any(p is owner for p in g["params"]))
         return float(next(groups)["damping"])
 
-    def _stored(self, block: Block) -> Stored:
-        """Where the factors of a block are kept: with its first parameter."""
-        return self.state[block.parameters[0]]
+    def _known(self, block: Block) -> Stored:
+        """What is stored of a block, with its first parameter; nothing if the block is another."""
+        stored: Stored = self.state[block.parameters[0]].get("curvature", {})
+        return stored if stored.get("size") == block.size else {}
 
 
 class KFAC(KroneckerOptimizer):
