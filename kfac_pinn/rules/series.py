@@ -22,8 +22,9 @@ Rows = Sequence[Tensor]
 Terms = list[tuple[int, Tensor, Tensor]]
 Derivatives = Callable[[Tensor, Tensor, int], list[Tensor]]
 Bilinear = Callable[[Tensor, Tensor], Tensor]
-CACHE_BYTES = 2**21  # what one block of rows may take: a share of a core's cache
-MIN_BLOCK = 256
+# What one block of rows may take: a share of a core's cache, or enough to keep a GPU busy.
+BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
+MIN_BLOCK = 256  # entries
 
 
 def total(terms: Terms, out: Tensor | None = None) -> Tensor:
@@ -170,7 +171,8 @@ class Shift(torch.autograd.Function):
 def blocks(data: Tensor, basis: Basis) -> Iterator[Rows]:
     """The rows, some entries at a time."""
     flat = data.reshape(len(data), -1)
-    step = max(MIN_BLOCK, CACHE_BYTES // (len(data) * data.element_size()))
+    most = BLOCK_BYTES.get(data.device.type, 2**28)
+    step = max(MIN_BLOCK, most // (len(data) * data.element_size()))
     return (part.split(basis.sizes) for part in flat.split(step, 1))
 
 
