@@ -73,7 +73,8 @@ class HyperLoRA(nn.Module):
         Raises:
             ValueError: for tasks of the wrong size.
         """
-        return self.network(self.space.embed(self.space.check(tasks)))
+        like = next(self.network.parameters())
+        return self.network(self.space.embed(self.space.check(tasks).to(like)))
 
     def fields(self, tasks: Tensor) -> Fields:
         """u of all tasks at once: maps their points, task after task, (T n, d) to (T n, c)."""

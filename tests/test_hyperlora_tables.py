@@ -6,7 +6,8 @@ import pytest
 
 from hyperlora_ext import paper, tables
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.problems import kovasznay
+from hyperlora_ext.plots import error_maps
+from hyperlora_ext.problems import burgers2d, kovasznay
 from hyperlora_ext.setups import SETUPS, Setup, number
 from hyperlora_ext.tables import Budget, main, markdown, table_1, table_2, table_3
 from kfac_pinn.networks import MLP
@@ -99,3 +100,14 @@ def test_the_benchmarks_are_not_what_the_text_says() -> None:
     assert t2["burgers2d"]["physics"][8][2] < t2["burgers2d"]["physics"][4][2]
     # Rank 1 on Kovasznay has a larger error on the tasks it was trained on.
     assert t2["kovasznay"]["data"][1][0] > t2["kovasznay"]["data"][1][2]
+
+
+def test_error_maps_show_every_network() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    for family in (kovasznay(), burgers2d()):
+        task = family.space.nodes(1)[0]
+        exact = lambda x, f=family, t=task: f.solution(x, t)  # noqa: E731
+        figure = error_maps(family, task, {"one": exact, "two": exact})
+        titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+        assert titles[0] == family.name and titles[1].startswith("one: MSE")
