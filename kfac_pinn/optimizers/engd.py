@@ -255,9 +255,9 @@ def put(values: Tensor, columns: Sequence[slice], like: Tensor) -> Tensor:
 
 def averaged(average: Average, old: Tensor | None, new: Tensor) -> Tensor:
     """decay old + (1 - decay) new; starts again where the set of parameters has changed."""
-    if old is None or old.shape != new.shape:
-        identity = torch.ones_like(new) if new.ndim == 1 else torch.eye(len(new)).to(new)
-        old = average.start * identity
+    fresh = old is None or old.shape != new.shape
+    if fresh and new.ndim == 1 and average.start is not None:
+        old = torch.full_like(new, average.start)  # the diagonal of the identity
     return average(old, new)
 
 
