@@ -226,7 +226,7 @@ class RatioControl:
     low: float = 0.25
     high: float = 0.75
     factor: float = 3.0
-    start: float = 1e-5
+    start: float = 1e-4
     least: float = 1e-16
 
     def first(self, linearization: Linearization) -> float:

@@ -53,7 +53,7 @@ class KFACPINN(KroneckerOptimizer):
         factors: Factors | None = None,
     ) -> None:
         factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
-        super().__init__(params, {"lr": lr}, Armijo(factor=0.25, trials=6), factors)
+        super().__init__(params, {"lr": lr}, Armijo(0.1, 0.25, 8), factors)
         self.products, self.memory, self.control = products, memory, RatioControl()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
