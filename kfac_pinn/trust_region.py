@@ -81,8 +81,8 @@ class Decomposition:
         """
         return float((1 / (1 + damping / self.S.square().clamp_min(1e-300))).sum())
 
-    def damping(self, radius: float, iterations: int = 40) -> float:
-        """lambda with ||p(lambda)|| = radius, by bisection of log lambda.
+    def damping(self, radius: float, rounds: int = 6) -> float:
+        """lambda with ||p(lambda)|| = radius, by dividing an interval of log lambda in 64, again.
 
         From ||p|| = radius follows lambda <= ||(b, e')|| / radius. Below (eps S_1)^2 J itself is
         rounding, so that a radius beyond the step there returns that damping.
@@ -91,12 +91,10 @@ class Decomposition:
         slope = float((self.b.square().sum() + self.outside.square().sum()).sqrt())
         low = 2 * math.log(torch.finfo(self.S.dtype).eps * float(self.S[0]) + math.sqrt(tiny))
         high = max(low, math.log(slope + tiny) - math.log(radius + tiny))
-        for _ in range(iterations):
-            middle = (low + high) / 2
-            if float(self.norm(self.S.new_tensor(math.exp(middle)))) > radius:
-                low = middle
-            else:
-                high = middle
+        for _ in range(rounds):
+            grid = torch.linspace(low, high, 65, dtype=torch.float64)
+            longer = int((self.norm(grid.exp().to(self.S)) > radius).sum())  # norms fall
+            low, high = float(grid[max(longer - 1, 0)]), float(grid[min(longer, 64)])
         return math.exp(high)
 
     def _lift(self, y: Tensor) -> Tensor:

@@ -223,12 +223,12 @@ def test_lr_scales_the_steps_of_its_group():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "goal"), [(torch.float64, 1e-6), (torch.float32, 1e-3)], ids=["float64", "float32"]
+    ("dtype", "goal"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["float64", "float32"]
 )
 def test_poisson_without_tuning(dtype, goal):
-    model, residuals = setting((2, 10, 10, 1), (200, 60), dtype)
+    model, residuals = setting((2, 8, 8, 1), (150, 50), dtype)
     optimizer = GaussNewton(model.parameters())
     held_out = poisson_2d().held_out(Generator().manual_seed(1), 1000, dtype)
-    for _ in range(140):
+    for _ in range(110):
         optimizer.step(residuals)
     assert relative_l2(model, poisson_2d().solution, held_out) <= goal
