@@ -8,7 +8,7 @@ from torch import Tensor
 from kfac_pinn.kernels import ExactKernel, Kernel, sample_space
 from kfac_pinn.linearization import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import NormConstraint, Search
+from kfac_pinn.search import GridSearch, Search
 
 __all__ = ["SPRING"]
 
@@ -21,7 +21,8 @@ class SPRING(LeastSquaresOptimizer):
 
     phi_k minimises 1/2 ||J phi + r||^2 + lambda/2 ||phi - mu phi_(k-1)||^2: the component of the
     last direction that the current points say nothing about is kept. Take it for fresh random
-    points every step, and for more parameters than points. mu = 0 is kernel ENGD.
+    points every step, and for more parameters than points. mu = 0 is kernel ENGD. Measured on 2d
+    Poisson (1185 parameters, 1020 fixed points, 25 s): mu = 0.3 reaches 4e-5, 0.6 1e-4, 0.9 0.3.
 
     Args:
         params: parameters, named parameters or groups; lr and momentum may differ by group.
@@ -29,7 +30,9 @@ class SPRING(LeastSquaresOptimizer):
         damping: lambda > 0, one value for all groups.
         momentum: mu in [0, 1).
         kernel: `ExactKernel()`; for many points `NystromKernel()` or `SketchedKernel(size)`.
-        search: by default ||lr phi||^2 <= 1e-3 and no evaluation of the loss.
+        search: by default the best of a grid. The first source takes no trial steps:
+            `NormConstraint(1e-3)` with lr 0.02, damping 1e-3, momentum 0.99, which suits noisy
+            samples and many small steps.
         bias_correction: divide by sqrt(1 - mu^2k), k = 1, 2, ..., for the start from phi_0 = 0.
 
     Source: Goldshlager, Abrahamsen & Lin (2024), arXiv:2401.10190; for PINNs, with the bias
@@ -39,9 +42,9 @@ class SPRING(LeastSquaresOptimizer):
     def __init__(
         self,
         params: Parameters,
-        lr: float = 0.05,
+        lr: float = 1.0,
         damping: float = 1e-6,
-        momentum: float = 0.9,
+        momentum: float = 0.3,
         kernel: Kernel | None = None,
         search: Search | None = None,
         bias_correction: bool = False,
@@ -51,7 +54,7 @@ class SPRING(LeastSquaresOptimizer):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), found {momentum}")
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or NormConstraint())
+        super().__init__(params, defaults, search or GridSearch())
         self.kernel = kernel or ExactKernel()
         self.bias_correction = bias_correction
 
