@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_problems import Closure, cases, flat, network, points, relative, small_case
 from torch import Tensor, nn
 
-from kfac_pinn import laplacian, taylor
+from kfac_pinn import KFAC, KFACPINN, KFACStar, laplacian, linearize, taylor
 from kfac_pinn.factors import (
     Average,
     Empirical,
@@ -19,7 +22,7 @@ from kfac_pinn.factors import (
     Reduce,
     TraceNormDamping,
 )
-from kfac_pinn.optimizers.kfac import KFAC, KFACStar
+from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.search import FixedStep
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -91,3 +94,129 @@ def test_published_trajectory(problem: str, setting: str) -> None:
         found = nn.utils.parameters_to_vector(model.parameters()).detach()
         assert (found - expected).norm() <= 1e-9 * expected.norm()
         assert float(loss) == pytest.approx(losses.sum(), rel=1e-9)
+
+
+@given(cases(), st.floats(1e-6, 1.0))
+def test_star_minimises_the_model_on_its_plane(
+    case: tuple[nn.Sequential, Closure], damping: float
+) -> None:
+    model, closure = case
+    optimizer = KFACStar(model.parameters(), damping=damping, factors=Factors(average=EARLY))
+    optimizer.step(closure)
+    before, delta = flat(model), optimizer.gather("step")
+    lin = linearize(closure, list(model.parameters()))
+    optimizer.step(closure)
+    G, step = lin.gramian() + damping * torch.eye(lin.size), flat(model) - before
+    slope = lin.gradient + G @ step  # of the model: orthogonal to the plane
+    direction = optimizer.precondition(lin, -lin.gradient)
+    for along in (direction, delta):
+        assert abs(float(slope @ along)) <= 1e-7 * float(lin.gradient.norm() * along.norm())
+
+
+@given(cases())
+def test_pinn_solves_the_damped_system(case: tuple[nn.Sequential, Closure]) -> None:
+    """With enough products its direction is that of a dense solve."""
+    model, closure = case
+    optimizer = KFACPINN(model.parameters(), products=300)
+    lin = linearize(closure, list(model.parameters()))
+    optimizer.common["lambda"] = damping = 1e-2
+    found, predicted = optimizer.solve(lin, damping)
+    G = lin.gramian()
+    expected = torch.linalg.solve(G + damping * torch.eye(lin.size), -lin.gradient)
+    assert relative(found, expected) < 1e-6
+    decrease = -float(lin.gradient @ expected + 0.5 * expected @ G @ expected)
+    assert predicted == pytest.approx(decrease, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [KFAC, KFACStar, KFACPINN])
+def test_zero_residual_stays(make: Callable[..., torch.optim.Optimizer]) -> None:
+    model = network(2, 4, 1)
+    x = points(5)
+    target = model(x).detach()
+    optimizer, before = make(model.parameters()), flat(model)
+    optimizer.step(lambda: model(x) - target)
+    assert torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("make", [KFAC, KFACStar, KFACPINN])
+def test_freezing_a_bias_starts_its_layer_anew(make: Callable[..., torch.optim.Optimizer]) -> None:
+    model, closure = small_case()
+    optimizer = make(model.parameters())
+    optimizer.step(closure)
+    model[0].bias.requires_grad_(False)
+    bias, weight = model[0].bias.clone(), model[0].weight.detach().clone()
+    optimizer.step(closure)
+    assert torch.equal(model[0].bias, bias)
+    assert not torch.equal(model[0].weight, weight)
+
+
+def test_groups_have_their_own_damping() -> None:
+    """A huge damping stops a group; the other one moves as if alone in the model."""
+    model, closure = small_case()
+    first = list(model[0].parameters())
+    still = {"params": first, "damping": 1e12}
+    optimizer = KFAC([still, {"params": model[2].parameters()}], damping=1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step(closure)
+    pairs = zip(model.parameters(), before, strict=True)
+    moved = [float((p - old).detach().norm()) for p, old in pairs]
+    assert max(moved[:2]) < 1e-8 < min(moved[2:])
+
+
+def test_three_terms_and_a_system() -> None:
+    """More than two Kronecker pairs a layer, from one pass and from several."""
+    model, x, xb = network(2, 6, 2), points(20), points(6, seed=1)
+
+    def stokes_like() -> list[Tensor]:
+        second = laplacian(model, x)
+        return [second[:, 0] + 1, second[:, 1] - x[:, 0], model(xb)[:, 0], model(xb)[:, 1] - 1]
+
+    for make in (KFAC, KFACStar, KFACPINN):
+        optimizer = make(model.parameters(), **({} if make is KFACPINN else {"damping": 1e-2}))
+        losses = [float(optimizer.step(stokes_like)) for _ in range(5)]
+        assert losses[-1] < losses[0]
+
+
+@given(st.integers(2, 12), st.integers(1, 8), st.integers(0, 999))
+def test_pairs_invert_on_their_span(n: int, count: int, seed: int) -> None:
+    """Conjugate pairs: H y = s; in any case H is symmetric and positive definite."""
+    torch.manual_seed(seed)
+    root = torch.randn(n, n, dtype=torch.float64)
+    G, damping = root @ root.T, 0.3
+    A = G + damping * torch.eye(n)
+    spent: list[tuple[Tensor, Tensor]] = []
+
+    def product(v: Tensor) -> Tensor:
+        spent.append((v, G @ v))
+        return A @ v
+
+    b = torch.randn(n, dtype=torch.float64)
+    conjugate_gradients(product, b, iterations=min(count, n))
+    inverse = Pairs.none(b).join(spent, limit=100).correct(lambda v: v, damping)
+    H = torch.stack([inverse(e) for e in torch.eye(n, dtype=torch.float64)])
+    torch.testing.assert_close(H, H.T, rtol=1e-6, atol=1e-8)
+    assert torch.linalg.eigvalsh(H)[0] > 0
+    for s, y in spent:
+        torch.testing.assert_close(inverse(y + damping * s), s, rtol=1e-6, atol=1e-7)
+
+
+def test_pairs_forget_the_oldest_and_refuse_negative_curvature() -> None:
+    e = torch.eye(4, dtype=torch.float64)
+    pairs = Pairs.none(e[0]).join([(2 * e[i], 2 * e[i]) for i in range(3)], limit=2)
+    assert torch.equal(pairs.S, e[1:3])
+    assert len(pairs.join([(e[3], -e[3])], limit=10).S) == 2
+
+
+def test_pinn_trains_far() -> None:
+    """2d Poisson on a small network, default settings: far below what its start shows."""
+    torch.manual_seed(0)
+    model, x = network(2, 12, 12, 1), points(100)
+    edge = points(40, seed=1)
+    edge[torch.arange(40), torch.arange(40) % 2] = (torch.arange(40) % 4 // 2).double()
+    f = 2 * torch.pi**2 * torch.sin(torch.pi * x).prod(1, keepdim=True)
+    optimizer = KFACPINN(model.parameters())
+    for _ in range(50):
+        optimizer.step(lambda: (laplacian(model, x) + f, model(edge)))
+    grid = points(500, seed=2)
+    error = relative(model(grid).detach(), torch.sin(torch.pi * grid).prod(1, keepdim=True))
+    assert error < 1e-2
