@@ -48,7 +48,7 @@ class Setup:
     @property
     def hyper_train(self) -> Levenberg:
         """The schedule for a hypernetwork; `hyper_step` is the problem's own size."""
-        return Levenberg(every=3)
+        return Levenberg(every=10)
 
     def fresh_tasks(self, generator: Generator | None) -> Tensor:
         """New tasks for every step."""
