@@ -312,7 +312,8 @@ def test_every_rule_is_exercised():
             taylor(program, x, 2)
     exercised = {RULES[function] for function in recorder.seen}
     guards = {RULES[torch.autograd.grad], RULES[torch.Tensor.cuda]}  # one only raises
-    missed = set(RULES.values()) - exercised - guards
+    ours = {r for r in RULES.values() if r.__module__.startswith("kfac_pinn")}  # users add theirs
+    missed = ours - exercised - guards
     names = sorted({str(f) for f, r in RULES.items() if r in missed})
     assert not names, names
 
