@@ -25,10 +25,14 @@ __all__ = ["Geodesic", "second_derivative"]
 
 @dataclass(frozen=True)
 class Geodesic:
-    """Searches along theta + t v + t^2/2 a instead of theta + t v; one closure call more a step.
+    """Searches along theta + t v + t^2/2 a instead of theta + t v.
 
     The curve is followed for the t with 2 |t a| <= alpha |v|, as where the acceleration is
     larger the expansion is not to be trusted; beyond, the path is straight.
+
+    It costs one closure call and one solve more a step. Measured with `ENGD` on 2d Poisson (353
+    parameters, 260 points, three seeds, damping 1e-2 to 1e-6): the loss after 60 steps changes by
+    a factor between 0.3 and 3 either way. Try it where a valley is known to be curved.
 
     Args:
         alpha: 0.75 is recommended by the source.
