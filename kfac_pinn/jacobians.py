@@ -112,6 +112,12 @@ def second_moment(positions: Tensor) -> Tensor:
     return moment
 
 
+def weighted_sum(weights: Tensor, positions: Tensor) -> Tensor:
+    """sum_s w_s z_s, shape (N, d); most weights are zero."""
+    kept = weights.nonzero()[:, 0]
+    return torch.tensordot(weights[kept], positions[kept], 1)
+
+
 class LayerInputs:
     """z (S, N, d_in) and e (S,): the inputs of a layer, shared by all residuals of one pass."""
 
@@ -124,7 +130,7 @@ class LayerInputs:
         z, e = self.z, self.unit
         moment = z.new_zeros(z.shape[2] + 1, z.shape[2] + 1)
         moment[:-1, :-1] = second_moment(z)
-        moment[-1, :-1] = moment[:-1, -1] = torch.tensordot(e, z.sum(1), 1)
+        moment[-1, :-1] = moment[:-1, -1] = weighted_sum(e, z).sum(0)
         moment[-1, -1] = (e @ e) * z.shape[1]
         return moment
 
@@ -150,35 +156,45 @@ class LayerJacobian:
     @cached_property
     def bias_gradient(self) -> Tensor:
         """d r_n / d b = sum_s e_s g_ns, shape (N, d_out)."""
-        return torch.tensordot(self.inputs.unit, self.g, 1)
+        return weighted_sum(self.inputs.unit, self.g)
 
     def times(self, v: Tensor) -> Tensor:
         """(J v)_n = sum_s g_ns . (W z_ns + e_s b); several v (P, m) share the passes over z."""
-        _, points, d_out = self.g.shape
-        product = v.new_zeros(points, *v.shape[1:])
+        product = v.new_zeros(self.g.shape[1], *v.shape[1:])
         if self.layer.weight is not None:
-            matrices = v[self.layer.weight_slice].view(d_out, -1, *v.shape[1:])
-            matrices = matrices.movedim(1, 0).movedim(1, -1).flatten(1)  # (d_in, m d_out)
-            buffer = v.new_empty(points, matrices.shape[1])
-            total = v.new_zeros(*product.shape, d_out)
-            for z, g in zip(self.inputs.z, self.g, strict=True):
-                torch.mm(z, matrices, out=buffer)
-                total.addcmul_(buffer.view_as(total), g if v.ndim == 1 else g[:, None])
-            product += total.sum(-1)
+            product += self._weight_times(v[self.layer.weight_slice])
         if self.layer.bias is not None:
             product += self.bias_gradient @ v[self.layer.bias_slice]
         return product
 
+    def _weight_times(self, v: Tensor) -> Tensor:
+        """sum_s g_ns . W z_ns: the wider side is multiplied by W, for a small buffer."""
+        narrow, wide, swap = self._sides()
+        matrices = v.view(self.g.shape[2], self.inputs.z.shape[2], *v.shape[1:])
+        matrices = matrices.movedim(int(not swap), 0).movedim(1, -1)  # (wide, m, narrow)
+        total = v.new_zeros(narrow.shape[1], *matrices.shape[1:])
+        buffer = torch.empty_like(total)
+        for a, b in zip(wide, narrow, strict=True):
+            torch.mm(a, matrices.flatten(1), out=buffer.view(len(a), -1))
+            total.addcmul_(buffer, b if v.ndim == 1 else b[:, None])
+        return total.sum(-1)
+
     def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
         """J^T u = sum_ns u_n g_ns [z_ns; e_s]^T, added into the flat vector `out`."""
         if self.layer.weight is not None:
+            narrow, wide, swap = self._sides()
             target = out[self.layer.weight_slice].view(self.g.shape[2], -1)
-            buffer = torch.empty_like(self.g[0])
-            for z, g in zip(self.inputs.z, self.g, strict=True):
-                torch.mul(g, u[:, None], out=buffer)
-                target.addmm_(buffer.T, z)
+            target, buffer = target.T if swap else target, torch.empty_like(narrow[0])
+            for a, b in zip(wide, narrow, strict=True):
+                torch.mul(b, u[:, None], out=buffer)
+                target.addmm_(buffer.T, a)
         if self.layer.bias is not None:
             out[self.layer.bias_slice] += u @ self.bias_gradient
+
+    def _sides(self) -> tuple[Tensor, Tensor, bool]:
+        """(g, z, False), or (z, g, True) where the layer has fewer inputs than outputs."""
+        swap = self.inputs.z.shape[2] < self.g.shape[2]
+        return (self.inputs.z, self.g, True) if swap else (self.g, self.inputs.z, False)
 
     def rows(self, points: slice = slice(None)) -> Tensor:
         """J_n with [W, b] flattened, shape (N, size)."""
