@@ -46,7 +46,7 @@ SETUPS = {
     "poisson5d": Setup(poisson_5d, (5, 50, 10, 1), (1500, 500)),
     "heat4d": Setup(heat_4d, (5, 48, 12, 1), (1500, 500)),
     "burgers": Setup(lambda: burgers(0.01), (2, 20, 20, 20, 1), (4000, 600)),
-    "burgers_steep": Setup(burgers, (2, 20, 20, 20, 1), (6000, 600)),
+    "burgers_steep": Setup(burgers, (2, 20, 20, 20, 1), (12000, 1000)),
 }
 
 
