@@ -15,7 +15,15 @@ docs/mathematics.md.
 """
 
 from kfac_pinn.linearize import Linearization, linearize
-from kfac_pinn.operators import gradient, laplacian, taylor
+from kfac_pinn.operators import (
+    bilaplacian,
+    divergence,
+    gradient,
+    hessian,
+    laplacian,
+    partial,
+    taylor,
+)
 from kfac_pinn.optimizers.engd import ENGD
 from kfac_pinn.optimizers.gauss_newton import GaussNewton
 from kfac_pinn.optimizers.hessian_free import HessianFree
@@ -23,6 +31,11 @@ from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
 from kfac_pinn.optimizers.spring import SPRING
 from kfac_pinn.residuals import ConvexLoss, total_loss
+from kfac_pinn.stochastic import (
+    hutchinson_laplacian,
+    stochastic_bilaplacian,
+    subsampled_laplacian,
+)
 
 __version__ = "0.1.0"
 
@@ -36,9 +49,16 @@ __all__ = [
     "HessianFree",
     "KFACStar",
     "Linearization",
+    "bilaplacian",
+    "divergence",
     "gradient",
+    "hessian",
+    "hutchinson_laplacian",
     "laplacian",
     "linearize",
+    "partial",
+    "stochastic_bilaplacian",
+    "subsampled_laplacian",
     "taylor",
     "total_loss",
 ]
