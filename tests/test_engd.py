@@ -35,8 +35,8 @@ def test_published_trajectory(problem: str, setting: str) -> None:
     optimizer = ENGD(model.parameters(), damping=1e-6, gramian=SETTINGS[setting])
     for losses, theta in zip(data[f"{setting}/losses"], data[f"{setting}/thetas"], strict=True):
         loss = optimizer.step(residuals)
-        assert relative(flat(model), torch.from_numpy(theta)) <= 1e-10
-        assert float(loss) == pytest.approx(losses.sum(), rel=1e-10)
+        assert relative(flat(model), torch.from_numpy(theta)) <= 1e-9
+        assert float(loss) == pytest.approx(losses.sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
