@@ -106,10 +106,11 @@ class BlockJacobian(Protocol):
 
 def second_moment(positions: Tensor) -> Tensor:
     """sum_ns z_ns z_ns^T, shape (d, d), for z (S, N, d)."""
-    moment = positions.new_zeros(positions.shape[2], positions.shape[2])
-    for z in positions:
-        moment.addmm_(z.T, z)
-    return moment
+    z = positions.reshape(-1, positions.shape[2])
+    if z.device.type == "cpu":  # NumPy calls syrk: half of the operations of a general product
+        x = z.detach().numpy()
+        return torch.from_numpy(x.T @ x)
+    return z.T @ z
 
 
 def weighted_sum(weights: Tensor, positions: Tensor) -> Tensor:
