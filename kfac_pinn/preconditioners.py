@@ -4,6 +4,8 @@ They change how many iterations a solve takes, and what a truncated one finds, n
 The Gramian of a PINN is close to one of low rank, which plain conjugate gradients exploit: measured
 (2-32-32-1 network, 460 residuals, trained, lambda = 1e-5), Nystrom needs 10 iterations where plain
 CG needs 70; a diagonal or Kronecker M helps in the first 20 iterations only and costs many later.
+While the damping is large, plain CG needs few iterations anyway and is faster (5d Poisson, 10,065
+parameters, 90 s: 37 steps against 19).
 """
 
 from __future__ import annotations
