@@ -220,3 +220,19 @@ def test_pinn_trains_far() -> None:
     grid = points(500, seed=2)
     error = relative(model(grid).detach(), torch.sin(torch.pi * grid).prod(1, keepdim=True))
     assert error < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pinn_rests_where_nothing_is_left_to_gain(dtype: torch.dtype) -> None:
+    """At the rounding of its loss steps are refused with a reason, and lambda stays in reach."""
+    model, x = nn.Linear(2, 1).to(dtype), points(30).to(dtype)
+    optimizer = KFACPINN(model.parameters())
+    for _ in range(120):
+        loss = float(optimizer.step(lambda: model(x) - x.sum(1, keepdim=True).sin()))
+    assert optimizer.stats["reason"]
+    assert optimizer.common["lambda"] < 1
+    assert loss == pytest.approx(optimizer.stats["new_loss"])
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    fitted = torch.linalg.lstsq(torch.cat([x, torch.ones(30, 1).to(x)], 1), x.sum(1).sin()[:, None])
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-7
+    assert relative(flat(model), fitted.solution[:, 0]) < tolerance

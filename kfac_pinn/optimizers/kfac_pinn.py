@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from kfac_pinn.factors import Average, Factors, TraceNormDamping
@@ -63,9 +64,13 @@ class KFACPINN(KroneckerOptimizer):
         damping = self.common.get("lambda") or self.control.first(linearization)
         self.common["lambda"] = damping
         direction, predicted = self.solve(linearization, damping)
+        if predicted <= torch.finfo(direction.dtype).eps * linearization.loss:
+            return Step(None, info={"reason": "the decrease left is below the loss's rounding"})
         step = self.search(objective, linearization, direction * self.expand("lr"))
         ratio = (linearization.loss - step.loss) / predicted
-        shortened = step.displacement is None or "reason" in step.info
+        if step.displacement is None:
+            self.common.pop("pairs")  # they may be why: start again from K-FAC alone
+        shortened = "reason" in step.info
         self.common["lambda"] = self.control(damping, -math.inf if shortened else ratio)
         step.info |= {"damping": damping, "ratio": ratio}
         return step
