@@ -17,7 +17,7 @@ regimes, solve, rank       the seven regimes; predict-certify-polish; rank by gr
 """
 
 from hyperlora_ext.family import Condition, Errors, Family, Splits, uniform_points
-from hyperlora_ext.generated import TaskResiduals, on_tasks
+from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count, load, merge, state
@@ -76,7 +76,6 @@ __all__ = [
     "l_pinn",
     "load",
     "merge",
-    "on_tasks",
     "pinn",
     "solve",
     "state",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -31,18 +31,19 @@ from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
 from kfac_pinn.jacobians import LayerJacobian
 from kfac_pinn.jets import Jet
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.residuals import total_loss
 
-__all__ = ["GeneratedLinearization", "SketchedLinearization", "TaskResiduals", "on_tasks"]
+__all__ = ["GeneratedLinearization", "SketchedLinearization", "TaskResiduals"]
 
 Function = Callable[[Any], Any]
-Optimizer = TypeVar("Optimizer", bound=LeastSquaresOptimizer)
 
 
 @dataclass(frozen=True)
 class TaskResiduals:
     """The closure of a hypernetwork: residuals of many tasks, and their linearisation.
+
+    optimizer = KFACPINN(hyper.parameters())
+    optimizer.step(TaskResiduals(hyper, tasks, residuals))
 
     Attributes:
         model: H.
@@ -166,26 +167,6 @@ class SketchedLinearization(Linearization):
 
     def rows(self, block: Any = None) -> Tensor:
         return self.exact.rows(block)
-
-
-def on_tasks(optimizer: type[Optimizer]) -> type[Optimizer]:
-    """A kfac_pinn optimizer's class, taught to read the closure's own linearisation.
-
-    optimizer = on_tasks(ENGD)(hyper.network.parameters())
-    optimizer.step(TaskResiduals(hyper, tasks, residuals))
-    """
-
-    class OnTasks(optimizer):  # type: ignore[valid-type,misc]
-        def _linearize(self, closure: Any, parameters: list[Tensor]) -> Linearization:
-            if not hasattr(closure, "linearize"):
-                return super()._linearize(closure, parameters)
-            current = frozenset(id(p) for p in parameters)
-            found = closure.linearize(parameters, current != getattr(self, "_seen", None))
-            self._seen = current
-            return found
-
-    OnTasks.__name__ = OnTasks.__qualname__ = f"OnTasks{optimizer.__name__}"
-    return OnTasks
 
 
 class TaskCapture(TorchFunctionMode):

@@ -12,8 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hyperlora_ext.family import Family, Points
-from hyperlora_ext.generated import TaskResiduals, on_tasks
-from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from kfac_pinn.fit import Callback, Every, History, Run, Schedule, fit
 from kfac_pinn.problem import Batch, Problem
@@ -177,8 +176,7 @@ class Levenberg:
         first = next(p for p in model.parameters() if p.requires_grad)
         generator = Generator().manual_seed(seed + 1)
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
-        kind = on_tasks(LevenbergMarquardt) if isinstance(model, HyperLoRA) else LevenbergMarquardt
-        optimizer = kind(model.parameters(), held_out=judges.residuals(model))
+        optimizer = LevenbergMarquardt(model.parameters(), held_out=judges.residuals(model))
         sampling = Exhausted(self.every, self.sizes)
         return fit(
             model, problem, optimizer, steps=steps, seconds=seconds, seed=seed, sampling=sampling

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +16,28 @@ from kfac_pinn.leaves import probe, tolerance, uses_tf32
 from kfac_pinn.linearization import Block, Linearization, Tangent
 from kfac_pinn.residuals import Residuals, Term, as_terms
 
-__all__ = ["Block", "Linearization", "Tangent", "linearize"]
+__all__ = ["Block", "Linearization", "SelfLinearizing", "Tangent", "linearize"]
+
+
+@runtime_checkable
+class SelfLinearizing(Protocol):
+    """A closure that linearises itself: `linearize`, and so every optimizer, asks it.
+
+    For residuals whose Jacobian is known in a form of its own, such as weights that are emitted by
+    another network. What it returns may override any method of `Linearization` (`kernel`, say) by
+    a cheaper one.
+    """
+
+    def __call__(self) -> Residuals:
+        """The residuals, as any closure."""
+
+    def linearize(
+        self,
+        parameters: Sequence[Tensor],
+        check: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> Linearization:
+        """r and J at the current parameters; arguments and errors as of the function below."""
 
 
 def linearize(
@@ -28,7 +50,8 @@ def linearize(
 
     Args:
         closure: takes no arguments, returns residuals (a tensor (N,) or (N, 1), a tuple or a dict
-            of them; `ConvexLoss` for a term that is not a square).
+            of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
+            asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
         check: also compare J^T u with autograd's, parameter by parameter, for a random u.
         names: of the parameters, for errors.
@@ -41,6 +64,8 @@ def linearize(
         FloatingPointError: for a residual or a gradient that is not finite.
     """
     known = named(list(parameters), names)
+    if isinstance(closure, SelfLinearizing):
+        return closure.linearize(list(known), check, list(known.values()))
     before = [p.detach().clone() for p in known] if check else []
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Capture(known) as capture:

@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hyperlora_ext.emission import task_linear
-from hyperlora_ext.generated import TaskResiduals, on_tasks
+from hyperlora_ext.generated import GeneratedLinearization, TaskResiduals
 from hyperlora_ext.hyper import HIDDEN, HyperLoRA
+from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapters, count
 from hyperlora_ext.problems import burgers1d, kovasznay
 from hyperlora_ext.spaces import Interval
-from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, HessianFree
+from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, KFACStar, linearize
+from kfac_pinn.linearize import SelfLinearizing
 from kfac_pinn.networks import MLP, ModifiedMLP
 from kfac_pinn.operators import taylor
 from kfac_pinn.residuals import total_loss
+from kfac_pinn.search import FixedStep
 
 F64 = torch.float64
 FAMILY = kovasznay()
@@ -186,28 +189,46 @@ def test_sign_vectors_are_unbiased() -> None:
 
 
 OPTIMIZERS = {
-    "ENGD": partial(on_tasks(ENGD), damping=1e-6),
-    "SPRING": on_tasks(SPRING),
-    "KFAC": on_tasks(KFAC),
-    "KFACPINN": on_tasks(KFACPINN),
-    "HessianFree": on_tasks(HessianFree),
+    "ENGD": partial(ENGD, damping=1e-6),
+    "GaussNewton": GaussNewton,
+    "HessianFree": HessianFree,
+    "KFAC": KFAC,
+    "KFACPINN": KFACPINN,
+    "KFACStar": KFACStar,
+    "LevenbergMarquardt": LevenbergMarquardt,
+    "SPRING": SPRING,
 }
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_run_on_a_hypernetwork(name: str) -> None:
+def test_every_optimizer_runs_on_a_hypernetwork(name: str) -> None:
     h = HyperLoRA(MLP((2, 6, 6, 3)).double(), FAMILY.space, 2, hidden=(7, 5))
     residuals = closure(h, signs=8 if "KFAC" in name else None)
-    optimizer = OPTIMIZERS[name](h.network.parameters())
+    optimizer = OPTIMIZERS[name](h.parameters())
     losses = [float(optimizer.step(residuals)) for _ in range(5)]
     assert losses[-1] < losses[0]
 
 
-def test_on_tasks_leaves_other_closures_alone() -> None:
-    model, x = nn.Linear(2, 1).double(), torch.randn(5, 2, dtype=F64)
-    optimizer = on_tasks(ENGD)(model.parameters(), damping=1e-6)
-    optimizer.step(lambda: model(x) - 1)
-    assert optimizer.stats["new_loss"] < optimizer.stats["loss"]
+def test_linearize_asks_a_closure_that_linearises_itself() -> None:
+    h = hyper()
+    residuals, parameters = closure(h), list(h.network.parameters())
+    assert isinstance(residuals, SelfLinearizing)
+    found = linearize(residuals, parameters, check=True)
+    J = brute_force(residuals, parameters)
+    assert type(found) is GeneratedLinearization
+    assert (found.kernel() - J @ J.T).abs().max() < 1e-12 * float((J @ J.T).abs().max())
+
+
+def test_a_step_is_the_step_of_the_brute_force_rows() -> None:
+    h = hyper()
+    residuals, parameters = closure(h), list(h.network.parameters())
+    J, before = brute_force(residuals, parameters), torch.cat([p.flatten() for p in parameters])
+    r = torch.cat([r / len(r) ** 0.5 for r in residuals().values()])
+    ENGD(parameters, damping=1e-3, search=FixedStep()).step(residuals)
+    kernel = J @ J.T + 1e-3 * torch.eye(len(r), dtype=F64)
+    right = -J.T @ torch.linalg.solve(kernel, r)
+    step = torch.cat([p.flatten() for p in parameters]) - before
+    assert (step - right).norm() < 1e-9 * right.norm()
 
 
 # --- bad input -----------------------------------------------------------------------------------

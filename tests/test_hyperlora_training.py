@@ -9,7 +9,6 @@ import torch
 from torch import Generator, nn
 
 from hyperlora_ext import regimes
-from hyperlora_ext.generated import on_tasks
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
 from hyperlora_ext.lora import adapt, adapters, count
@@ -223,7 +222,7 @@ def test_rank_grows_until_it_no_longer_pays(base: nn.Module) -> None:
 def test_hypernetworks_are_trained_by_levenberg_marquardt_directly(base: nn.Module) -> None:
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
     problem = task_problem(FAMILY, lambda g: FAMILY.space.nodes(4), sizes=FEW)
-    optimizer = on_tasks(LevenbergMarquardt)(h.network.parameters())
+    optimizer = LevenbergMarquardt(h.parameters())
     closure = problem.sample(Generator().manual_seed(0), dtype=F64).residuals(h)
     losses = [float(optimizer.step(closure)) for _ in range(8)]
     assert losses[-1] < losses[0] / 10
