@@ -26,7 +26,7 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
     A few hundred residuals can be fitted without solving the equation. So a step is accepted only
     if it lowers the loss on its points and does not raise that on `held_out` by more than
     `slack`: a veto, no more, for a fixed sample that chose every step would be fitted in its turn.
-    After a veto the point set is exhausted (`stats["vetoed"]`), and it is time for new points.
+    After a veto the point set is exhausted (`vetoed`), and it is time for new points.
 
     Args:
         params: to be trained.
@@ -52,6 +52,11 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
         self.held_out, self.damping = held_out, damping
         self.trials, self.slack = trials, slack
 
+    @property
+    def vetoed(self) -> bool:
+        """Whether the last step was refused for the held-out points' sake."""
+        return bool(self.common.get("vetoed"))
+
     def direction(self, linearization: Linearization) -> Tensor:
         """The step at the present damping."""
         return Solver(linearization).step(self.common["damping"])
@@ -68,10 +73,10 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
             ratio = (linearization.loss - loss) / max(solver.decrease(step, damping), 1e-300)
             vetoed = ratio > 0 and not judge(step)
             if ratio > 0 and not vetoed:
-                self.common["damping"] = damping * factor(ratio)
+                self.common.update(damping=damping * factor(ratio), vetoed=False)
                 return Step(step, loss, {"damping": damping, "ratio": ratio, "vetoed": 0})
             damping *= 4.0
-        self.common["damping"] = first if vetoed else damping
+        self.common.update(damping=first if vetoed else damping, vetoed=vetoed)
         reason = "the held-out loss rises" if vetoed else "no damping lowers the loss"
         return Step(None, info={"reason": reason, "damping": damping, "vetoed": int(vetoed)})
 

@@ -1,14 +1,14 @@
 """The seven regimes of the paper: three for one task, four for a hypernetwork over a family.
 
 Each takes `train`, a schedule: `Levenberg(...)` (ours) or `Published(...)` (the paper's), called as
-train(model, problem, steps, seconds, seed). The hypernetworks are with adapters or, made with
+train(model, problem, steps, seconds, seed, callbacks). The hypernetworks are with adapters or, made with
 rank=None, without (the paper's starred rows).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import adapt
 from hyperlora_ext.training import Data, task_problem
-from kfac_pinn.fit import History
+from kfac_pinn.fit import Callback, History
 from kfac_pinn.linalg import damped_solve
 from kfac_pinn.problem import Problem
 
@@ -47,6 +47,7 @@ class Train(Protocol):
         steps: int | None = None,
         seconds: float | None = None,
         seed: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> History: ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,17 +82,23 @@ class TaskBatch(Batch):
     """Tasks and their points, drawn once.
 
     Attributes:
-        tasks: (T, p).
+        points: the tasks (T, p) themselves under the name "tasks", so that checkpoints hold them,
+            and their points.
         objective: what is asked of u there.
     """
 
-    tasks: Tensor
     objective: Objective
+
+    @property
+    def tasks(self) -> Tensor:
+        """(T, p)."""
+        return self.points["tasks"]
 
     def residuals(self, u: Any) -> TaskResiduals:  # type: ignore[override]
         """The closure of a hypernetwork: call it, or let an optimizer linearise it."""
+        points = {name: x for name, x in self.points.items() if name != "tasks"}
         return TaskResiduals(
-            u, self.tasks, lambda fields: self.objective.residuals(fields, self.tasks, self.points)
+            u, self.tasks, lambda fields: self.objective.residuals(fields, self.tasks, points)
         )
 
 
@@ -121,7 +127,7 @@ class TaskProblem(Problem):
         """Tasks, and new points for them."""
         tasks = self.tasks(generator).to(dtype=dtype, device=device)
         points = self.objective.sample(tasks, generator, sizes or self.sizes)
-        return TaskBatch(self.terms, points, tasks, self.objective)
+        return TaskBatch(self.terms, {"tasks": tasks, **points}, self.objective)
 
     def held_out(
         self,
@@ -171,16 +177,16 @@ class Levenberg:
         steps: int | None = None,
         seconds: float | None = None,
         seed: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> History:
         """Train the model; the same arguments as `kfac_pinn.fit`."""
         first = next(p for p in model.parameters() if p.requires_grad)
         generator = Generator().manual_seed(seed + 1)
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
         optimizer = LevenbergMarquardt(model.parameters(), held_out=judges.residuals(model))
+        options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
         sampling = Exhausted(self.every, self.sizes)
-        return fit(
-            model, problem, optimizer, steps=steps, seconds=seconds, seed=seed, sampling=sampling
-        )
+        return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
 
 
 @dataclass(frozen=True)
@@ -191,8 +197,7 @@ class Exhausted:
     sizes: Sizes | None = None
 
     def __call__(self, run: Run) -> Batch | None:
-        stats = getattr(run.optimizer, "stats", {})
-        due = run.step % self.every == 0 or stats.get("vetoed")
+        due = run.step % self.every == 0 or getattr(run.optimizer, "vetoed", False)
         return run.draw(self.sizes) if due else None
 
 
@@ -227,11 +232,15 @@ class Published:
         steps: int | None = None,
         seconds: float | None = None,
         seed: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> History:
-        """Train the model for at most so many epochs of Adam, then polish it."""
+        """Train the model for at most so many epochs of Adam, then polish it.
+
+        The callbacks see the epochs; a checkpoint of the last one repeats the polishing.
+        """
         trained = [p for p in model.parameters() if p.requires_grad]
         adam = torch.optim.Adam(trained, lr=1e-3)
-        callbacks = [Schedule(LambdaLR(adam, self.rate)), Patience(self.patience)]
+        callbacks = [Schedule(LambdaLR(adam, self.rate)), Patience(self.patience), *callbacks]
         options: dict[str, Any] = {"seed": seed, "sampling": Every(10**9, self.sizes)}
         steps = self.epochs if steps is None else min(steps, self.epochs)
         history = fit(

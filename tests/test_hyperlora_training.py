@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from hyperlora_ext.training import (
     Published,
     task_problem,
 )
+from kfac_pinn.fit import Checkpoint
 from kfac_pinn.linearize import linearize
 from kfac_pinn.networks import MLP
 
@@ -87,7 +89,7 @@ def test_a_point_set_that_teaches_nothing_is_left_alone() -> None:
     optimizer = LevenbergMarquardt(model.parameters(), held_out=lambda: model(x) - judged)
     before = [p.clone() for p in model.parameters()]
     optimizer.step(lambda: model(x) - 5)
-    assert "held-out" in optimizer.stats["reason"] and optimizer.stats["vetoed"] == 1
+    assert "held-out" in optimizer.stats["reason"] and optimizer.vetoed
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert optimizer.state["common"]["damping"] > 0
 
@@ -133,6 +135,24 @@ def test_fresh_tasks_are_new_with_every_batch() -> None:
     first, second = problem.sample(generator, dtype=F64), problem.sample(generator, dtype=F64)
     assert first.tasks.shape == (3, 1) and not torch.equal(first.tasks, second.tasks)
     assert first.points["interior"].shape == (3, 12, 2)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path) -> None:
+    fresh = task_problem(FAMILY, lambda g: FAMILY.space.sample(3, g), sizes=FEW)
+    cases = [(OURS, FAMILY.problem(task(60))), (Levenberg(every=3), fresh), (PAPER, fresh)]
+
+    def start(index: int) -> nn.Module:
+        torch.manual_seed(5)
+        return HyperLoRA(base, FAMILY.space, 2, hidden=(8, 8)) if index else adapt(base, 2)
+
+    for index, (train, problem) in enumerate(cases):
+        whole, part, rest = (start(index) for _ in range(3))
+        train(whole, problem, steps=14)
+        for model, steps in ((part, 7), (rest, 14)):  # stops within a period of the points
+            saved = Checkpoint(tmp_path / f"{index}.pt", every=4)
+            train(model, problem, steps=steps, callbacks=[saved])
+        pairs = zip(whole.parameters(), rest.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), index
 
 
 def test_data_vanish_at_the_solution() -> None:

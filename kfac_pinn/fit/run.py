@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -119,7 +119,7 @@ class Run:
             callback.load_state_dict(stored)
         device = self._parameter.device
         points = {name: x.to(device) for name, x in state["points"].items()}
-        self.batch = Batch(self.problem.terms, points)
+        self.batch = replace(self.batch, points=points)
         self.rows, self.step = list(state["rows"]), state["step"]
         self.seconds, self.loss = state["seconds"], state["loss"]
         self.generator.set_state(state["generator"])
