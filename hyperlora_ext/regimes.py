@@ -1,8 +1,8 @@
 """The seven regimes of the paper: three for one task, four for a hypernetwork over a family.
 
 Each takes `train`, a schedule: `Levenberg(...)` (ours) or `Published(...)` (the paper's), called as
-train(model, problem, steps, seconds, seed, callbacks). The hypernetworks are with adapters or, made with
-rank=None, without (the paper's starred rows).
+train(model, problem, steps, seconds, seed, callbacks). Hypernetworks have adapters or, made with
+rank=None, have not (the paper's starred rows).
 """
 
 from __future__ import annotations
