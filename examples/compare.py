@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from experiments.figures import error_against_seconds
+from experiments.figures import errors
 from experiments.pages import fill, hardware
 from experiments.recipes import OPTIMIZERS
 from experiments.results import Experiment, best_settings, last_rows, load, markdown, summary
@@ -75,7 +75,7 @@ def report() -> None:
     rows = load(RESULTS)
     table = summary(rows)
     table.to_csv(RESULTS / "table.csv", index=False, float_format="%.3g")
-    error_against_seconds(rows, FIGURE)
+    errors(rows, FIGURE)
     text = f"{markdown(table)}\n![Error against seconds](../figures/compare.png)"
     fill(PAGE, f"{text}\n\n{hardware(RESULTS)}")
     typer.echo(markdown(table))

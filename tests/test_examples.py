@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import json
+import signal
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +30,10 @@ SCRIPTS = {
     "own_problem": {"steps": 2},
     "own_optimizer": {"steps": 2},
 }
+OPTIMIZERS = (
+    "sgd", "adam", "lbfgs", "kfac", "kfac_star", "engd", "engd_layers", "engd_diagonal",
+    "kernel_engd", "spring", "hessian_free", "kfac_pinn", "gauss_newton",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -71,27 +79,119 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     page.write_text("# Heat\n<!-- results -->\n<!-- end -->\nends\n")
     invoke(run.app, "report", "--folder", tmp_path)
     assert "| 257 | kfac_star |" in page.read_text()
+    assert "Not run: sgd" in page.read_text()
     assert "8.8e-07" in page.read_text()  # the published value stands beside the measured one
     assert (tmp_path / "figures" / "heat_1d.png").exists()
 
 
-def test_runner_resumes_an_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training, results = load("experiments.training"), load("experiments.results")
-    experiment = results.Experiment("heat_1d", "adam", steps=6, settings={"lr": 1e-3})
-    whole = training.train(experiment, tmp_path / "whole")
+TINY = {"problem": "heat_1d", "network": (4,), "points": {"interior": 12, "conditions": 6}}
+CURVE = ("step", "loss", "held_out_loss", "relative_l2")
 
-    class Interrupted(training.Checkpoint):
-        def on_step(self, run: Any) -> None:
-            super().on_step(run)
-            if run.step == 3:
-                raise KeyboardInterrupt
 
+def experiment(optimizer: str = "kfac_star", **changes: Any) -> Any:
+    return load("experiments.results").Experiment(optimizer=optimizer, **{**TINY, **changes})
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """As if Ctrl-C were pressed during a step."""
+    training = load("experiments.training")
+    original = training.Clock.on_step
+
+    def on_step(self: Any, run: Any) -> None:
+        if run.step == step:
+            signal.raise_signal(signal.SIGINT)
+        original(self, run)
+
+    monkeypatch.setattr(training.Clock, "on_step", on_step)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_recipe_resumes_bit_by_bit_and_goes_on(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = load("experiments.training")
+    run = experiment(optimizer, steps=6, resample=2)
+    whole = training.train(run, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "Checkpoint", lambda path, every: Interrupted(path, every=1))
-        training.train(experiment, tmp_path / "parts")
-    parts = training.train(experiment, tmp_path / "parts")
-    assert parts["loss"] == whole["loss"]
-    assert parts["step"] == 6
+        interrupt_after(patch, step=3)
+        training.train(run, tmp_path / "parts")
+    training.train(run.replace(steps=4), tmp_path / "parts")
+    assert not run.done(tmp_path / "parts")
+    parts = training.train(run, tmp_path / "parts")
+    assert run.done(tmp_path / "parts")
+    assert [parts[key] for key in CURVE] == [whole[key] for key in CURVE]
+
+
+def test_seconds_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, ticks = load("experiments.training"), itertools.count()
+    monkeypatch.setattr(training, "cpu_seconds", lambda: float(next(ticks)))
+    run = experiment("adam", seconds=10.0)  # a step is one second of this clock
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, step=7)
+        training.train(run, tmp_path)
+    assert training.train(run, tmp_path)["step"] == 10
+
+
+def test_a_run_at_rest_ends_early(tmp_path: Path) -> None:
+    training = load("experiments.training")
+    run = experiment("gauss_newton", steps=1000, points={"interior": 2, "conditions": 2})
+    assert training.train(run, tmp_path)["step"] < 1000
+    assert run.replace(steps=2000).done(tmp_path)
+
+
+def test_tables_show_what_longer_runs_had_reached_before(tmp_path: Path) -> None:
+    training, results = load("experiments.training"), load("experiments.results")
+    for seed, steps in ((0, 4), (1, 8)):
+        training.train(experiment("adam", steps=steps, seed=seed), tmp_path)
+    table = results.summary(results.load(tmp_path))
+    assert sorted(zip(table["seeds"], table["steps"], strict=True)) == [(1, 8), (2, 6)]
+
+
+def test_every_published_problem_and_network_can_be_run(tmp_path: Path) -> None:
+    recipes, training = load("experiments.recipes"), load("experiments.training")
+    for name, problem in recipes.PROBLEMS.items():
+        points = dict.fromkeys(problem().terms, 2)
+        for sizes in problem().networks if name != "poisson_100d" else ():
+            run = experiment("adam", problem=name, network=sizes[1:-1], points=points, steps=1)
+            assert training.train(run, tmp_path)["relative_l2"] > 0
+
+
+def test_the_grid_from_above_is_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes, search = load("experiments.recipes"), load("kfac_pinn.search")
+
+    class Parabola:
+        def __call__(self, step: torch.Tensor) -> float:
+            return (float(step[0]) - 0.07) ** 2
+
+    linearization = types.SimpleNamespace(loss=0.07**2)
+    for direction in (torch.ones(1), -torch.ones(1)):
+        full = search.GridSearch()(Parabola(), linearization, direction)
+        ours = recipes.GridFromAbove()(Parabola(), linearization, direction)
+        assert full.displacement == ours.displacement
+        assert full.info == ours.info
+
+
+def test_the_queue_tunes_trains_and_says_what_is_left(tmp_path: Path) -> None:
+    queue = load("experiments.queue")
+    folders = queue.Folders(tmp_path / "results", tmp_path / "sweeps", tmp_path / "best.json")
+    stage = {"network": (4,), "points": TINY["points"], "tuning": 0.02, "trials": 1}
+    stages = (queue.Stage("heat_1d", optimizers=("adam",), seconds=0.02, seeds=2, **stage),)
+    assert list(queue.plan(stages, folders)["due"]) == [2]
+    queue.work(stages, folders, hours=0)
+    assert list(queue.plan(stages, folders)["due"]) == [2]
+    queue.work(stages, folders, hours=1)
+    assert list(queue.plan(stages, folders)["due"]) == [0]
+    assert "lr" in json.loads(folders.best.read_text())["heat_1d 4 adam"]["settings"]
+    longer = tuple(dataclasses.replace(stage, seconds=0.05) for stage in stages)
+    assert list(queue.plan(longer, folders)["due"]) == [2]
+
+
+def test_every_stage_of_the_queue_can_be_built(tmp_path: Path) -> None:
+    queue = load("experiments.queue")
+    folders = queue.Folders(tmp_path, tmp_path, tmp_path / "best.json")
+    for stage in queue.QUEUE:
+        for name in stage.optimizers:
+            assert stage.experiment(name, folders).seconds == stage.seconds
 
 
 def test_sweep_remembers_the_best_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +199,9 @@ def test_sweep_remembers_the_best_settings(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(run, "BEST", tmp_path / "settings.json")
     budget = ("--seconds", 0.03, "--trials", 2, "--folder", tmp_path)
     invoke(run.app, "sweep", "poisson_2d", "adam", "--network", "8", *budget)
-    assert 1e-4 <= json.loads(run.BEST.read_text())["poisson_2d 8 adam"]["lr"] <= 1
+    best = json.loads(run.BEST.read_text())["poisson_2d 8 adam"]
+    assert 1e-4 <= best["settings"]["lr"] <= 1
+    assert best["trials"] == 2
 
 
 def test_side_by_side_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,37 +12,61 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-__all__ = ["error_against_seconds"]
+__all__ = ["errors", "write"]
+
+Colors = dict[str, tuple[float, ...]]
 
 
-def error_against_seconds(rows: pd.DataFrame, path: Path) -> None:
-    """Median and quartiles over the seeds of the held-out error, one panel a network."""
-    panels = list(rows.groupby(["problem", "network"]))
-    width = 4 * len(panels) + 1.5
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(width, 4), layout="constrained", squeeze=False
-    )
+def errors(rows: pd.DataFrame, path: Path) -> None:
+    """Held-out errors, a column a network: above against seconds, below against the loss."""
+    panels = list(rows.groupby(["problem", "parameters"]))
+    size = (4 * len(panels) + 1.7, 7)
+    figure, axes = plt.subplots(2, len(panels), figsize=size, layout="constrained", squeeze=False)
     names = sorted(rows["optimizer"].unique())
     colors = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
-    for axis, ((problem, network), runs) in zip(axes[0], panels, strict=True):
-        panel(axis, runs, colors)
-        axis.set(title=f"{problem}, {network}", xlabel="seconds", yscale="log")
-        axis.set_ylabel("held-out relative $L_2$ error")
-        axis.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    for (above, below), ((problem, parameters), runs) in zip(axes.T, panels, strict=True):
+        against_seconds(above, runs, colors)
+        against_loss(below, runs, colors)
+        above.set(title=f"{problem}, {parameters} parameters", xlabel="seconds")
+        below.set(xlabel="training loss")
+        for axis in (above, below):
+            axis.set(xscale="log", yscale="log", ylabel="held-out relative $L_2$ error")
+            axis.grid(alpha=0.3)
+    handles = [plt.Line2D([], [], color=colors[name], label=name) for name in names]
+    figure.legend(handles=handles, loc="outside right upper")
+    write(figure, path)
+
+
+def write(figure: plt.Figure, path: Path) -> None:
+    """Store a figure as a small PNG, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def panel(axis: plt.Axes, rows: pd.DataFrame, colors: dict[str, tuple[float, ...]]) -> None:
-    """One line an optimizer, its runs interpolated to common times."""
-    for (optimizer, *_), runs in rows.groupby(["optimizer", "settings", "budget"]):
-        times = np.linspace(0, runs["seconds"].max(), 200)
+def against_seconds(axis: plt.Axes, rows: pd.DataFrame, colors: Colors) -> None:
+    """Median and quartiles over the seeds, the runs interpolated to common times."""
+    for optimizer, runs in seeds_of(rows):
+        longest = runs["seconds"].max()
+        times = np.geomspace(min(0.1, longest / 2), longest, 100)
         curves = [
-            np.interp(times, run["seconds"], np.log10(run["relative_l2"].clip(upper=10)))
+            np.interp(times, run["seconds"], np.log10(run["relative_l2"].clip(1e-17, 10)))
             for _, run in runs.groupby("seed")
         ]
         low, middle, high = 10 ** np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
-        axis.plot(times, middle, label=optimizer, color=colors[optimizer])
+        axis.plot(times, middle, color=colors[optimizer])
         axis.fill_between(times, low, high, color=colors[optimizer], alpha=0.2, linewidth=0)
+
+
+def against_loss(axis: plt.Axes, rows: pd.DataFrame, colors: Colors) -> None:
+    """One line a seed: below the others it generalises better at equal loss."""
+    for optimizer, runs in seeds_of(rows):
+        for _, run in runs.groupby("seed"):
+            error = run["relative_l2"].clip(upper=10)
+            axis.plot(run["loss"], error, color=colors[optimizer], linewidth=0.7, alpha=0.6)
+
+
+def seeds_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs that differ in nothing but their seed."""
+    for (optimizer, *_), runs in rows.groupby(["optimizer", "settings", "points"]):
+        yield optimizer, runs.sort_values("step")

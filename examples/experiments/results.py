@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,25 @@ import pandas as pd
 import torch
 from torch import nn
 
+from experiments.recipes import NEVER
 from kfac_pinn.fit import History
 
-__all__ = ["Experiment", "best_settings", "load", "markdown", "save", "summary"]
+__all__ = [
+    "Experiment",
+    "best_settings",
+    "environment",
+    "load",
+    "markdown",
+    "save",
+    "summary",
+]
 
 COLUMNS = (
     "step", "seconds", "loss", "held_out_loss", "relative_l2", "rms",
     "damping", "step_length", "ratio",
 )  # fmt: skip
-RUN = ["problem", "network", "parameters", "optimizer", "settings", "budget"]
+RUN = ["problem", "network", "parameters", "optimizer", "settings", "points", "unit"]
+SEEDS = "*_seed*.json"
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Experiment:
     Attributes:
         problem, optimizer: names in `recipes`.
         network: hidden widths, () for the problem's smallest published network.
-        seconds, steps: the budget, whichever is spent first; seconds as `Clock` counts them.
+        seconds, steps: the budget, whichever is spent first; seconds as `Clock` counts them. It
+            is no part of the name: a run given more goes on where it was.
         seed: of initialisation and points.
         points: numbers of points by term, where they differ from the problem's own.
         resample: steps after which new points are drawn; None: as the problem says.
@@ -63,16 +75,36 @@ class Experiment:
         widths = "-".join(map(str, self.network)) or "small"
         settings = [f"{key}={value:g}" for key, value in sorted(self.settings.items())]
         parts = [self.problem, widths, self.optimizer, *settings]
-        parts += [f"every{self.resample}"] if self.resample else []
-        parts += [budget(self.seconds, self.steps), f"seed{self.seed}"]
-        return "_".join(parts)
+        parts += [f"{term}={count}" for term, count in self.points.items()]
+        parts += [kept(self.resample)] if self.resample else []
+        parts += [self.device] if self.device != "cpu" else []
+        return "_".join([*parts, f"seed{self.seed}"])
 
     def path(self, folder: Path) -> Path:
         """The result file."""
         return folder / f"{self.name}.json"
 
+    def checkpoint(self, folder: Path) -> Path:
+        """What a run that is not finished, or is given more later, goes on from."""
+        return folder / f"{self.name}.pt"
 
-def environment(device: str) -> dict[str, Any]:
+    def done(self, folder: Path) -> bool:
+        """Whether there is a result that has spent this budget, or ended before for good."""
+        if not self.path(folder).exists():
+            return False
+        content = json.loads(self.path(folder).read_text())
+        last = {name: values[-1] for name, values in content["curve"].items()}
+        limits = {"seconds": self.seconds or math.inf, "step": self.steps or math.inf}
+        ended_for_good = not content["ended"].endswith(("are done", "are spent"))
+        return ended_for_good or any(last[unit] >= limit for unit, limit in limits.items())
+
+
+def kept(resample: int | None) -> str:
+    """How long a batch is kept, for people and file names."""
+    return "fixed" if resample == NEVER else f"every{resample}" if resample else "as published"
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
     """Versions, hardware and the commit that a figure was measured with."""
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -120,10 +152,10 @@ def rounded(value: float) -> float:
 
 def load(folder: Path) -> pd.DataFrame:
     """All rows of all runs in a folder, with the columns of their experiments."""
-    frames = [rows_of(json.loads(path.read_text())) for path in folder.glob("*_seed*.json")]
+    frames = [rows_of(json.loads(path.read_text())) for path in folder.glob(SEEDS)]
     if not frames:
         raise FileNotFoundError(f"no result files in {folder}")
-    return pd.concat(frames, ignore_index=True).fillna({"relative_l2": float("inf")})
+    return pd.concat(frames, ignore_index=True).fillna({"relative_l2": math.inf, "rms": math.inf})
 
 
 def rows_of(content: dict[str, Any]) -> pd.DataFrame:
@@ -134,15 +166,18 @@ def rows_of(content: dict[str, Any]) -> pd.DataFrame:
         network="-".join(map(str, experiment["network"])) or "small",
         optimizer=experiment["optimizer"],
         settings=json.dumps(experiment["settings"], sort_keys=True),
+        points=points_of(experiment),
         seed=experiment["seed"],
         parameters=content["parameters"],
-        budget=budget(experiment["seconds"], experiment["steps"]),
+        unit="seconds" if experiment["seconds"] else "step",
+        budget=experiment["seconds"] or experiment["steps"],
     )
 
 
-def budget(seconds: float | None, steps: int | None) -> str:
-    """What a run was given, for people and file names."""
-    return f"{seconds:g}s" if seconds else f"{steps}steps"
+def points_of(experiment: dict[str, Any]) -> str:
+    """Which points a run had: their numbers, and how long they are kept."""
+    sizes = " + ".join(str(n) for n in experiment["points"].values())
+    return ", ".join(part for part in (sizes, kept(experiment["resample"])) if part)
 
 
 def last_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -150,19 +185,36 @@ def last_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("step").groupby([*RUN, "seed"], as_index=False).tail(1)
 
 
+def at_budgets(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """For every budget that runs were given, the rows where they had just spent it.
+
+    A run given 300 s is also a run of 30 s; one that came to rest earlier counts with its end.
+    """
+    for (*_, unit), runs in rows.groupby(RUN):
+        for budget in sorted(runs["budget"].unique()):
+            given = runs[runs["budget"] >= budget].sort_values("step")
+            spent = given[given[unit] >= 0.999 * budget].groupby("seed").head(1)
+            rest = given[~given["seed"].isin(spent["seed"])].groupby("seed").tail(1)
+            yield pd.concat([spent, rest]).assign(budget=budget)
+
+
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Median, quartiles and worst of the final errors over the seeds, best first."""
-    final = last_rows(rows).groupby(RUN)
-    error = final["relative_l2"]
+    """Medians, quartiles, mean and deviation of the final errors over the seeds, best first."""
+    final = pd.concat(at_budgets(rows)).groupby([*RUN, "budget"])
+    relative, rms = final["relative_l2"], final["rms"]
     table = pd.DataFrame(
         {
             "seeds": final["seed"].nunique(),
             "steps": final["step"].median(),
-            "relative L2": error.median(),
-            "lower quartile": error.quantile(0.25),
-            "upper quartile": error.quantile(0.75),
-            "worst": error.max(),
-            "RMS": final["rms"].median(),
+            "seconds": final["seconds"].median(),
+            "loss": final["loss"].median(),
+            "relative L2": relative.median(),
+            "worst": relative.max(),
+            "RMS": rms.median(),
+            "lower quartile": rms.quantile(0.25),
+            "upper quartile": rms.quantile(0.75),
+            "mean": rms.mean(),
+            "deviation": rms.std(),
         }
     )
     return table.reset_index().sort_values(["problem", "parameters", "relative L2"])
@@ -189,6 +241,6 @@ def shown(value: Any) -> str:
     """A cell."""
     if not isinstance(value, float):
         return str(value)
-    if value != value:
-        return "–"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e7 else f"{value:.1e}"

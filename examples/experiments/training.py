@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import time
+from bisect import bisect
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -12,48 +13,55 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from experiments.recipes import OPTIMIZERS, PROBLEMS
+from experiments.recipes import NEVER, OPTIMIZERS, PROBLEMS
 from experiments.results import Experiment, save
 from kfac_pinn.fit import Callback, Checkpoint, Every, Run, fit
 from kfac_pinn.networks import MLP
+from kfac_pinn.problem import relative_l2
 
-__all__ = ["Bar", "Clock", "network_of", "run_all", "train"]
+__all__ = ["AtRest", "Autosave", "Bar", "Clock", "network_of", "run_all", "train"]
 
-NEVER = 10**12  # a number of steps
-ROWS = 30  # of a result: enough for a curve, small enough to commit
+#: Seconds at which rows are recorded, ten a decade: curves on a logarithmic axis.
+MILESTONES = [
+    a * 10.0**k for k in range(-1, 6) for a in (1, 1.25, 1.6, 2, 2.5, 3, 4, 5, 6, 8)
+]  # fmt: skip
 
 
 class Clock(Callback):
-    """Counts the seconds of `optimizer.step`, and records rows evenly over the budget.
+    """Counts the seconds of `optimizer.step`, and records a row at each of the milestones.
 
     Args:
-        experiment: its budget, and its device, which says whose seconds count.
+        device: says whose seconds count.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.clock = cpu_seconds if experiment.device == "cpu" else gpu_seconds
-        self.interval = max((experiment.seconds or math.inf) / ROWS, 0.15)
-        self.every = max(1, (experiment.steps or NEVER) // ROWS)
-        self.spent = self.began = self.recorded = 0.0
+    def __init__(self, device: str) -> None:
+        self.now = cpu_seconds if device == "cpu" else gpu_seconds
+        self.spent = self.began = 0.0
 
     def on_start(self, run: Run) -> None:
-        self.spent = self.recorded = run.seconds  # those of the run resumed
         run.optimizer.register_step_pre_hook(self._begin)
         run.optimizer.register_step_post_hook(self._end)
 
     def on_step(self, run: Run) -> None:
-        run.seconds = self.spent
-        if self.spent - self.recorded >= self.interval or run.step % self.every == 0:
-            self.recorded = self.spent
+        if bisect(MILESTONES, self.spent) > bisect(MILESTONES, run.rows[-1]["seconds"]):
+            run.seconds = self.spent
             run.record()
+        run.seconds = self.spent
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spent": self.spent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spent = state["spent"]
 
     def _begin(self, *_: Any) -> None:
-        self.began = self.clock()
+        self.began = self.now()
 
     def _end(self, *_: Any) -> None:
-        self.spent += self.clock() - self.began
+        self.spent += self.now() - self.began
 
 
 def cpu_seconds() -> float:
@@ -67,28 +75,100 @@ def gpu_seconds() -> float:
     return time.perf_counter()
 
 
+class AtRest(Callback):
+    """Ends a run on fixed points that has not moved for a number of steps: nothing will change.
+
+    Args:
+        patience: the number; `NEVER` where new points may set the run going again.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.waited = patience, 0
+
+    def on_step(self, run: Run) -> None:
+        moved = getattr(run.optimizer, "stats", {}).get("step_norm", 1.0) > 0
+        self.waited = 0 if moved else self.waited + 1
+        if self.waited >= self.patience:
+            run.stop(f"at rest: no step was taken {self.waited} times in a row")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.waited = state["waited"]
+
+
+class Autosave(Checkpoint):
+    """A checkpoint a minute, and one when the run is interrupted: after the step under way.
+
+    The first Ctrl-C or SIGTERM ends the run with nothing lost, a second one at once.
+    """
+
+    interval = 60.0
+
+    def on_start(self, run: Run) -> None:
+        super().on_start(run)
+        self.saved, self.interrupted = time.monotonic(), False
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        self.handlers = {kind: signal.signal(kind, self._interrupt) for kind in kinds}
+
+    def on_step(self, run: Run) -> None:
+        if self.interrupted or time.monotonic() - self.saved > self.interval:
+            self.save(run)
+            self.saved = time.monotonic()
+        if self.interrupted:
+            self.release()
+            raise KeyboardInterrupt
+
+    def on_end(self, run: Run) -> None:
+        super().on_end(run)
+        self.release()
+
+    def release(self) -> None:
+        """Signals mean again what they meant before."""
+        for kind, handler in self.handlers.items():
+            signal.signal(kind, handler)
+
+    def _interrupt(self, *_: Any) -> None:
+        self.interrupted = True
+        self.release()
+
+
 class Bar(Callback):
     """A live progress bar over the seconds or steps, with what a person wants to watch."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.by_steps = experiment.steps is not None
+    interval = 2.0
+
+    def __init__(self, experiment: Experiment, show: bool) -> None:
+        self.by_steps = experiment.seconds is None
         total = experiment.steps if self.by_steps else experiment.seconds
-        self.bar = tqdm(total=total, desc=experiment.name, unit="", bar_format=BAR)
+        self.bar = tqdm(
+            total=total, desc=experiment.name, unit="", bar_format=BAR, disable=not show
+        )
+        self.drawn = 0.0
 
     def on_step(self, run: Run) -> None:
+        if self.bar.disable or time.monotonic() - self.drawn < self.interval:
+            return
         done = run.step if self.by_steps else round(run.seconds, 1)
+        self.bar.set_postfix_str(", ".join(state_of(run)), refresh=False)
         self.bar.update(min(done, self.bar.total) - self.bar.n)
-        stats = getattr(run.optimizer, "stats", {})
-        error = run.rows[-1].get("relative_l2", math.nan)
-        shown = [f"step {run.step}", f"loss {run.loss:.1e}", f"error {error:.1e}"]
-        shown += [f"{key} {stats[key]:.0e}" for key in ("damping", "step_length") if key in stats]
-        self.bar.set_postfix_str(", ".join(shown), refresh=False)
+        self.drawn = time.monotonic()
 
     def on_end(self, run: Run) -> None:
         self.bar.close()
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {postfix}"
+
+
+def state_of(run: Run) -> list[str]:
+    """Step, loss, error now, damping and step length, as far as there are any."""
+    shown = [f"step {run.step}", f"loss {run.loss:.1e}"]
+    if (reference := run.reference) is not None:
+        shown.append(f"error {relative_l2(run.model, lambda _: reference, run.places):.1e}")
+    stats = {**run.optimizer.param_groups[0], **getattr(run.optimizer, "stats", {})}
+    return shown + [f"{key} {stats[key]:.0e}" for key in ("damping", "step_length") if key in stats]
 
 
 def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str, Any]:
@@ -98,27 +178,31 @@ def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str,
     torch.manual_seed(experiment.seed)
     problem = PROBLEMS[experiment.problem]()
     model = network_of(experiment).to(experiment.device)
-    optimizer = OPTIMIZERS[experiment.optimizer].build(model.parameters(), **experiment.settings)
-    checkpoint = folder / f"{experiment.name}.pt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    every = experiment.resample or problem.resample_every or NEVER
+    folder.mkdir(parents=True, exist_ok=True)
     history = fit(
         model,
         problem,
-        optimizer,
+        optimizer_of(experiment, model),
         steps=experiment.steps,
         seconds=experiment.seconds,
         every=NEVER,  # the clock records
         seed=experiment.seed,
-        sampling=Every(experiment.resample or problem.resample_every or NEVER, experiment.points),
+        sampling=Every(every, experiment.points),
         callbacks=[
-            Clock(experiment),
-            Checkpoint(checkpoint, every=500),
-            *([Bar(experiment)] if show else []),
+            Clock(experiment.device),
+            AtRest(50 if every == NEVER else NEVER),
+            Autosave(experiment.checkpoint(folder)),
+            Bar(experiment, show),
         ],
     )
-    checkpoint.unlink()
     save(folder, experiment, model, history)
     return history.last
+
+
+def optimizer_of(experiment: Experiment, model: nn.Module) -> Optimizer:
+    """The optimizer of an experiment, on the model's parameters."""
+    return OPTIMIZERS[experiment.optimizer].build(model.parameters(), **experiment.settings)
 
 
 def network_of(experiment: Experiment) -> nn.Module:
@@ -130,7 +214,7 @@ def network_of(experiment: Experiment) -> nn.Module:
 
 def run_all(experiments: Iterable[Experiment], folder: Path, jobs: int) -> None:
     """Those without a result yet, in `jobs` processes with one thread each."""
-    due = [e for e in experiments if not e.path(folder).exists()]
+    due = [e for e in experiments if not e.done(folder)]
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
         runs = {pool.submit(train, e, folder): e for e in due}
