@@ -337,3 +337,15 @@ class TestSketches:
         A = psd(0, 11, 1)
         found = nystrom(lambda V: A @ V, A, 0.0, Generator().manual_seed(0))
         torch.testing.assert_close(found.product(A), A @ A)
+
+
+@given(n=st.integers(2, 14), spread=st.floats(1, 10), seed=st.integers(0, 10**6))
+def test_conjugate_directions_end_after_n_steps(n: int, spread: float, seed: int) -> None:
+    """A spectrum of any spread is solved in n products once every direction is conjugate to all."""
+    generator = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+    values = torch.logspace(0, spread, n, dtype=torch.float64)
+    A, b = (Q * values) @ Q.T, Q @ values  # the solution has n equal parts
+    found = conjugate_gradients(A.__matmul__, b, stop=(), iterations=n, conjugate=True)
+    error = (found.x - Q.sum(1)).norm() / Q.sum(1).norm()
+    assert error < 1e-13 * 10**spread

@@ -87,7 +87,9 @@ class KFACPINN(KroneckerOptimizer):
 
         known = self._pairs(g)
         inverse = known.correct(partial(self.precondition, linearization), damping)
-        found = conjugate_gradients(product, -g, preconditioner=inverse, iterations=self.products)
+        found = conjugate_gradients(
+            product, -g, preconditioner=inverse, iterations=self.products, conjugate=True
+        )
         self.common["pairs"] = dict(vars(known.join(spent, self.memory)))
         return found.x, 0.5 * damping * float(found.x @ found.x) - found.model_values[-1]
 
