@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.figures import errors
-from experiments.published import RMS, SECONDS, TEN_SEEDS, steps
+from experiments.published import RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from experiments.recipes import OPTIMIZERS, PROBLEMS
 from experiments.results import SEEDS, load, markdown, summary
 
@@ -64,7 +64,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
             "quartiles": spread(table["lower quartile"], table["upper quartile"], "to"),
             "mean": spread(table["mean"], table["deviation"], "±"),
             "published RMS": published,
-            "factor": table["RMS"] / published,
+            "factor": table["relative L2"] * table["problem"].map(SCALE).astype(float) / published,
             "published s": table["problem"].map(SECONDS).astype(float),
             "published steps": [steps(*key) for key in keys],
         }
