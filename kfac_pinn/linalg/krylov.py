@@ -137,7 +137,7 @@ def conjugate_gradients(
         if not curvature > 0:
             reason = "negative curvature" if curvature <= 0 else "not finite"
             break
-        alpha = slope / curvature
+        alpha = _dot(residual, direction) / curvature
         x, residual = x + alpha * direction, residual - alpha * image
         _record(history, x, residual, rhs, scale)
         if history.iterations in wanted:
