@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobians import BlockJacobian, Layer, LayerJacobian, Leaf
+from kfac_pinn.jacobians import BlockJacobian, Layer, LayerJacobian, Leaf, second_moment
 
 __all__ = ["Block", "Linearization", "Tangent"]
 
@@ -152,8 +152,7 @@ class Linearization:
             if self._factored_is_cheaper(block):
                 self._add_factored_kernel(block, kernel)
             else:
-                rows = self.rows(block)
-                kernel.addmm_(rows, rows.T)
+                kernel += second_moment(self.rows(block).T[None])
         return kernel
 
     def _times(self, tangent: Tangent, v: Tensor) -> Tensor:

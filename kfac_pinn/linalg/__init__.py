@@ -7,7 +7,13 @@ pairs       known products correct a preconditioner
 sketches    CountSketch of rows, cosine sketch of columns, Nystrom approximation
 """
 
-from kfac_pinn.linalg.dense import damped_solve, pinv_solve, reduce_rows
+from kfac_pinn.linalg.dense import (
+    damped_inverse,
+    damped_solve,
+    normal_equations,
+    pinv_solve,
+    reduce_rows,
+)
 from kfac_pinn.linalg.kronecker import KroneckerInverse, KroneckerSum
 from kfac_pinn.linalg.krylov import (
     RelativeProgress,
@@ -30,11 +36,13 @@ __all__ = [
     "RelativeResidual",
     "Solution",
     "conjugate_gradients",
+    "damped_inverse",
     "damped_solve",
     "dct",
     "geometric_indices",
     "idct",
     "nystrom",
+    "normal_equations",
     "pinv_solve",
     "reduce_rows",
 ]

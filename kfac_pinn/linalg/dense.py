@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["damped_solve", "pinv_solve", "reduce_rows"]
+__all__ = ["damped_inverse", "damped_solve", "normal_equations", "pinv_solve", "reduce_rows"]
 
 
 def damped_solve(matrix: Tensor, rhs: Tensor, damping: float | Tensor = 0.0) -> Tensor:
-    """(M + damping I)^-1 b for symmetric positive semi-definite M.
-
-    Cholesky, or `pinv_solve` where rounding has made M + damping I indefinite.
+    """(M + damping I)^-1 b for symmetric positive semi-definite M; see `damped_inverse`.
 
     Args:
         matrix: M, shape (n, n).
         rhs: b, shape (n,) or (n, m).
     """
-    damped = matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return damped_inverse(matrix, damping)(rhs)
+
+
+def damped_inverse(matrix: Tensor, damping: float | Tensor = 0.0) -> Callable[[Tensor], Tensor]:
+    """b -> (M + damping I)^-1 b, factored once, for symmetric positive semi-definite M.
+
+    Cholesky, or `pinv_solve` where rounding has made M + damping I indefinite.
+
+    Args:
+        matrix: M, shape (n, n); b has shape (n,) or (n, m).
+    """
+    damped = matrix.clone()
+    damped.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(damped)
     if failed:
-        return pinv_solve(damped, rhs)
-    columns = rhs if rhs.ndim == 2 else rhs[:, None]
-    return torch.cholesky_solve(columns, factor).reshape(rhs.shape)
+        return lambda rhs: pinv_solve(damped, rhs)
+    return lambda rhs: torch.cholesky_solve(rhs.reshape(len(rhs), -1), factor).reshape(rhs.shape)
 
 
 def pinv_solve(matrix: Tensor, rhs: Tensor, rtol: float | None = None) -> Tensor:
@@ -69,3 +78,23 @@ def reduce_rows(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
         raise ValueError("reduce_rows was given no blocks; give at least one pair (rows, residual)")
     parameters = triangle.shape[1] - 1
     return triangle[:parameters, :parameters], triangle[:parameters, parameters]
+
+
+def normal_equations(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """J^T J (P, P) and J^T r (P,) from blocks of rows of (J, r), one block in memory at a time.
+
+    A third of the work of `reduce_rows`, and half of the digits: the condition number is squared.
+
+    Args:
+        blocks: pairs of rows (n, P) and residuals (n,).
+
+    Raises:
+        ValueError: if there is no block.
+    """
+    gramian: Tensor | None = None
+    for rows, residual in blocks:
+        block = torch.cat([rows, residual[:, None]], dim=1)
+        gramian = block.T @ rows if gramian is None else gramian.addmm_(block.T, rows)
+    if gramian is None:
+        raise ValueError("normal_equations was given no blocks; give at least one (rows, residual)")
+    return gramian[:-1], gramian[-1]
