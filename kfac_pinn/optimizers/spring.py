@@ -33,10 +33,12 @@ class SPRING(LeastSquaresOptimizer):
         search: by default the best of a grid. The first source takes no trial steps:
             `NormConstraint(1e-3)` with lr 0.02, damping 1e-3, momentum 0.99, which suits noisy
             samples and many small steps.
-        bias_correction: divide by sqrt(1 - mu^2k), k = 1, 2, ..., for the start from phi_0 = 0.
+        bias_correction: divide by sqrt(1 - mu^2k), k = 1, 2, ..., for the start from phi_0 = 0;
+            what is remembered stays as it is.
 
     Source: Goldshlager, Abrahamsen & Lin (2024), arXiv:2401.10190; for PINNs, with the bias
-    correction and Nystrom: Guzman-Cordero et al. (2025), arXiv:2505.12149.
+    correction and Nystrom: Guzman-Cordero et al. (2025), arXiv:2505.12149, equations 7 and 8,
+    algorithm 1.
     """
 
     def __init__(
