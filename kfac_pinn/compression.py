@@ -4,31 +4,42 @@ Rows of J are reduced exactly, by a blocked QR decomposition, or sketched; colum
 sketched. J is assembled from its factors in batches of at most BATCH_BYTES, so that a sketched
 problem of any number of points and parameters fits into memory. Everything here is in float64,
 whatever the parameters are: the decomposition is where digits are lost.
+
+While the damping is large, eigenvalues of J^T J serve as well as singular values of J, at half the
+cost: their error, eps sigma_1^2, must stay far below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.linalg import CosineSketch, CountSketch, reduce_rows
+from kfac_pinn.linalg import CosineSketch, CountSketch, normal_equations, reduce_rows
 from kfac_pinn.linearize import Linearization
-from kfac_pinn.trust_region import Decomposition
+from kfac_pinn.trust_region import Decomposition, GramianDecomposition
 
 __all__ = ["Compression", "Exact", "Sketch"]
 
 BATCH_BYTES = 2**28
+LARGE_DAMPING = 1e-9  # relative to sigma_1^2; in one step it falls by two orders at most
 
 
 class Compression(Protocol):
     """From a linearisation to the decomposed model of one step."""
 
-    def __call__(self, linearization: Linearization, generator: Generator) -> Decomposition:
-        """The model; `generator` is the source of whatever is random, on the CPU."""
+    def __call__(
+        self, linearization: Linearization, generator: Generator, damping: float
+    ) -> Decomposition:
+        """The model.
+
+        Args:
+            generator: the source of whatever is random, on the CPU.
+            damping: the last lambda / sigma_1^2, by which to choose how many digits are needed.
+        """
 
 
 @dataclass(frozen=True)
@@ -38,14 +49,11 @@ class Exact:
     Time O(R P min(R, P)), memory O(min(R, P) P) numbers.
     """
 
-    def __call__(self, linearization: Linearization, generator: Generator) -> Decomposition:
-        batches = row_batches(linearization)
-        if len(linearization.residual) > linearization.size:
-            J, r = reduce_rows(batches)
-        else:
-            parts = list(batches)
-            J, r = torch.cat([J for J, _ in parts]), torch.cat([r for _, r in parts])
-        return Decomposition(J, r, excess_of(linearization))
+    def __call__(
+        self, linearization: Linearization, generator: Generator, damping: float
+    ) -> Decomposition:
+        tall = len(linearization.residual) > linearization.size
+        return decomposed(row_batches(linearization), tall, excess_of(linearization), damping)
 
 
 @dataclass(frozen=True)
@@ -62,16 +70,18 @@ class Sketch:
     rows: int | None = None
     columns: int | None = None
 
-    def __call__(self, linearization: Linearization, generator: Generator) -> Decomposition:
+    def __call__(
+        self, linearization: Linearization, generator: Generator, damping: float
+    ) -> Decomposition:
         J, r = self._rows(linearization, generator)
         excess = excess_of(linearization)
         if self.columns is None or self.columns >= linearization.size:
-            return Decomposition(J, r, excess)
+            return decomposed([(J, r)], len(r) > linearization.size, excess, damping)
         sketch = CosineSketch(linearization.size, self.columns, generator)
-        narrow = Decomposition(
-            sketch(J) / sketch.scale, r, None if excess is None else sketch(excess) / sketch.scale
-        )
-        return narrow.within(lambda y: sketch.transpose(y) / sketch.scale)
+        narrow, scale = sketch(J) / sketch.scale, sketch.scale
+        excess = None if excess is None else sketch(excess) / scale
+        model = decomposed([(narrow, r)], len(r) > self.columns, excess, damping)
+        return model.within(lambda y: sketch.transpose(y) / scale)
 
     def _rows(self, linearization: Linearization, generator: Generator) -> tuple[Tensor, Tensor]:
         """S J and S r, or J and r where there are few rows anyway."""
@@ -89,6 +99,20 @@ class Sketch:
             out.index_add_(0, sketch.bucket[place].to(J.device), signed)
             start += len(r)
         return out[:, :-1], out[:, -1]
+
+
+def decomposed(
+    blocks: Iterable[tuple[Tensor, Tensor]], tall: bool, excess: Tensor | None, damping: float
+) -> Decomposition:
+    """From blocks of rows of (J, r): reduced first if J is tall, by J^T J if that is enough."""
+    if not tall:
+        parts = list(blocks)
+        J, r = torch.cat([J for J, _ in parts]), torch.cat([r for _, r in parts])
+        return Decomposition(J, r, excess)
+    if damping > LARGE_DAMPING:
+        gramian, gradient = normal_equations(blocks)
+        return GramianDecomposition(gramian, gradient if excess is None else gradient + excess)
+    return Decomposition(*reduce_rows(blocks), excess)
 
 
 def row_batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:

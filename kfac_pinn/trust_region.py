@@ -6,7 +6,7 @@ every question about its damped minimisers
 
     p(lambda) = -(J^T J + lambda I)^-1 (J^T r + e).
 
-J^T J is never formed: it would cost half of the digits.
+J^T J costs half of the digits, and serves as long as lambda is large.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Decomposition", "RatioControl", "TargetSchedule", "Trial"]
+__all__ = ["Decomposition", "GramianDecomposition", "RatioControl", "TargetSchedule", "Trial"]
 
 
 class Decomposition:
@@ -37,6 +37,8 @@ class Decomposition:
         b: the gradient in the right singular basis, same shape.
         outside: e', the part of the gradient in the null space of J, shape (P,).
     """
+
+    rounding = torch.finfo(torch.float64).eps ** 2  # the least lambda / S_1^2 with a meaning
 
     def __init__(self, J: Tensor, r: Tensor, excess: Tensor | None = None) -> None:
         wide = J.shape[0] < J.shape[1]
@@ -84,12 +86,12 @@ class Decomposition:
     def damping(self, radius: float, rounds: int = 6) -> float:
         """lambda with ||p(lambda)|| = radius, by dividing an interval of log lambda in 64, again.
 
-        From ||p|| = radius follows lambda <= ||(b, e')|| / radius. Below (eps S_1)^2 J itself is
-        rounding, so that a radius beyond the step there returns that damping.
+        From ||p|| = radius follows lambda <= ||(b, e')|| / radius. Below `rounding` S_1^2 the
+        decomposition has no digits, so that a radius beyond the step there returns that damping.
         """
         tiny = torch.finfo(torch.float64).tiny
         slope = float((self.b.square().sum() + self.outside.square().sum()).sqrt())
-        low = 2 * math.log(torch.finfo(self.S.dtype).eps * float(self.S[0]) + math.sqrt(tiny))
+        low = math.log(self.rounding * float(self.S[0]) ** 2 + tiny)
         high = max(low, math.log(slope + tiny) - math.log(radius + tiny))
         for _ in range(rounds):
             grid = torch.linspace(low, high, 65, dtype=torch.float64)
@@ -108,6 +110,23 @@ class Decomposition:
         for factor in self._factors:
             p = factor.mT @ p
         return p
+
+
+class GramianDecomposition(Decomposition):
+    """The same model from J^T J = V diag(S^2) V^T, for dampings far above eps S_1^2.
+
+    Args:
+        gramian: J^T J, shape (P, P).
+        gradient: J^T r + e, shape (P,).
+    """
+
+    rounding = 1e4 * torch.finfo(torch.float64).eps
+
+    def __init__(self, gramian: Tensor, gradient: Tensor) -> None:
+        values, vectors = torch.linalg.eigh(gramian)
+        self.S, V = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
+        self.b, self.outside = V.mT @ gradient, torch.zeros_like(gradient)
+        self._factors, self._embedding = [V], None
 
 
 @dataclass(frozen=True)

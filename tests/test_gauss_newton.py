@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
-from torch import Generator
+from small_problems import flat, network, points, relative
+from torch import Generator, Tensor
 
-from kfac_pinn import GaussNewton, linearize
+from kfac_pinn import GaussNewton, laplacian, linearize
 from kfac_pinn.compression import Exact, Sketch
 from kfac_pinn.networks import MLP
 from kfac_pinn.operators import taylor
@@ -29,10 +30,6 @@ def setting(sizes=(2, 8, 8, 1), points=(60, 20), dtype=torch.float64, order=None
     if order is not None:
         batch = type(batch)(batch.terms, {k: x[order(len(x))] for k, x in batch.points.items()})
     return model, batch.residuals(model)
-
-
-def flat(model):
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 def ritz(model):
@@ -102,8 +99,8 @@ def test_a_low_target_is_hit():
 def test_a_sketch_of_everything_is_exact(excess):
     model, residuals = setting(sizes=(2, 6, 1))
     lin = linearize(ritz(model) if excess else residuals, list(model.parameters()))
-    exact = Exact()(lin, Generator())
-    whole = Sketch(rows=10**6, columns=lin.size)(lin, Generator().manual_seed(0))
+    exact = Exact()(lin, Generator(), 0.0)
+    whole = Sketch(rows=10**6, columns=lin.size)(lin, Generator().manual_seed(0), 0.0)
     for damping in (1e-4, 1.0):
         torch.testing.assert_close(whole.step(damping), exact.step(damping), rtol=1e-9, atol=1e-9)
 
@@ -111,11 +108,11 @@ def test_a_sketch_of_everything_is_exact(excess):
 def test_sketched_columns_give_the_minimiser_in_their_subspace():
     model, residuals = setting()
     lin = linearize(residuals, list(model.parameters()))
-    decomposition = Sketch(columns=30)(lin, Generator().manual_seed(1))
+    decomposition = Sketch(columns=30)(lin, Generator().manual_seed(1), 0.0)
     p, J, damping = decomposition.step(0.1), lin.rows(), 0.1
     gradient = J.mT @ (J @ p + lin.residual) + damping * p
     generator = Generator().manual_seed(1)
-    basis = Sketch(columns=30)(lin, generator)  # the same sketch: its steps span the subspace
+    basis = Sketch(columns=30)(lin, generator, 0.0)  # the same sketch: its steps span the subspace
     directions = torch.stack([basis.step(d) for d in (1e-3, 1e-2, 1.0, 10.0)])
     assert (directions @ gradient).abs().max() <= 1e-10 * gradient.norm() * directions.norm()
     length = float(decomposition.norm(torch.tensor(0.1, dtype=torch.float64)))
@@ -125,11 +122,11 @@ def test_sketched_columns_give_the_minimiser_in_their_subspace():
 def test_sketched_rows_approach_the_whole():
     model, residuals = setting(sizes=(2, 4, 1), points=(600, 200))
     lin = linearize(residuals, list(model.parameters()))
-    exact = Exact()(lin, Generator()).step(1e-2)
+    exact = Exact()(lin, Generator(), 0.0).step(1e-2)
 
     def error(rows):
         seeds = range(10)
-        steps = [Sketch(rows)(lin, Generator().manual_seed(s)).step(1e-2) for s in seeds]
+        steps = [Sketch(rows)(lin, Generator().manual_seed(s), 0.0).step(1e-2) for s in seeds]
         return float(sum((p - exact).norm() for p in steps) / len(steps) / exact.norm())
 
     assert error(40) > 1.5 * error(160) > 2.25 * error(640)
@@ -232,3 +229,20 @@ def test_poisson_without_tuning(dtype, goal):
     for _ in range(110):
         optimizer.step(residuals)
     assert relative_l2(model, poisson_2d().solution, held_out) <= goal
+
+
+def test_the_gramian_does_not_change_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the damping is large, steps from J^T J are those from J's singular values."""
+
+    def path(limit: float) -> list[Tensor]:
+        monkeypatch.setattr("kfac_pinn.compression.LARGE_DAMPING", limit)
+        model, x, xb = network(2, 5, 1), points(40), points(20, seed=1)
+        optimizer = GaussNewton(model.parameters())
+        steps = []
+        for _ in range(5):
+            optimizer.step(lambda: (laplacian(model, x) + 1, model(xb)))
+            steps.append(flat(model))
+        return steps
+
+    for ours, exact in zip(path(1e-9), path(float("inf")), strict=True):
+        assert relative(ours, exact) < 1e-6

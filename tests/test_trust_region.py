@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kfac_pinn.trust_region import Decomposition, RatioControl, Trial
+from kfac_pinn.trust_region import Decomposition, GramianDecomposition, RatioControl, Trial
 
 shapes = st.sampled_from([(12, 5), (5, 12), (7, 7), (1, 4), (6, 1)])
 seeds = st.integers(0, 2**16)
@@ -46,6 +46,20 @@ def test_step_is_the_dense_damped_solve(shape, seed, damping, with_excess):
     found = Decomposition(J, r, excess).step(damping)
     condition = torch.linalg.matrix_norm(J, 2) ** 2 / damping + 1
     assert (found - expected).norm() <= 1e-14 * condition * expected.norm()
+
+
+@given(st.sampled_from([(12, 5), (7, 7), (6, 1)]), seeds, st.floats(-6, 2), flags)
+def test_the_gramian_serves_while_the_damping_is_large(shape, seed, exponent, with_excess):
+    J, r, excess = draw(shape, seed, with_excess)
+    direct = Decomposition(J, r, excess)
+    gramian = GramianDecomposition(J.mT @ J, J.mT @ r + (0 if excess is None else excess))
+    damping = 10**exponent * float(direct.S[0]) ** 2
+    step = direct.step(damping)
+    assert (gramian.step(damping) - step).norm() <= 1e-14 / 10**exponent * step.norm() + 1e-14
+    assert gramian.decrease(damping) == pytest.approx(direct.decrease(damping), rel=1e-8)
+    radius = float(step.norm())
+    assert gramian.damping(radius) == pytest.approx(damping, rel=1e-6)
+    assert gramian.damping(1e30 * radius) >= 1e-12 * float(gramian.S[0]) ** 2
 
 
 @given(shapes, seeds, dampings, flags)

@@ -41,8 +41,8 @@ __all__ = [
     "dct",
     "geometric_indices",
     "idct",
-    "nystrom",
     "normal_equations",
+    "nystrom",
     "pinv_solve",
     "reduce_rows",
 ]

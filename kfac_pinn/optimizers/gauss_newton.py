@@ -23,9 +23,10 @@ class GaussNewton(LeastSquaresOptimizer):
         theta <- theta + p(lambda),    p(lambda) = -(J^T J + lambda I)^-1 J^T r,
 
     lambda such that (decrease of the loss) / (decrease of the model) hits the target. Nothing is to
-    be tuned. The step comes from the singular values of J itself; forming J^T J would lose half of
-    the digits. The target is low at first (long steps, under which the damping falls by many
-    orders of magnitude), high once the damping has passed its minimum.
+    be tuned. The step comes from the singular values of J itself, since J^T J has only half of
+    their digits (it serves while lambda is large). The target is low at first (long steps, under
+    which the damping falls by many orders of magnitude), high once the damping has passed its
+    minimum.
 
     Take it where J's decomposition is affordable: up to a few thousand parameters or rows in
     float64 on one CPU core, it is the most accurate optimizer here by orders of magnitude. Take
@@ -66,7 +67,8 @@ class GaussNewton(LeastSquaresOptimizer):
 
     def decompose(self, linearization: Linearization) -> Decomposition:
         """The quadratic model of this step."""
-        return self.compression(linearization, Generator().manual_seed(self.common.get("step", 0)))
+        generator = Generator().manual_seed(self.common.get("step", 0))
+        return self.compression(linearization, generator, self.common.get("damping", 1.0))
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The longest step that hits the target, if it decreases the loss."""
@@ -102,7 +104,7 @@ class GaussNewton(LeastSquaresOptimizer):
         """The radius for the next step, and whether the damping has passed its minimum."""
         common = self.common
         step, lowest = common.get("step", 0) + 1, common.get("lowest_damping", math.inf)
-        relative = trial.damping / float(model.S[0]) ** 2
+        relative = common["damping"] = trial.damping / float(model.S[0]) ** 2
         # less than a factor of 2/3 is no progress
         if accepted and relative < lowest / 1.5:
             common["lowest_damping"], common["lowest_step"] = relative, step
