@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function
 from hyperlora_ext.emission import task_linear
 from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
-from kfac_pinn.jacobians import LayerJacobian
+from kfac_pinn.jacobians import Layer, LayerJacobian
 from kfac_pinn.jets import Jet
 from kfac_pinn.residuals import total_loss
 
@@ -119,18 +120,45 @@ class GeneratedLinearization(Linearization):
         plain = linearize(pulled_back, parameters)
         super().__init__(parameters, plain.tangents, plain.loss)
 
-    def kernel(self) -> Tensor:
-        """J J^T, shape (R, R), with the products of z task by task."""
+    @cached_property
+    def layers(self) -> list[tuple[Layer, Tensor, Tensor]]:
+        """Each layer, inputs [z; 1] of its tasks (T, d_in + 1) and g (R, d_out), scaled."""
         (tangent,) = self.tangents
         task = self.found.task
-        firsts = torch.stack([(task == t).nonzero()[0, 0] for t in range(int(task.max()) + 1)])
-        kernel = torch.zeros(len(task), len(task), dtype=tangent.residual.dtype).to(task.device)
+        firsts = torch.stack([(task == t).nonzero()[0, 0] for t in range(len(self.closure.tasks))])
+        found = []
         for jacobian in tangent.blocks.values():
             assert isinstance(jacobian, LayerJacobian), "a hypernetwork is made of linear layers"
-            layer, z, g = jacobian.layer, jacobian.inputs.z[0, firsts], jacobian.g[0]
-            shared = (z @ z.T) * (layer.weight is not None) + float(layer.bias is not None)
-            add_symmetric(kernel, g, shared, task)
-        return kernel.mul_(tangent.scale**2)
+            layer, z = jacobian.layer, jacobian.inputs.z[0, firsts]
+            columns = [z] * (layer.weight is not None)
+            columns += [torch.ones_like(z[:, :1])] * (layer.bias is not None)
+            found.append((layer, torch.cat(columns, dim=1), tangent.scale * jacobian.g[0]))
+        return found
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """J v: the inputs of a task meet the weights once."""
+        if v.ndim > 1:
+            return super().__matmul__(v)
+        task = self.found.task
+        parts = [(g * (z @ layer.matrix(v).T)[task]).sum(1) for layer, z, g in self.layers]
+        return torch.stack(parts).sum(0)
+
+    def transpose_times(self, u: Tensor) -> Tensor:
+        """J^T u: the rows of a task are summed before they meet its inputs."""
+        out = u.new_zeros(self.size)
+        for layer, z, g in self.layers:
+            summed = g.new_zeros(len(z), g.shape[1])
+            summed.index_add_(0, self.found.task, u[:, None] * g)
+            layer.write(summed.T @ z, out)
+        return out
+
+    def kernel(self) -> Tensor:
+        """J J^T, shape (R, R), with the products of z task by task."""
+        task = self.found.task
+        kernel = self.residual.new_zeros(len(task), len(task))
+        for _, z, g in self.layers:
+            add_symmetric(kernel, g, z @ z.T, task)
+        return kernel
 
 
 class SketchedLinearization(Linearization):
