@@ -3,6 +3,7 @@
     python examples/run.py train heat_4d kfac_star --network 64-64-48-48 --seconds 300 --seeds 10
     python examples/run.py sweep heat_4d adam --network 64-64-48-48 --seconds 30 --trials 50
     python examples/run.py queue --hours 8
+    python examples/run.py study spectra
     python examples/run.py report
 
 An interrupted command continues where it was when given again, and a run that is given more
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from experiments import pages, queue, sweeps
-from experiments.recipes import OPTIMIZERS, PROBLEMS
+from experiments import pages, queue, studies, sweeps
+from experiments.recipes import OPTIMIZERS, PROBLEMS, resampling
 from experiments.results import Experiment, markdown
 from experiments.training import run_all
 from experiments.training import train as train_one
@@ -33,6 +34,7 @@ PAGES = HERE.parent / "docs" / "experiments"
 
 Problem = Enum("Problem", {name: name for name in PROBLEMS}, type=str)
 Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)
+StudyName = Enum("StudyName", {name: name for name in studies.STUDIES}, type=str)
 Widths = Annotated[str, typer.Option(help="hidden widths, e.g. 64-64-48-48; the smallest if empty")]
 Json = Annotated[str, typer.Option(help='e.g. {"damping": 1e-8}')]
 
@@ -57,7 +59,7 @@ def train(
         raise typer.BadParameter("give --seconds or --steps: the run has no end")
     budget = Experiment(problem.value, optimizer.value, widths(network), seconds, steps)
     budget = budget.replace(device=device, points=json.loads(points or "{}"))
-    budget = budget.replace(resample=keep or queue.resampling(budget))
+    budget = budget.replace(resample=keep or resampling(problem.value, optimizer.value))
     chosen = json.loads(settings) if settings else sweeps.known_settings(budget, BEST)
     runs = [budget.replace(seed=seed, settings=chosen) for seed in range(seeds)]
     if jobs > 1:
@@ -82,7 +84,7 @@ def sweep(
 ) -> None:
     """Tune an optimizer on one seed; the best settings are written for `train` to use."""
     base = Experiment(problem.value, optimizer.value, widths(network), seconds, seed=sweeps.SEED)
-    base = base.replace(resample=queue.resampling(base))
+    base = base.replace(resample=resampling(problem.value, optimizer.value))
     study = sweeps.sweep(base, trials, folder, bayesian)
     sweeps.remember(base, study, BEST)
     typer.echo(f"{study.best_value:.2e} with {study.best_params}")
@@ -100,6 +102,12 @@ def make(
         typer.echo(markdown(queue.plan(queue.QUEUE, folders)))
     else:
         queue.work(queue.QUEUE, folders, hours)
+
+
+@app.command()
+def study(name: StudyName, redraw: bool = False) -> None:
+    """Measure a question of the reviewers and fill its page; --redraw: from the table it has."""
+    (studies.publish if redraw else studies.make)(name.value)
 
 
 @app.command()

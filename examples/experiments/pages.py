@@ -6,6 +6,7 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from experiments.published import RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from experiments.recipes import OPTIMIZERS, PROBLEMS
 from experiments.results import SEEDS, load, markdown, summary
 
-__all__ = ["comparison", "fill", "hardware", "missing", "report"]
+__all__ = ["circumstances", "comparison", "fill", "hardware", "missing", "report"]
 
 BEGIN, END = "<!-- results -->", "<!-- end -->"
 NAN = float("nan")
@@ -102,16 +103,19 @@ def missing(problem: str, rows: pd.DataFrame) -> str:
 
 def hardware(folder: Path, problem: str = "") -> str:
     """What the results of a folder were measured with, a sentence."""
-    seen = set()
-    for path in folder.glob(f"{problem}_{SEEDS}" if problem else SEEDS):
-        e = json.loads(path.read_text())["environment"]
-        malloc = "as in the user guide" if e["malloc"] != "default" else "untouched"
-        seen.add(
-            f"{e['processor']}, {e['threads']} thread, Python {e['python']}, "
-            f"PyTorch {e['torch']}, {e['dtype'].removeprefix('torch.')}, malloc settings {malloc}, "
-            f"commit {e['commit']}"
-        )
-    return "; ".join(sorted(seen)) + "."
+    paths = folder.glob(f"{problem}_{SEEDS}" if problem else SEEDS)
+    contents = [json.loads(path.read_text())["environment"] for path in paths]
+    return "; ".join(sorted({circumstances(content) for content in contents})) + "."
+
+
+def circumstances(environment: dict[str, Any]) -> str:
+    """One environment, for people."""
+    e, untouched = environment, environment["malloc"] == "default"
+    return (
+        f"{e['processor']}, {e['threads']} thread, Python {e['python']}, PyTorch {e['torch']}, "
+        f"{e['dtype'].removeprefix('torch.')}, malloc settings "
+        f"{'untouched' if untouched else 'as in the user guide'}, commit {e['commit']}"
+    )
 
 
 def fill(page: Path, text: str) -> None:

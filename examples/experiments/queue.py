@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 from rich.console import Console
 
+from experiments import studies
 from experiments.published import steps
-from experiments.recipes import OPTIMIZERS, PROBLEMS
+from experiments.recipes import OPTIMIZERS, resampling
 from experiments.results import Experiment
 from experiments.sweeps import SEED, key, known_settings, remember, sweep
 from experiments.training import network_of, train
 
-__all__ = ["QUEUE", "Folders", "Stage", "plan", "resampling", "work"]
+__all__ = ["QUEUE", "Folders", "Item", "Stage", "Study", "plan", "work"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,42 @@ class Folders:
     results: Path
     sweeps: Path
     best: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something that is due: its name, about how many seconds it takes, and how it is done."""
+
+    name: str
+    seconds: float
+    do: Callable[[], str]
+
+
+class Item(Protocol):
+    """An entry of the queue."""
+
+    @property
+    def title(self) -> str:
+        """What it makes."""
+
+    def due(self, folders: Folders) -> Iterator[Job]:
+        """What is missing; read while it is worked off, so that later jobs know the earlier."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question of the reviewers: one of `studies`, done once its table exists."""
+
+    name: str
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        return f"study: {self.name}"
+
+    def due(self, folders: Folders) -> Iterator[Job]:
+        if not studies.table(self.name).exists():
+            yield Job(self.title, self.seconds, lambda: studies.make(self.name))
 
 
 @dataclass(frozen=True)
@@ -54,7 +92,7 @@ class Stage:
     def experiment(self, optimizer: str, folders: Folders) -> Experiment:
         """The run of seed 0. It ends at the published number of steps where that is known."""
         run = Experiment(self.problem, optimizer, self.network, self.seconds, points=self.points)
-        run = run.replace(resample=resampling(run))
+        run = run.replace(resample=resampling(self.problem, optimizer))
         parameters = sum(p.numel() for p in network_of(run).parameters())
         known = steps(self.problem, parameters, optimizer)
         return run.replace(
@@ -62,24 +100,47 @@ class Stage:
             settings={**known_settings(run, folders.best), **self.settings},
         )
 
+    @property
+    def title(self) -> str:
+        widths = "-".join(map(str, self.network)) or "small"
+        names = ", ".join(self.optimizers)
+        return f"{self.problem} {widths}, {self.seeds} seeds, {self.seconds:g} s: {names}"
+
+    def due(self, folders: Folders) -> Iterator[Job]:
+        for name in self.optimizers:
+            run = self.experiment(name, folders)
+            if OPTIMIZERS[name].settings and not run.settings:
+                run = run.replace(seconds=self.tuning, steps=None, seed=SEED)
+                yield Job(f"tuning {key(run)}", self.trials * self.tuning, self.tune(run, folders))
+        for run in self.runs(folders):
+            if not run.done(folders.results):
+                yield Job(run.name, self.seconds, trained(run, folders.results))
+
     def runs(self, folders: Folders) -> Iterator[Experiment]:
         """All of them; the seeds one after the other, so that every optimizer soon has some."""
         firsts = [self.experiment(name, folders) for name in self.optimizers]
         for seed in range(self.seeds):
             yield from (first.replace(seed=seed) for first in firsts)
 
-    def untuned(self, folders: Folders) -> Iterator[Experiment]:
-        """What is to be tuned before."""
-        for name in self.optimizers:
-            run = self.experiment(name, folders)
-            if OPTIMIZERS[name].settings and not run.settings:
-                yield run.replace(seconds=self.tuning, steps=None, seed=SEED)
+    def tune(self, run: Experiment, folders: Folders) -> Callable[[], str]:
+        """The sweep whose best settings all seeds use."""
+
+        def do() -> str:
+            study = sweep(run, self.trials, folders.sweeps)
+            remember(run, study, folders.best)
+            return f"relative L2 {study.best_value:.1e} with {study.best_params}"
+
+        return do
 
 
-def resampling(experiment: Experiment) -> int | None:
-    """How long this optimizer keeps a batch, where it is not as long as K-FAC."""
-    resampled = PROBLEMS[experiment.problem]().resample_every is not None
-    return OPTIMIZERS[experiment.optimizer].every if resampled else None
+def trained(run: Experiment, folder: Path) -> Callable[[], str]:
+    """A run with its bar."""
+
+    def do() -> str:
+        last = train(run, folder, show=True)
+        return f"RMS {last['rms']:.1e}, {last['step']} steps, {last['seconds']:.0f} s"
+
+    return do
 
 
 BASELINES = ("sgd", "adam", "lbfgs", "hessian_free", "kfac", "kfac_star")
@@ -93,8 +154,9 @@ FAST = ("kfac_pinn", "kfac_star", "adam")
 
 #: The first stage is complete within the first hour. ENGD, kernel ENGD and SPRING are not run on
 #: the large networks: a step of 3500 points and 10,065 parameters takes several seconds here.
-QUEUE = (
+QUEUE: tuple[Item, ...] = (
     Stage("poisson_2d", (), EVERY, 20),
+    *(Study(name, seconds) for name, seconds in studies.SECONDS.items()),
     Stage("heat_4d", LARGE, ("kfac_pinn",), 300, seeds=3),
     Stage("heat_4d", LARGE, ("gauss_newton",), 300, seeds=3, **DENSE),
     Stage("heat_4d", LARGE, BASELINES, 60, seeds=3, tuning=20, trials=8),
@@ -117,51 +179,28 @@ QUEUE = (
 )
 
 
-def work(stages: tuple[Stage, ...], folders: Folders, hours: float) -> None:
-    """Make what is missing, in order, and start nothing after the hours are over."""
+def work(items: Iterable[Item], folders: Folders, hours: float) -> None:
+    """Do what is due, in order, and begin nothing after the hours are over."""
     console, end = Console(), time.monotonic() + 3600 * hours
-    for stage in stages:
-        for run in stage.untuned(folders):
+    for item in items:
+        for job in item.due(folders):
             if time.monotonic() > end:
                 return
-            console.print(f"tuning {key(run)}")
-            remember(run, sweep(run, stage.trials, folders.sweeps), folders.best)
-        for run in stage.runs(folders):
-            if time.monotonic() > end:
-                return
-            if not run.done(folders.results):
-                attempt(run, folders.results, console)
+            console.print(f"{job.name}: {attempt(job)}")
 
 
-def attempt(run: Experiment, folder: Path, console: Console) -> None:
-    """Train; a run that fails is reported, and the queue goes on."""
+def attempt(job: Job) -> str:
+    """What came of it: one that fails must not stop the others."""
     try:
-        last = train(run, folder, show=True)
-    except Exception as error:  # one broken run must not stop a night
-        console.print(f"{run.name} failed: {error!r}")
-        return
-    console.print(
-        f"{run.name}: RMS {last.get('rms', float('nan')):.1e}, {last['step']} steps, "
-        f"{last['seconds']:.0f} s"
-    )
+        return job.do()
+    except Exception as error:
+        return f"failed: {error!r}"
 
 
-def plan(stages: tuple[Stage, ...], folders: Folders) -> pd.DataFrame:
-    """A row a stage: runs done and due, and at most how many hours those take."""
+def plan(items: Iterable[Item], folders: Folders) -> pd.DataFrame:
+    """A row an item: how many jobs are due, and at most how many hours they take."""
     rows = []
-    for stage in stages:
-        runs = list(stage.runs(folders))
-        due = sum(not run.done(folders.results) for run in runs)
-        tuning = len(list(stage.untuned(folders))) * stage.trials * stage.tuning
-        rows.append(
-            {
-                "problem": stage.problem,
-                "network": "-".join(map(str, stage.network)) or "small",
-                "optimizers": len(stage.optimizers),
-                "seconds": stage.seconds,
-                "done": len(runs) - due,
-                "due": due,
-                "hours": round((due * stage.seconds + tuning) / 3600, 2),
-            }
-        )
+    for item in items:
+        due = [job.seconds for job in item.due(folders)]
+        rows.append({"what": item.title, "due": len(due), "hours": f"{sum(due) / 3600:.2f}"})
     return pd.DataFrame(rows)

@@ -20,7 +20,7 @@ from kfac_pinn.linearization import Linearization
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.search import Objective, Step
 
-__all__ = ["NEVER", "OPTIMIZERS", "PROBLEMS", "SPACES", "Recipe"]
+__all__ = ["NEVER", "OPTIMIZERS", "PROBLEMS", "SPACES", "Recipe", "resampling"]
 
 Parameters = Iterable[Tensor]
 
@@ -169,3 +169,9 @@ SPACES: dict[str, tuple[float, float, bool]] = {
     "ema": (0.0, 0.999, False),
     "history_size": (5, 200, True),
 }
+
+
+def resampling(problem: str, optimizer: str) -> int | None:
+    """How long an optimizer keeps a batch, where that is not what the problem says."""
+    resampled = PROBLEMS[problem]().resample_every is not None
+    return OPTIMIZERS[optimizer].every if resampled else None
