@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,19 +105,27 @@ class BlockJacobian(Protocol):
         """The rows (N, size), columns in the order of the block's `slices`."""
 
 
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """out = a b; on a CPU by NumPy's BLAS, which is faster on thin ones and has syrk for a^T a."""
+    if a.device.type == "cpu":
+        np.matmul(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
+        return out
+    return torch.mm(a, b, out=out)
+
+
 def second_moment(positions: Tensor) -> Tensor:
     """sum_ns z_ns z_ns^T, shape (d, d), for z (S, N, d)."""
     z = positions.reshape(-1, positions.shape[2])
-    if z.device.type == "cpu":  # NumPy calls syrk: half of the operations of a general product
-        x = z.detach().numpy()
-        return torch.from_numpy(x.T @ x)
-    return z.T @ z
+    return product(z.T, z, z.new_empty(z.shape[1], z.shape[1]))
 
 
 def weighted_sum(weights: Tensor, positions: Tensor) -> Tensor:
     """sum_s w_s z_s, shape (N, d); most weights are zero."""
-    kept = weights.nonzero()[:, 0]
-    return torch.tensordot(weights[kept], positions[kept], 1)
+    total = torch.zeros_like(positions[0])
+    for weight, position in zip(weights.tolist(), positions, strict=True):
+        if weight:
+            total.add_(position, alpha=weight)
+    return total
 
 
 class LayerInputs:
@@ -176,7 +185,7 @@ class LayerJacobian:
         total = v.new_zeros(narrow.shape[1], *matrices.shape[1:])
         buffer = torch.empty_like(total)
         for a, b in zip(wide, narrow, strict=True):
-            torch.mm(a, matrices.flatten(1), out=buffer.view(len(a), -1))
+            product(a, matrices.flatten(1), out=buffer.view(len(a), -1))
             total.addcmul_(buffer, b if v.ndim == 1 else b[:, None])
         return total.sum(-1)
 
@@ -186,9 +195,10 @@ class LayerJacobian:
             narrow, wide, swap = self._sides()
             target = out[self.layer.weight_slice].view(self.g.shape[2], -1)
             target, buffer = target.T if swap else target, torch.empty_like(narrow[0])
+            part = torch.empty_like(target)
             for a, b in zip(wide, narrow, strict=True):
                 torch.mul(b, u[:, None], out=buffer)
-                target.addmm_(buffer.T, a)
+                target += product(buffer.T, a, out=part)
         if self.layer.bias is not None:
             out[self.layer.bias_slice] += u @ self.bias_gradient
 
