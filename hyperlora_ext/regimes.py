@@ -16,7 +16,8 @@ from torch import Generator, Tensor, nn
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.lora import adapt
+from hyperlora_ext.lora import Ranks
+from hyperlora_ext.rank import aimed
 from hyperlora_ext.training import Data, task_problem
 from kfac_pinn.fit import Callback, History
 from kfac_pinn.linalg import damped_solve
@@ -66,11 +67,17 @@ def l_pinn(
     base: nn.Module,
     problem: Problem,
     train: Train,
-    rank: int | Mapping[str, int] = 4,
+    rank: Ranks = 4,
+    start: Callable[[nn.Module, Problem, Ranks], nn.Module] = aimed,
     **budget: Any,
 ) -> nn.Module:
-    """L-PINN: the factors A, B of every layer; weights and biases of the base are frozen."""
-    return pinn(adapt(base, rank), problem, train, **budget)
+    """L-PINN: the factors A, B of every layer; weights and biases of the base are frozen.
+
+    Args:
+        start: makes the adapters: `aimed`, or `lambda base, problem, rank: adapt(base, rank)` for
+            the paper's random A.
+    """
+    return pinn(start(base, problem, rank), problem, train, **budget)
 
 
 def by_physics(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from hyperlora_ext.archive import Archive
 from hyperlora_ext.family import Family
-from hyperlora_ext.problems import burgers1d, burgers2d, kovasznay
+from hyperlora_ext.problems import burgers1d, burgers2d, kovasznay, step_function
 from hyperlora_ext.training import Levenberg
 from kfac_pinn.networks import MLP, PeriodicFeatures
 
@@ -30,6 +32,7 @@ class Setup:
         step, judges: points of a step and of the points it is judged on, by condition.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
+        baselines: functions of the points to hold every error against, by name.
     """
 
     family: Family
@@ -39,6 +42,7 @@ class Setup:
     judges: Sizes
     hyper_step: Sizes
     hyper_tasks: int = 20
+    baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     @property
     def train(self) -> Levenberg:
@@ -54,13 +58,15 @@ class Setup:
         """New tasks for every step."""
         return self.family.space.sample(self.hyper_tasks, generator)
 
-    def base(self, seconds: float, seed: int = 0) -> nn.Module:
+    def base(self, seconds: float, seed: int = 0, archive: Archive | None = None) -> nn.Module:
         """W0, trained for so long in all, the longest on the last task of the path."""
         torch.manual_seed(seed)
-        network = self.network()
+        network, archive = self.network(), archive or Archive()
         shares = [1.0] * (len(self.path) - 1) + [2.0]
-        for share, task in zip(shares, self.path, strict=True):
-            self.train(network, self.family.problem(task), seconds=seconds * share / sum(shares))
+        for i, (share, task) in enumerate(zip(shares, self.path, strict=True)):
+            budget: dict[str, Any] = {"seconds": seconds * share / sum(shares)}
+            budget["callbacks"] = archive.callbacks(f"base {i}")
+            self.train(network, self.family.problem(task), **budget)
         return network
 
 
@@ -101,6 +107,7 @@ def _burgers2d() -> Setup:
         {"interior": 600, "initial": 120, "boundary": 120},
         {"interior": 2000, "initial": 400, "boundary": 400},
         {"interior": 30, "initial": 8, "boundary": 8},
+        baselines={"step function": step_function},
     )
 
 

@@ -1,194 +1,116 @@
 """Tables 1, 2 and 3 of the paper for one family, measured here, the paper's numbers beside.
 
-    python -m hyperlora_ext.tables 1 kovasznay --base 90 --task 5 --tasks 20
+    python -m hyperlora_ext.tables 1 kovasznay --base 90 --task 5 --tasks 20 --folder results
 
-Prints Markdown. The budgets are seconds; the paper's are hours on a P100.
+Prints Markdown. The budgets are seconds; the paper's are hours on a P100. With a folder, what has
+been measured is kept there, and an interrupted command continues.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext import paper, regimes
-from hyperlora_ext.family import Splits
+from hyperlora_ext import paper
+from hyperlora_ext.archive import Archive, Row
+from hyperlora_ext.bench import Bench, Budget
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import adapt, count
-from hyperlora_ext.problems import step_function
-from hyperlora_ext.setups import SETUPS, Setup
+from hyperlora_ext.setups import SETUPS
 from hyperlora_ext.solve import solve
 
-__all__ = ["Budget", "table_1", "table_2", "table_3"]
+__all__ = ["markdown", "table_1", "table_2", "table_3"]
 
-Row = dict[str, Any]
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Seconds for the base, for each task and for each hypernetwork; how many test tasks."""
-
-    base: float = 90.0
-    task: float = 5.0
-    hyper: float = 90.0
-    tasks: int = 20
-
-
-def table_1(name: str, budget: Budget, ranks: Sequence[int] = RANKS) -> Iterator[Row]:
+def table_1(bench: Bench, ranks: Sequence[int] = RANKS) -> Iterator[Row]:
     """PINN, F-PINN and L-PINN of every rank, one network a test task."""
-    setup = SETUPS[name]()
-    base, tasks = setup.base(budget.base), setup.family.splits().test[: budget.tasks]
-    printed = {
-        "untouched W0": (None, None),
-        "step function": (None, None),
-    } | paper.TABLE_1[name]
-
-    def measured(method: str, trained: int, make: Callable[[Tensor], Any]) -> Row:
-        start = time.perf_counter()
-        networks = {tuple(task.tolist()): make(task) for task in tasks}
-        seconds = (time.perf_counter() - start) / len(tasks)
-        errors = setup.family.errors(lambda task: networks[tuple(task.tolist())], tasks)
-        error, took = printed[method]
-        row: Row = {"method": method, "parameters": trained, **errors.summary()}
-        return row | {"seconds": seconds, "paper mse": error, "paper seconds": took}
-
-    def problem(task: Tensor) -> Any:
-        return setup.family.problem(task)
-
-    yield measured("untouched W0", 0, lambda task: base)
-    if name == "burgers2d":
-        yield measured("step function", 0, lambda task: step_function)
-    train, spent = setup.train, {"seconds": budget.task}
-    scratch = {"seconds": budget.base}
-    yield measured(
-        "PINN", count(base), lambda t: regimes.pinn(setup.network(), problem(t), train, **scratch)
-    )
-    yield measured(
-        "F-PINN", count(base), lambda t: regimes.f_pinn(base, problem(t), train, **spent)
-    )
+    ways: dict[str, tuple[Callable[[Tensor], Any], int]] = {
+        name: (make, 0) for name, make in bench.baselines().items()
+    }
+    ways["PINN"] = bench.from_scratch, count(bench.base)
+    ways["F-PINN"] = bench.fine_tuned, count(bench.base)
     for rank in ranks:
-        yield measured(
-            f"L-PINN {rank}",
-            count(adapt(base, rank)),
-            lambda t, r=rank: regimes.l_pinn(base, problem(t), train, r, **spent),  # type: ignore[misc]
-        )
+        trained = count(adapt(bench.base, rank))
+        ways[f"L-PINN {rank}"] = lambda task, r=rank: bench.adapted(task, r), trained  # type: ignore[misc]
+    for method, (make, trained) in ways.items():
+        error, took = paper.TABLE_1[bench.name].get(method, (None, None))
+        printed = {"paper mse": error, "paper seconds": took}
+        yield bench.measured(method, make) | {"parameters": trained} | printed
+    yield bench.reference()
 
 
-def table_2(
-    name: str, budget: Budget, ranks: Sequence[int | None] = (1, 2, 4, 8, None)
-) -> Iterator[Row]:
+def table_2(bench: Bench, ranks: Sequence[int | None] = (1, 2, 4, 8, None)) -> Iterator[Row]:
     """Hypernetworks by data, weights, PINNs and physics; None is the whole network."""
-    setup = SETUPS[name]()
-    base, splits = setup.base(budget.base), setup.family.splits()
+    for method, make in bench.baselines().items():
+        yield bench.archive.row(
+            f"{method} sets", lambda m=method, f=make: {"method": m, **errors_of(bench, f)}
+        )
     for rank in ranks:
         for method in ("data", "weights", "pinns", "physics"):
-            torch.manual_seed(0)
-            hyper = HyperLoRA(base, setup.family.space, rank)
-            start = time.perf_counter()
-            trained(setup, hyper, splits.train, method, budget)
-            row: Row = {
-                "method": method,
-                "rank": rank or "*",
-                "emitted": len(hyper.factors(splits.test[0])[0]),
-            }
-            row["seconds"] = time.perf_counter() - start
-            yield (
-                row | errors_of(setup, hyper, splits, budget.tasks) | printed_2(name, method, rank)
-            )
+            label = f"{method} {rank or '*'} sets"
+            yield bench.archive.row(label, lambda m=method, r=rank: hyper_row(bench, m, r))
+    yield bench.reference()
 
 
-def trained(setup: Setup, hyper: HyperLoRA, tasks: Tensor, method: str, budget: Budget) -> None:
-    """Train the hypernetwork in one of the paper's four ways."""
-    family, train, spent = setup.family, setup.hyper_train, {"seconds": budget.hyper}
-
-    def known() -> tuple[Tensor, list[nn.Module]]:
-        return tasks, regimes.teachers(hyper, family, tasks, setup.train, seconds=budget.task)
-
-    ways: dict[str, Callable[[], Any]] = {
-        "physics": lambda: regimes.by_physics(
-            hyper, family, setup.fresh_tasks, train, setup.hyper_step, **spent
-        ),
-        "data": lambda: regimes.by_data(hyper, family, lambda g: tasks, train, 40, **spent),
-        "pinns": lambda: regimes.by_pinns(hyper, family, known(), train, 40, **spent),
-        "weights": lambda: regimes.by_weights(hyper, *known()),
-    }
-    ways[method]()
+def hyper_row(bench: Bench, method: str, rank: int | None) -> Row:
+    """One hypernetwork, trained and measured."""
+    hyper, seconds = bench.hyper(method, rank)
+    row = {"method": method, "rank": rank or "*", "emitted": hyper.size}
+    row |= errors_of(bench, lambda task: prediction(hyper, task)) | {"seconds": seconds}
+    test, epoch = paper.TABLE_2[bench.name][method].get(rank, (None,) * 4)[2:]
+    return row | {"paper test": test, "paper seconds": epoch and 15_000 * epoch}
 
 
-def errors_of(setup: Setup, hyper: HyperLoRA, splits: Splits, tasks: int) -> Row:
+@torch.no_grad()
+def prediction(hyper: HyperLoRA, task: Tensor) -> Any:
+    """u of a task; unlike `hyper.pinn`, it does not warn beyond the trained range."""
+    return hyper.fields(task)
+
+
+def errors_of(bench: Bench, predict: Callable[[Tensor], Any]) -> Row:
     """Errors on the four task sets."""
     row: Row = {}
-    for part in ("train", "valid", "test", "extrapolation"):
-        chosen = getattr(splits, part)[:tasks]
-        with torch.no_grad():
-            fields = {tuple(t.tolist()): hyper.fields(t) for t in chosen}
-        summary = setup.family.errors(lambda t, f=fields: f[tuple(t.tolist())], chosen).summary()  # type: ignore[misc]
+    for part, tasks in vars(bench.splits).items():
+        summary = bench.setup.family.errors(predict, tasks).summary()
         row[part] = summary["mse"]
         if part == "test":
-            row |= {"worst test": summary["worst_mse"], "relative_l2": summary["relative_l2"]}
+            row |= {f"test {name}": summary[name] for name in summary if name != "mse"}
     return row
 
 
-def printed_2(name: str, method: str, rank: int | None) -> Row:
-    """The paper's test error, and its 15 000 epochs in seconds."""
-    found = paper.TABLE_2[name][method].get(rank)
-    return {"paper test": found and found[2], "paper seconds": found and 15_000 * found[3]}
+def table_3(bench: Bench, steps: int = 5) -> Iterator[Row]:
+    """Seconds for a new task, and the error: predicted, polished, adapted, from scratch."""
+    hyper, _ = bench.hyper("physics", 4)
+    hyper.pinn(bench.splits.test[0])
 
+    def polished(task: Tensor) -> nn.Module:
+        return solve(hyper, bench.setup.family, task, sizes=bench.setup.step, steps=steps).model
 
-def table_3(name: str, budget: Budget) -> Iterator[Row]:
-    """Seconds for one new task, and the error: predicted, polished, adapted, from scratch."""
-    setup = SETUPS[name]()
-    base = setup.base(budget.base)
-    hyper = HyperLoRA(base, setup.family.space)
-    trained(setup, hyper, setup.family.splits().train, "physics", budget)
-    task = setup.family.splits().test[0]
-    problem, train = setup.family.problem(task), setup.train
-    ways: dict[str, tuple[Callable[[], Any], float | None]] = {
-        "predict": (lambda: hyper.pinn(task), paper.TABLE_3[name][3]),
-        "predict, certify, polish": (
-            lambda: solve(hyper, setup.family, task, sizes=setup.step, steps=5).model,
-            None,
-        ),
-        "L-PINN 4": (
-            lambda: regimes.l_pinn(base, problem, train, seconds=budget.task),
-            paper.TABLE_3[name][2],
-        ),
-        "F-PINN": (
-            lambda: regimes.f_pinn(base, problem, train, seconds=budget.task),
-            paper.TABLE_3[name][1],
-        ),
-        "PINN": (
-            lambda: regimes.pinn(setup.network(), problem, train, seconds=budget.base),
-            paper.TABLE_3[name][0],
-        ),
+    ways: dict[str, tuple[Callable[[Tensor], Any], int | None]] = {
+        "HyperPINN": (hyper.pinn, 3),
+        "HyperPINN polished": (polished, None),
+        "L-PINN 4": (lambda task: bench.adapted(task, 4), 2),
+        "F-PINN": (bench.fine_tuned, 1),
+        "PINN": (bench.from_scratch, 0),
     }
-    hyper.pinn(task)
-    for method, (make, printed) in ways.items():
-        start = time.perf_counter()
-        network = make()
-        seconds = time.perf_counter() - start
-        error = setup.family.errors(lambda _, v=network: v, task)  # type: ignore[misc]
-        yield {
-            "method": method,
-            "seconds": seconds,
-            "mse": float(error.mse),
-            "paper seconds": printed,
-        }
-    start = time.perf_counter()
-    setup.family.solution(setup.family.grid, task)
-    yield {"method": "reference", "seconds": time.perf_counter() - start, "mse": 0.0}
+    for method, (make, place) in ways.items():
+        printed = None if place is None else paper.TABLE_3[bench.name][place]
+        yield bench.measured(method, make) | {"paper seconds": printed}
+    yield bench.reference()
 
 
 def markdown(rows: Iterator[Row]) -> Iterator[str]:
-    """The rows as a table, each as soon as it is measured."""
-    for index, row in enumerate(rows):
-        if index == 0:
+    """The rows as a table, each as soon as it is measured; a row of other columns begins anew."""
+    names: list[str] = []
+    for row in rows:
+        if not set(row) <= set(names):
             names = list(row)
             yield "| " + " | ".join(names) + " |"
             yield "|" + "---|" * len(names)
@@ -202,17 +124,34 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("table", type=int, choices=(1, 2, 3))
+def bench_of(given: dict[str, Any]) -> Bench:
+    """The bench that a command's arguments describe."""
+    folder: Path | None = given.pop("folder")
+    family = given.pop("family")
+    return Bench(family, Budget(**given), Archive(folder and folder / family))
+
+
+def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.ArgumentParser:
+    """What to make, family, budgets and folder: the same for tables and figures."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument(what, type=type(choices[0]), choices=choices)
     parser.add_argument("family", choices=list(SETUPS))
     for name, kind in (("base", float), ("task", float), ("hyper", float), ("tasks", int)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Budget, name))
-    given = vars(parser.parse_args(arguments))
-    make = {1: table_1, 2: table_2, 3: table_3}[given.pop("table")]
-    family = given.pop("family")
-    for line in markdown(make(family, Budget(**given))):
+    parser.add_argument("--folder", type=Path, help="where results are kept")
+    return parser
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = arguments(__doc__, "table", (1, 2, 3))
+    parser.add_argument("--ranks", type=int, nargs="*", help="0 is the whole network")
+    parsed = vars(parser.parse_args(given))
+    table, ranks = parsed.pop("table"), parsed.pop("ranks")
+    bench = bench_of(parsed)
+    chosen = {} if ranks is None or table == 3 else {"ranks": [rank or None for rank in ranks]}
+    make: Callable[..., Iterator[Row]] = {1: table_1, 2: table_2, 3: table_3}[table]
+    for line in markdown(make(bench, **chosen)):
         print(line, flush=True)
 
 

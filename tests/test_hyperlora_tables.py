@@ -1,62 +1,97 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
-from hyperlora_ext import paper, tables
+from hyperlora_ext import bench as bench_module
+from hyperlora_ext import paper
+from hyperlora_ext.archive import Archive
+from hyperlora_ext.bench import Bench, Budget
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.plots import error_maps
-from hyperlora_ext.problems import burgers2d, kovasznay
+from hyperlora_ext.problems import burgers2d, kovasznay, step_function
 from hyperlora_ext.setups import SETUPS, Setup, number
-from hyperlora_ext.tables import Budget, main, markdown, table_1, table_2, table_3
+from hyperlora_ext.tables import main, markdown, table_1, table_2, table_3
 from kfac_pinn.networks import MLP
 
 TINY = Budget(base=0.3, task=0.05, hyper=0.1, tasks=1)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A setup of the same kind that takes no time."""
     few = {"interior": 12, "boundary": 8}
     family = kovasznay()
-    family = type(family)(**{**vars(family), "grid": family.grid[::50], "counts": (2, 2, 2)})
+    family = replace(family, grid=family.grid[::50], counts=(2, 2, 2))
+    baselines = {"zero": lambda x: x.new_zeros(len(x), 3)}
 
     def make() -> Setup:
         network = lambda: MLP((2, 6, 6, 3)).double()  # noqa: E731
-        return Setup(family, network, (number(40.0),), few, few, few, 3)
+        return Setup(family, network, (number(40.0),), few, few, few, 3, baselines)
 
     monkeypatch.setitem(SETUPS, "kovasznay", make)
     monkeypatch.setattr(
-        tables, "HyperLoRA", lambda base, space, rank=1: HyperLoRA(base, space, rank, (6, 6))
+        bench_module, "HyperLoRA", lambda base, space, rank: HyperLoRA(base, space, rank, (6, 6))
     )
+    return Bench("kovasznay", TINY)
 
 
-def test_table_1_has_the_baseline_and_the_papers_column() -> None:
-    rows = list(table_1("kovasznay", TINY, ranks=(1, 2)))
-    assert [r["method"] for r in rows] == ["untouched W0", "PINN", "F-PINN", "L-PINN 1", "L-PINN 2"]
-    assert rows[3]["paper mse"] == 8.16e-7 and rows[0]["paper mse"] is None
-    assert all(r["mse"] <= r["worst_mse"] for r in rows)
+def test_table_1_has_the_baselines_and_the_papers_column(bench: Bench) -> None:
+    rows = list(table_1(bench, ranks=(1, 2)))
+    assert [r["method"] for r in rows] == [
+        "untouched W0", "zero", "PINN", "F-PINN", "L-PINN 1", "L-PINN 2", "classical solver"
+    ]  # fmt: skip
+    assert rows[4]["paper mse"] == 8.16e-7 and rows[0]["paper mse"] is None
+    assert all(r["mse"] <= r["worst_mse"] for r in rows[:-1])
+    assert rows[4]["parameters"] < rows[5]["parameters"] < rows[3]["parameters"]
 
 
-def test_table_2_measures_the_four_task_sets() -> None:
-    rows = list(table_2("kovasznay", TINY, ranks=(1, None)))
-    assert [r["method"] for r in rows[:4]] == ["data", "weights", "pinns", "physics"]
-    assert all({"train", "valid", "test", "extrapolation"} <= set(r) for r in rows)
-    assert rows[3]["paper test"] == 1.80e-6 and rows[7]["rank"] == "*"
+def test_table_2_measures_the_four_task_sets(bench: Bench) -> None:
+    rows = list(table_2(bench, ranks=(1, None)))
+    assert [r["method"] for r in rows[2:6]] == ["data", "weights", "pinns", "physics"]
+    assert all({"train", "valid", "test", "extrapolation"} <= set(r) for r in rows[:-1])
+    assert rows[5]["paper test"] == 1.80e-6 and rows[9]["rank"] == "*"
 
 
-def test_table_3_times_a_new_task() -> None:
-    rows = {r["method"]: r for r in table_3("kovasznay", TINY)}
-    assert rows["predict"]["seconds"] < 0.1 < rows["predict"]["paper seconds"]
-    assert {"predict, certify, polish", "L-PINN 4", "F-PINN", "PINN", "reference"} <= set(rows)
+def test_table_3_times_a_new_task(bench: Bench) -> None:
+    rows = {r["method"]: r for r in table_3(bench)}
+    assert rows["HyperPINN"]["seconds"] < 0.1 < rows["HyperPINN"]["paper seconds"]
+    assert {"HyperPINN polished", "L-PINN 4", "F-PINN", "PINN", "classical solver"} <= set(rows)
 
 
-def test_the_command_prints_markdown(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["3", "kovasznay", "--base", "0.1", "--task", "0.05", "--hyper", "0.05"])
+def test_an_archive_is_continued(bench: Bench, tmp_path: Path) -> None:
+    kept = Bench("kovasznay", TINY, Archive(tmp_path))
+    first, second = list(table_2(kept, ranks=(1,))), list(table_2(kept, ranks=(1,)))
+    assert first[:-1] == second[:-1]
+    again = Bench("kovasznay", TINY, Archive(tmp_path))
+    pairs = zip(kept.base.parameters(), again.base.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    hyper, seconds = again.hyper("physics", 1)
+    assert seconds == pytest.approx(first[-2]["seconds"]) and hyper.size == 29
+    assert {"base-0.run", "physics-1.run", "physics-1-sets.json", "teacher-1-0.pt"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
+def test_the_command_prints_markdown(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["3", "kovasznay", "--base", "0.1", "--task", "0.05", "--hyper", "0.05", "--tasks", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 8
+    main(["1", "kovasznay", "--base", "0.1", "--task", "0.05", "--tasks", "1", "--ranks", "2"])
+    assert "L-PINN 2" in capsys.readouterr().out
     assert list(markdown(iter([{"a": 1e-9, "b": None, "c": "x"}])))[2] == "| 1e-09 |  | x |"
+
+
+def test_errors_in_the_front_stand_beside_the_others() -> None:
+    family = burgers2d()
+    errors = family.errors(lambda task: step_function, family.space.nodes(2))
+    assert (errors.front > 10 * errors.mse).all()
+    assert errors.summary()["front_mse"] == pytest.approx(float(errors.front.mean()))
+    assert "front_mse" not in kovasznay().errors(lambda t: lambda x: x[:, :1], number(40)).summary()
 
 
 def mean(values: list[float]) -> float:

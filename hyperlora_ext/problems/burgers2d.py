@@ -55,7 +55,7 @@ def burgers2d(
         "boundary": Condition(_boundary_points, given, 400),
     }
     space = Interval(*viscosity, torch.reciprocal, torch.reciprocal)
-    return Family("2D Burgers", DOMAIN, space, conditions, solution, _grid())
+    return Family("2D Burgers", DOMAIN, space, conditions, solution, _grid(), front=in_front)
 
 
 def front(x: Tensor, task: Tensor, sign: float = -1.0) -> Tensor:

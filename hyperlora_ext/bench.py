@@ -1,0 +1,158 @@
+"""What the tables share: one family, its base, and methods measured on its test tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperlora_ext import regimes
+from hyperlora_ext.archive import Archive, Row
+from hyperlora_ext.family import Errors, Splits
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.setups import SETUPS, Setup
+
+__all__ = ["Bench", "Budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds for the base, for each task and for each hypernetwork; how many test tasks."""
+
+    base: float = 90.0
+    task: float = 5.0
+    hyper: float = 90.0
+    tasks: int = 20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A family as it is measured.
+
+    Attributes:
+        name: of the setup.
+        budget: of each part.
+        archive: where results are kept.
+    """
+
+    name: str
+    budget: Budget = Budget()
+    archive: Archive = field(default_factory=Archive)
+
+    @cached_property
+    def setup(self) -> Setup:
+        """Networks, points, schedules."""
+        return SETUPS[self.name]()
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """W0."""
+        return self.setup.base(self.budget.base, archive=self.archive)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The task sets, as many tasks of each as are wanted."""
+        whole = self.setup.family.splits()
+        return Splits(*[part[: self.budget.tasks] for part in vars(whole).values()])
+
+    def adapted(self, task: Tensor, rank: int) -> nn.Module:
+        """L-PINN."""
+        problem, spent = self.setup.family.problem(task), {"seconds": self.budget.task}
+        return regimes.l_pinn(self.base, problem, self.setup.train, rank, **spent)
+
+    def fine_tuned(self, task: Tensor) -> nn.Module:
+        """F-PINN."""
+        problem, spent = self.setup.family.problem(task), {"seconds": self.budget.task}
+        return regimes.f_pinn(self.base, problem, self.setup.train, **spent)
+
+    def from_scratch(self, task: Tensor) -> nn.Module:
+        """PINN, in the time that the base had."""
+        torch.manual_seed(0)
+        problem, spent = self.setup.family.problem(task), {"seconds": self.budget.base}
+        return regimes.pinn(self.setup.network(), problem, self.setup.train, **spent)
+
+    def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
+        """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""
+        torch.manual_seed(0)
+        hyper = HyperLoRA(self.base, self.setup.family.space, rank)
+        start, label = time.perf_counter(), f"{method} {rank or '*'}"
+        spent: dict[str, Any] = {"seconds": self.budget.hyper}
+        spent["callbacks"] = self.archive.callbacks(label)
+        history = self._train(hyper, method, rank, spent)
+        if history is None:
+            return hyper, time.perf_counter() - start
+        return hyper, float(history.last["seconds"])
+
+    def _train(self, hyper: HyperLoRA, method: str, rank: int | None, spent: Row) -> Any:
+        """Its history, or None where a linear problem was solved."""
+        setup, tasks = self.setup, self.splits.train
+        family, train = setup.family, setup.hyper_train
+        ways: dict[str, Callable[[], Any]] = {
+            "physics": lambda: regimes.by_physics(
+                hyper, family, setup.fresh_tasks, train, setup.hyper_step, **spent
+            ),
+            "data": lambda: regimes.by_data(hyper, family, lambda g: tasks, train, 40, **spent),
+            "pinns": lambda: regimes.by_pinns(
+                hyper, family, (tasks, self._teachers(hyper, rank)), train, 40, **spent
+            ),
+            "weights": lambda: regimes.by_weights(hyper, tasks, self._teachers(hyper, rank)),
+        }
+        result = ways[method]()
+        return None if method == "weights" else result
+
+    def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
+        """One trained network a training task; kept as their numbers theta (T, size)."""
+        setup, seconds = self.setup, self.budget.task
+
+        def made(task: Tensor) -> Tensor:
+            (v,) = regimes.teachers(hyper, setup.family, task[None], setup.train, seconds=seconds)
+            return hyper.numbers(v)
+
+        names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]
+        pairs = zip(names, self.splits.train, strict=True)
+        return [
+            hyper.made_of(self.archive.tensor(n, lambda t=t: made(t)))  # type: ignore[misc]
+            for n, t in pairs
+        ]
+
+    def measured(self, method: str, make: Callable[[Tensor], Any]) -> Row:
+        """One network a test task: errors over the tasks, and the mean of the seconds."""
+        self.base  # noqa: B018  # trained outside of the clock
+
+        def one(task: Tensor) -> Row:
+            start = time.perf_counter()
+            network = make(task)
+            seconds = time.perf_counter() - start
+            error = self.setup.family.errors(lambda _: network, task)
+            return {"seconds": seconds} | {k: float(v) for k, v in vars(error).items() if len(v)}
+
+        found = [
+            self.archive.row(f"{method} task {i}", lambda t=t: one(t))  # type: ignore[misc]
+            for i, t in enumerate(self.splits.test)
+        ]
+        columns = {k: torch.tensor([row[k] for row in found]).double() for k in found[0]}
+        seconds = float(columns.pop("seconds").mean())
+        return {"method": method, **Errors(**columns).summary(), "seconds": seconds}
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Any]]:
+        """What a method should be held against: no training at all."""
+        found: dict[str, Callable[[Tensor], Any]] = {"untouched W0": lambda task: self.base}
+        for name, u in self.setup.baselines.items():
+            found[name] = lambda task, u=u: u  # type: ignore[misc]
+        return found
+
+    def reference(self) -> Row:
+        """The classical solver, or the formula, on the grid."""
+        family, tasks = self.setup.family, self.splits.test
+        start = time.perf_counter()
+        for task in tasks:
+            family.solution(family.grid, task)
+        return {
+            "method": "classical solver",
+            "seconds": (time.perf_counter() - start) / len(tasks),
+        }
