@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 from experiments.figures import errors
-from experiments.pages import fill, hardware
+from experiments.pages import fill, hardware, winners
 from experiments.recipes import OPTIMIZERS
 from experiments.results import Experiment, best_settings, last_rows, load, markdown, summary
 from experiments.training import run_all
@@ -27,6 +27,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "compare"
 PAGE = HERE.parent / "docs" / "experiments" / "compare.md"
+CHOOSING = HERE.parent / "docs" / "choosing.md"
 FIGURE = HERE.parent / "docs" / "figures" / "compare.png"
 COMPARED = [name for name in OPTIMIZERS if name not in ("engd_layers", "engd_diagonal")]
 TUNING_SEED = 100
@@ -78,6 +79,7 @@ def report() -> None:
     errors(rows, FIGURE)
     text = f"{markdown(table)}\n![Error against seconds](../figures/compare.png)"
     fill(PAGE, f"{text}\n\n{hardware(RESULTS)}")
+    fill(CHOOSING, winners(rows), "compare")
     typer.echo(markdown(table))
 
 

@@ -6,10 +6,12 @@ import dataclasses
 import importlib
 import itertools
 import json
+import re
+import shutil
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,12 +72,15 @@ def test_runner_trains_keeps_what_is_done_and_reports(
 ) -> None:
     run = load("run")
     monkeypatch.setattr(run, "PAGES", tmp_path / "experiments")
+    recipes = load("experiments.recipes")
+    monkeypatch.setitem(recipes.PROBLEMS, "heat_1d", smaller(recipes.PROBLEMS["heat_1d"], 20))
     monkeypatch.setattr(run, "BEST", tmp_path / "settings.json")
     train = ("train", "heat_1d", "kfac_star", "--steps", 3, "--seeds", 2, "--folder", tmp_path)
     assert invoke(run.app, *train, "--settings", '{"damping": 1e-6}').count("relative L2") == 2
     assert "relative L2" not in invoke(run.app, *train, "--settings", '{"damping": 1e-6}')
     page = tmp_path / "experiments" / "heat_1d.md"
     page.parent.mkdir()
+    (tmp_path / "choosing.md").write_text("<!-- published -->\n<!-- end -->\n")
     page.write_text("# Heat\n<!-- results -->\n<!-- end -->\nends\n")
     invoke(run.app, "report", "--folder", tmp_path)
     assert "| 257 | kfac_star |" in page.read_text()
@@ -147,13 +152,42 @@ def test_tables_show_what_longer_runs_had_reached_before(tmp_path: Path) -> None
     assert sorted(zip(table["seeds"], table["steps"], strict=True)) == [(1, 8), (2, 6)]
 
 
-def test_every_published_problem_and_network_can_be_run(tmp_path: Path) -> None:
+def smaller(problem: Callable[[], Any], size: int) -> Callable[[], Any]:
+    """The same problem with so many points a term, and ten times as many held out."""
+    terms = {k: dataclasses.replace(term, size=size) for k, term in problem().terms.items()}
+    return lambda: dataclasses.replace(problem(), terms=terms)
+
+
+def test_every_published_problem_and_network_can_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipes, training = load("experiments.recipes"), load("experiments.training")
-    for name, problem in recipes.PROBLEMS.items():
-        points = dict.fromkeys(problem().terms, 2)
-        for sizes in problem().networks if name != "poisson_100d" else ():
-            run = experiment("adam", problem=name, network=sizes[1:-1], points=points, steps=1)
+    for name, problem in list(recipes.PROBLEMS.items()):
+        monkeypatch.setitem(recipes.PROBLEMS, name, smaller(problem, size=3))
+        for sizes in problem().networks:
+            run = experiment("adam", problem=name, network=sizes[1:-1], points={}, steps=1)
             assert training.train(run, tmp_path)["relative_l2"] > 0
+
+
+def test_report_fills_every_page_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes, training, pages = (
+        load(f"experiments.{name}") for name in ("recipes", "training", "pages")
+    )
+    docs = shutil.copytree(EXAMPLES.parent / "docs" / "experiments", tmp_path / "experiments")
+    shutil.copy(EXAMPLES.parent / "docs" / "choosing.md", tmp_path)
+    monkeypatch.setitem(recipes.PROBLEMS, "heat_4d", smaller(recipes.PROBLEMS["heat_4d"], 3))
+    for seed in range(2):
+        run = experiment("adam", problem="heat_4d", network=(64, 64, 48, 48), points={}, steps=2)
+        training.train(run.replace(seed=seed), tmp_path / "results")
+    pages.report(tmp_path / "results", docs)
+    page = (docs / "heat_4d.md").read_text()
+    assert "3.10e-03 ± 2.45e-03" in page  # the ten published seeds
+    assert "all optimizers with 449 parameters" in page
+    assert "No run is committed yet" in (docs / "poisson_100d.md").read_text()
+    assert re.search(r"heat_4d .* 2 steps .* adam .* \(2\)", (tmp_path / "choosing.md").read_text())
+    assert (tmp_path / "figures" / "heat_4d.png").exists()
 
 
 def test_the_grid_from_above_is_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +210,9 @@ def test_the_queue_tunes_trains_and_says_what_is_left(tmp_path: Path) -> None:
     folders = queue.Folders(tmp_path / "results", tmp_path / "sweeps", tmp_path / "best.json")
     stage = {"network": (4,), "points": TINY["points"], "tuning": 0.02, "trials": 1}
     stages = (queue.Stage("heat_1d", optimizers=("adam",), seconds=0.02, seeds=2, **stage),)
-    assert list(queue.plan(stages, folders)["due"]) == [2]
+    assert list(queue.plan(stages, folders)["due"]) == [3]  # tuning, and two seeds
     queue.work(stages, folders, hours=0)
-    assert list(queue.plan(stages, folders)["due"]) == [2]
+    assert list(queue.plan(stages, folders)["due"]) == [3]
     queue.work(stages, folders, hours=1)
     assert list(queue.plan(stages, folders)["due"]) == [0]
     assert "lr" in json.loads(folders.best.read_text())["heat_1d 4 adam"]["settings"]
@@ -186,12 +220,96 @@ def test_the_queue_tunes_trains_and_says_what_is_left(tmp_path: Path) -> None:
     assert list(queue.plan(longer, folders)["due"]) == [2]
 
 
-def test_every_stage_of_the_queue_can_be_built(tmp_path: Path) -> None:
+def test_every_item_of_the_queue_can_be_built(tmp_path: Path) -> None:
     queue = load("experiments.queue")
     folders = queue.Folders(tmp_path, tmp_path, tmp_path / "best.json")
-    for stage in queue.QUEUE:
-        for name in stage.optimizers:
-            assert stage.experiment(name, folders).seconds == stage.seconds
+    for item in queue.QUEUE:
+        for job in item.due(folders):
+            assert job.seconds > 0
+
+
+def test_spectra_of_the_kronecker_approximation() -> None:
+    spectra, kp = load("experiments.spectra"), load("kfac_pinn")
+    torch.set_default_dtype(torch.float64)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+    x = torch.rand(20, 2)
+    closure = lambda: {"a": kp.laplacian(model, x), "b": model(x)}  # noqa: E731
+    linearization = load("kfac_pinn.linearize").linearize(closure, list(model.parameters()))
+    F = spectra.block_diagonal(linearization, spectra.kronecker())
+    average = load("kfac_pinn.factors").Average(0.0)
+    factors = load("kfac_pinn.factors").Factors(average=average)
+    optimizer = kp.KFAC(model.parameters(), damping=spectra.DAMPING, factors=factors)
+    optimizer.refresh(linearization)
+    v = torch.randn(linearization.size)
+    torch.testing.assert_close(F @ optimizer.precondition(linearization, v), v)
+    found = spectra.spectra_of(linearization)
+    trace = linearization.gramian().trace()
+    torch.testing.assert_close(found["gramian"].sum(), trace)
+    torch.testing.assert_close(found["blocks"].sum(), trace)
+
+
+def test_spectra_are_measured_and_drawn(tmp_path: Path) -> None:
+    spectra = load("experiments.spectra")
+    rows = spectra.measure(network=(2, 3, 1), steps=(0, 2))
+    spectra.draw(rows, tmp_path / "spectra.png")
+    assert len(spectra.quantiles(rows)) == 10
+    assert (tmp_path / "spectra.png").exists()
+
+
+def test_cost_is_measured_beside_the_formulas(tmp_path: Path) -> None:
+    cost = load("experiments.cost")
+    rows = cost.measure_all(["adam", "kfac_star"], {"points": (16, 32)})
+    assert (rows["ms"] > 0).all()
+    assert (rows["operations"].groupby(rows["optimizer"]).diff().dropna() > 0).all()
+    model = load("kfac_pinn.networks").MLP(cost.Size().sizes)
+    assert sum(p.numel() for p in model.parameters()) == cost.Size().parameters
+    cost.draw(rows, tmp_path / "cost.png")
+    assert len(cost.shown(rows)) == len(rows)
+
+
+def test_pictures_are_taken_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = load("experiments.pictures")
+    monkeypatch.setattr(pictures, "SIDE", 5)
+    monkeypatch.setattr(pictures, "SECONDS", (0.0, 0.02))
+    monkeypatch.setattr(pictures, "SHOWN", {"adam": {"lr": 1e-3}})
+    rows = pictures.measure(pictures.SECONDS)
+    assert next(iter(rows["step"])) == 0
+    pictures.draw(rows, tmp_path / "pictures.png")
+    assert "u" not in pictures.errors(rows)
+
+
+def test_the_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = load("experiments.ablation")
+    for name, value in (("BATCHES", (12,)), ("KEPT", (1, 10)), ("EMAS", (0.0,)), ("SEEDS", 1)):
+        monkeypatch.setattr(ablation, name, value)
+    monkeypatch.setattr(ablation, "NETWORK", (3,))
+    recipes = load("experiments.recipes")
+    monkeypatch.setitem(recipes.PROBLEMS, "heat_4d", smaller(recipes.PROBLEMS["heat_4d"], 3))
+    table = ablation.measure(tmp_path / "runs", seconds=0.01)
+    assert len(table) == 3
+    ablation.draw(table, tmp_path / "ablation.png")
+    assert len(ablation.medians(table)) == 3
+
+
+def test_a_study_leaves_table_figure_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, studies = load("run"), load("experiments.studies")
+    monkeypatch.setattr(studies, "RESULTS", tmp_path)
+    monkeypatch.setattr(studies, "DOCS", tmp_path)
+    spectra = studies.spectra
+    quick = studies.Study(
+        lambda: spectra.measure(network=(2, 3, 1), steps=(0,)), spectra.draw, spectra.quantiles, 0
+    )
+    monkeypatch.setitem(studies.STUDIES, "spectra", quick)
+    page = tmp_path / "experiments" / "spectra.md"
+    page.parent.mkdir()
+    page.write_text("<!-- results -->\n<!-- end -->\n")
+    invoke(run.app, "study", "spectra")
+    assert "| 0 | gramian |" in page.read_text()
+    page.write_text("<!-- results -->\n<!-- end -->\n")
+    invoke(run.app, "study", "spectra", "--redraw")
+    assert "commit" in page.read_text()
 
 
 def test_sweep_remembers_the_best_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +328,8 @@ def test_side_by_side_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(compare, "FIGURE", tmp_path / "figure.png")
     monkeypatch.setattr(compare, "PAGE", tmp_path / "page.md")
     compare.PAGE.write_text("<!-- results -->\n<!-- end -->\n")
+    monkeypatch.setattr(compare, "CHOOSING", tmp_path / "choosing.md")
+    compare.CHOOSING.write_text("<!-- compare -->\n<!-- end -->\n")
     monkeypatch.setattr(compare, "TASKS", {"poisson_2d": {"network": (4,)}})
     monkeypatch.setattr(compare, "COMPARED", ["adam", "kfac_pinn"])
     monkeypatch.setattr(compare, "run_all", one_after_the_other)

@@ -15,15 +15,15 @@ from experiments.published import RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from experiments.recipes import OPTIMIZERS, PROBLEMS
 from experiments.results import SEEDS, load, markdown, summary
 
-__all__ = ["circumstances", "comparison", "fill", "hardware", "missing", "report"]
+__all__ = ["circumstances", "comparison", "fill", "hardware", "missing", "report", "winners"]
 
-BEGIN, END = "<!-- results -->", "<!-- end -->"
 NAN = float("nan")
 
 
 def report(folder: Path, pages: Path) -> None:
-    """Table, figure, hardware and what is missing, on the page of every problem."""
+    """Tables, figures, hardware and what is missing on all pages of problems; and the winners."""
     everything = load(folder)
+    fill(pages.parent / "choosing.md", winners(everything), "published")
     for problem in PROBLEMS:
         rows, page = everything[everything["problem"] == problem], pages / f"{problem}.md"
         if page.exists():
@@ -75,6 +75,32 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     return shown.sort_values(["parameters", "RMS"])
 
 
+def winners(rows: pd.DataFrame, places: int = 3) -> str:
+    """The optimizers with the smallest median error at every budget of every network, a table."""
+    lines = []
+    for (problem, parameters, unit, budget), runs in summary(rows).groupby(
+        ["problem", "parameters", "unit", "budget"]
+    ):
+        best = runs.nsmallest(places, "relative L2")
+        named = zip(best["optimizer"], best["relative L2"], best["seeds"], strict=True)
+        lines.append(
+            {
+                "problem": problem,
+                "parameters": parameters,
+                "points": points_of(problem),
+                "budget": f"{budget:g} {'s' if unit == 'seconds' else 'steps'}",
+                "smallest errors (seeds)": ", ".join(f"{n} {e:.1e} ({k})" for n, e, k in named),
+                "of": runs["optimizer"].nunique(),
+            }
+        )
+    return markdown(pd.DataFrame(lines))
+
+
+def points_of(problem: str) -> str:
+    """The published numbers of points."""
+    return " + ".join(str(term.size) for term in PROBLEMS[problem]().terms.values())
+
+
 def spread(first: pd.Series, second: pd.Series, between: str) -> list[str]:
     """Two numbers a cell; the second is nan of a single seed."""
     pairs = zip(first, second, strict=True)
@@ -85,7 +111,7 @@ def ten_seeds(problem: str, parameters: int, optimizer: str) -> str:
     """Mean and deviation of the published ten seeds, where there are any."""
     if (problem, parameters) != ("heat_4d", 10065) or optimizer not in TEN_SEEDS:
         return "–"
-    return "{:.1e} ± {:.1e}".format(*TEN_SEEDS[optimizer])
+    return "{:.2e} ± {:.2e}".format(*TEN_SEEDS[optimizer])
 
 
 def missing(problem: str, rows: pd.DataFrame) -> str:
@@ -118,16 +144,15 @@ def circumstances(environment: dict[str, Any]) -> str:
     )
 
 
-def fill(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page.
+def fill(page: Path, text: str, mark: str = "results") -> None:
+    """Replace what stands between <!-- mark --> and the next <!-- end --> of a page.
 
     Raises:
-        ValueError: if the page has no marks.
+        ValueError: if the page has no such pair, or several.
     """
-    old = page.read_text()
-    new, count = re.subn(
-        f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{text}\n{END}", old, flags=re.DOTALL
-    )
+    begin, end = f"<!-- {mark} -->", "<!-- end -->"
+    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
+    new, count = pattern.subn(lambda _: f"{begin}\n{text}\n{end}", page.read_text())
     if count != 1:
-        raise ValueError(f"{page} needs one pair of lines {BEGIN} and {END}, found {count}")
+        raise ValueError(f"{page} needs one pair of lines {begin} and {end}, found {count}")
     page.write_text(new)

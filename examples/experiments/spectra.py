@@ -105,7 +105,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     """A panel a step: above the three matrices, below what preconditioning leaves."""
     groups = list(rows.groupby(["step", "loss"]))
     size = (3.6 * len(groups) + 0.4, 6.4)
-    figure, axes = plt.subplots(2, len(groups), figsize=size, sharey="row", layout="constrained")
+    figure, axes = plt.subplots(2, len(groups), figsize=size, squeeze=False, layout="constrained")
     for (above, below), ((step, loss), runs) in zip(axes.T, groups, strict=True):
         for name in ("gramian", "blocks", "kronecker"):
             above.plot(runs["index"], runs[name], label=name)
