@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_problems import flat, network, points, relative
 from torch import Tensor, nn
 
@@ -50,48 +53,58 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
 }
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
+# After three steps, relative; of the others the worst seen was 1e-11.
+TOLERANCE = {
+    "ENGD accelerated": 1e-4,  # a second difference with h = 6e-6: eps / h^2 of the residual
+    "HessianFree": 1e-6,  # conjugate gradients amplify rounding from iterate to iterate
+    "HessianFree, diagonal": 1e-6,
+    "HessianFree, Kronecker": 1e-6,
+}
 
-def train(name: str, parameters: list[Any], closure: Callable[[], Any]) -> None:
-    optimizer = OPTIMIZERS[name](parameters)
+
+@dataclass(frozen=True)
+class Order:
+    """Of the points of two terms, of the parameters, of the terms."""
+
+    interior: tuple[int, ...] = tuple(range(10))
+    boundary: tuple[int, ...] = tuple(range(4))
+    parameters: tuple[int, ...] = tuple(range(6))
+    terms: tuple[int, ...] = tuple(range(3))
+
+
+def permutations(n: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.permutations(range(n)).map(tuple)
+
+
+@functools.cache
+def trained(name: str, seed: int, order: Order) -> Tensor:
+    """The parameters after three steps."""
+    model = network(2, 5, 4, 1, seed=seed)
+    x, xb, data = points(10, seed=seed), points(4, seed=seed + 1), points(3, seed=seed + 2)
+    x, xb = x[list(order.interior)], xb[list(order.boundary)]
+
+    def closure() -> list[Tensor]:
+        terms = [laplacian(model, x) + 1, model(xb), model(data) - data[:, :1]]
+        return [terms[i] for i in order.terms]
+
+    parameters = list(model.parameters())
+    optimizer = OPTIMIZERS[name]([parameters[i] for i in order.parameters])
     for _ in range(3):
         optimizer.step(closure)
+    return flat(model)
 
 
 @every_optimizer
-def test_the_order_of_points_does_not_matter(name: str) -> None:
-    order = torch.randperm(10)
-
-    def run(x: Tensor) -> Tensor:
-        model = network(2, 6, 1)
-        xb = points(4, seed=1)
-        train(name, list(model.parameters()), lambda: (laplacian(model, x) + 1, model(xb)))
-        return flat(model)
-
-    assert relative(run(points(10)[order]), run(points(10))) <= 1e-6
-
-
-@every_optimizer
-def test_the_order_of_parameters_does_not_matter(name: str) -> None:
-    def run(order: list[int]) -> Tensor:
-        model = network(2, 5, 4, 1)
-        parameters = list(model.parameters())
-        x, xb = points(10), points(4, seed=1)
-        train(name, [parameters[i] for i in order], lambda: (laplacian(model, x) + 1, model(xb)))
-        return flat(model)
-
-    assert relative(run([3, 0, 5, 4, 1, 2]), run(list(range(6)))) <= 1e-6
-
-
-@every_optimizer
-def test_the_order_of_terms_does_not_matter(name: str) -> None:
-    def run(reverse: bool) -> Tensor:
-        model = network(2, 5, 4, 1)
-        x, xb = points(10), points(4, seed=1)
-        terms: Callable[[], list[Tensor]] = lambda: [laplacian(model, x) + 1, model(xb)]  # noqa: E731
-        train(name, list(model.parameters()), lambda: terms()[:: -1 if reverse else 1])
-        return flat(model)
-
-    assert relative(run(True), run(False)) <= 1e-6
+@settings(max_examples=4)
+@given(
+    seed=st.integers(0, 2),
+    order=st.builds(Order, permutations(10), permutations(4), permutations(6), permutations(3)),
+)
+def test_the_order_of_points_parameters_and_terms_does_not_matter(
+    name: str, seed: int, order: Order
+) -> None:
+    found, expected = trained(name, seed, order), trained(name, seed, Order())
+    assert relative(found, expected) <= TOLERANCE.get(name, 1e-9)
 
 
 @functools.cache
