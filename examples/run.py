@@ -20,8 +20,9 @@ from typing import Annotated
 
 import typer
 from experiments import pages, queue, studies, sweeps
+from experiments.figures import errors
 from experiments.recipes import OPTIMIZERS, PROBLEMS, resampling
-from experiments.results import Experiment, markdown
+from experiments.results import Experiment, load, markdown
 from experiments.training import run_all
 from experiments.training import train as train_one
 
@@ -51,14 +52,15 @@ def train(
     points: Json = "",
     keep: Annotated[int | None, typer.Option(help="steps that a batch is kept")] = None,
     device: str = "cpu",
+    dtype: str = "float64",
     folder: Path = RESULTS,
     jobs: Annotated[int, typer.Option(help="processes; bars are shown for one only")] = 1,
 ) -> None:
-    """Train over the seeds 0, 1, ... until the seconds or steps are spent."""
+    """Train over the seeds 0, 1, ... until the seconds or steps are spent; draw the errors."""
     if not (seconds or steps):
         raise typer.BadParameter("give --seconds or --steps: the run has no end")
     budget = Experiment(problem.value, optimizer.value, widths(network), seconds, steps)
-    budget = budget.replace(device=device, points=json.loads(points or "{}"))
+    budget = budget.replace(device=device, dtype=dtype, points=json.loads(points or "{}"))
     budget = budget.replace(resample=keep or resampling(problem.value, optimizer.value))
     chosen = json.loads(settings) if settings else sweeps.known_settings(budget, BEST)
     runs = [budget.replace(seed=seed, settings=chosen) for seed in range(seeds)]
@@ -70,6 +72,8 @@ def train(
             typer.echo(
                 f"seed {run.seed}: relative L2 {last['relative_l2']:.2e}, RMS {last['rms']:.2e}"
             )
+    rows = load(folder)
+    errors(rows[rows["problem"] == problem.value], folder / f"{problem.value}.png")
 
 
 @app.command()

@@ -78,6 +78,7 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     train = ("train", "heat_1d", "kfac_star", "--steps", 3, "--seeds", 2, "--folder", tmp_path)
     assert invoke(run.app, *train, "--settings", '{"damping": 1e-6}').count("relative L2") == 2
     assert "relative L2" not in invoke(run.app, *train, "--settings", '{"damping": 1e-6}')
+    assert (tmp_path / "heat_1d.png").exists()
     page = tmp_path / "experiments" / "heat_1d.md"
     page.parent.mkdir()
     (tmp_path / "choosing.md").write_text("<!-- published -->\n<!-- end -->\n")
@@ -271,10 +272,12 @@ def test_pictures_are_taken_and_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
     pictures = load("experiments.pictures")
     monkeypatch.setattr(pictures, "SIDE", 5)
     monkeypatch.setattr(pictures, "SECONDS", (0.0, 0.02))
-    monkeypatch.setattr(pictures, "SHOWN", {"adam": {"lr": 1e-3}})
+    monkeypatch.setattr(pictures, "TRIAL", 0.01)
+    monkeypatch.setattr(pictures, "SHOWN", {"adam": [{"lr": 1e-3}, {"lr": 1e9}], "kfac_pinn": [{}]})
     rows = pictures.measure(pictures.SECONDS)
     assert next(iter(rows["step"])) == 0
     pictures.draw(rows, tmp_path / "pictures.png")
+    assert set(rows["settings"]) == {'{"lr": 0.001}', "{}"}
     assert "u" not in pictures.errors(rows)
 
 

@@ -186,7 +186,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("CPU ms a step")
     axes[1, 0].set_ylabel("MiB")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside right upper")
     write(figure, path)
 
 

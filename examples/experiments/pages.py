@@ -76,11 +76,10 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def winners(rows: pd.DataFrame, places: int = 3) -> str:
-    """The optimizers with the smallest median error at every budget of every network, a table."""
+    """A table of the optimizers with the smallest median error at every budget of every network."""
     lines = []
-    for (problem, parameters, unit, budget), runs in summary(rows).groupby(
-        ["problem", "parameters", "unit", "budget"]
-    ):
+    keys = ["problem", "parameters", "dtype", "device", "unit", "budget"]
+    for (problem, parameters, dtype, device, unit, budget), runs in summary(rows).groupby(keys):
         best = runs.nsmallest(places, "relative L2")
         named = zip(best["optimizer"], best["relative L2"], best["seeds"], strict=True)
         lines.append(
@@ -88,6 +87,8 @@ def winners(rows: pd.DataFrame, places: int = 3) -> str:
                 "problem": problem,
                 "parameters": parameters,
                 "points": points_of(problem),
+                "dtype": dtype,
+                "device": device,
                 "budget": f"{budget:g} {'s' if unit == 'seconds' else 'steps'}",
                 "smallest errors (seeds)": ", ".join(f"{n} {e:.1e} ({k})" for n, e, k in named),
                 "of": runs["optimizer"].nunique(),

@@ -34,7 +34,10 @@ COLUMNS = (
     "step", "seconds", "loss", "held_out_loss", "relative_l2", "rms",
     "damping", "step_length", "ratio",
 )  # fmt: skip
-RUN = ["problem", "network", "parameters", "optimizer", "settings", "points", "unit"]
+RUN = [
+    "problem", "network", "parameters", "optimizer", "settings", "points", "dtype", "device",
+    "unit",
+]  # fmt: skip
 SEEDS = "*_seed*.json"
 
 
@@ -50,7 +53,7 @@ class Experiment:
         seed: of initialisation and points.
         points: numbers of points by term, where they differ from the problem's own.
         resample: steps after which new points are drawn; None: as the problem says.
-        device: that the run is on.
+        device, dtype: that the run is on and in.
         settings: of the optimizer.
     """
 
@@ -63,6 +66,7 @@ class Experiment:
     points: dict[str, int] = field(default_factory=dict)
     resample: int | None = None
     device: str = "cpu"
+    dtype: str = "float64"
     settings: dict[str, float] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Experiment:
@@ -77,7 +81,7 @@ class Experiment:
         parts = [self.problem, widths, self.optimizer, *settings]
         parts += [f"{term}={count}" for term, count in self.points.items()]
         parts += [kept(self.resample)] if self.resample else []
-        parts += [self.device] if self.device != "cpu" else []
+        parts += [x for x in (self.device, self.dtype) if x not in ("cpu", "float64")]
         return "_".join([*parts, f"seed{self.seed}"])
 
     def path(self, folder: Path) -> Path:
@@ -168,6 +172,8 @@ def rows_of(content: dict[str, Any]) -> pd.DataFrame:
         settings=json.dumps(experiment["settings"], sort_keys=True),
         points=points_of(experiment),
         seed=experiment["seed"],
+        dtype=experiment["dtype"],
+        device=experiment["device"],
         parameters=content["parameters"],
         unit="seconds" if experiment["seconds"] else "step",
         budget=experiment["seconds"] or experiment["steps"],

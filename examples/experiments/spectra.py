@@ -127,6 +127,7 @@ def quantiles(rows: pd.DataFrame) -> pd.DataFrame:
     for (step, _), part in rows.groupby(["step", "loss"]):
         for name in part.columns[3:]:
             values = part[name].to_numpy()
-            chosen = {f"no. {k}": values[k - 1] for k in (1, 10, 50, 100) if k <= len(values)}
+            places = (k for k in (1, 10, 50, 100) if k <= len(values))
+            chosen = {f"no. {k}": f"{values[k - 1]:.1e}" for k in places}
             lines.append({"step": step, "matrix": name, **chosen, "over 0.1": (values > 0.1).sum()})
     return pd.DataFrame(lines)

@@ -174,7 +174,7 @@ def state_of(run: Run) -> list[str]:
 def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str, Any]:
     """Run one experiment, from its checkpoint where there is one, and store its result."""
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(getattr(torch, experiment.dtype))
     torch.manual_seed(experiment.seed)
     problem = PROBLEMS[experiment.problem]()
     model = network_of(experiment).to(experiment.device)
