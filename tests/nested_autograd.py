@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def derivatives_along_lines(u, x, directions, order):
     """[u, d/dt u, ..., d^K/dt^K u] of u(x + t v_d) at t = 0; derivatives (D, *u.shape)."""
-    value = u(x)
-    rows = [_along_one(u, x, v, order) for v in directions]
+    with sdpa_kernel(SDPBackend.MATH):  # other kernels have first derivatives only
+        value = u(x)
+        rows = [_along_one(u, x, v, order) for v in directions]
     return [value, *(torch.stack(each) for each in zip(*rows, strict=True))]
 
 
