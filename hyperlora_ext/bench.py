@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hyperlora_ext import regimes
 from hyperlora_ext.archive import Archive, Row
 from hyperlora_ext.family import Errors, Splits
+from hyperlora_ext.frames import in_frame
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.setups import SETUPS, Setup
 
@@ -60,15 +61,19 @@ class Bench:
         whole = self.setup.family.splits()
         return Splits(*[part[: self.budget.tasks] for part in vars(whole).values()])
 
+    def w0(self, task: Tensor) -> nn.Module:
+        """The base, in the task's own frame."""
+        return in_frame(self.base, self.setup.family.space.offset(task[None])[0])
+
     def adapted(self, task: Tensor, rank: int) -> nn.Module:
         """L-PINN."""
         problem, spent = self.setup.family.problem(task), {"seconds": self.budget.task}
-        return regimes.l_pinn(self.base, problem, self.setup.train, rank, **spent)
+        return regimes.l_pinn(self.w0(task), problem, self.setup.train, rank, **spent)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
         problem, spent = self.setup.family.problem(task), {"seconds": self.budget.task}
-        return regimes.f_pinn(self.base, problem, self.setup.train, **spent)
+        return regimes.f_pinn(self.w0(task), problem, self.setup.train, **spent)
 
     def from_scratch(self, task: Tensor) -> nn.Module:
         """PINN, in the time that the base had."""
@@ -116,7 +121,7 @@ class Bench:
         names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]
         pairs = zip(names, self.splits.train, strict=True)
         return [
-            hyper.made_of(self.archive.tensor(n, lambda t=t: made(t)))  # type: ignore[misc]
+            hyper.made_of(self.archive.tensor(n, lambda t=t: made(t)), t)  # type: ignore[misc]
             for n, t in pairs
         ]
 
@@ -141,7 +146,7 @@ class Bench:
 
     def baselines(self) -> dict[str, Callable[[Tensor], Any]]:
         """What a method should be held against: no training at all."""
-        found: dict[str, Callable[[Tensor], Any]] = {"untouched W0": lambda task: self.base}
+        found: dict[str, Callable[[Tensor], Any]] = {"untouched W0": self.w0}
         for name, u in self.setup.baselines.items():
             found[name] = lambda task, u=u: u  # type: ignore[misc]
         return found

@@ -220,7 +220,7 @@ class TaskCapture(TorchFunctionMode):
 def task_rows(closure: TaskResiduals) -> TaskRows:
     """One pass through the PINNs of all tasks, one backward pass a residual."""
     theta = closure.model.factors(closure.tasks).detach().requires_grad_()
-    fields = Fields(closure.model, theta)
+    fields = Fields(closure.model, theta, closure.model.space.offset(closure.tasks))
     with TaskCapture() as capture:
         residuals = [r.reshape(-1) for r in closure.residuals(fields).values()]
     scales = [len(r) ** -0.5 for r in residuals]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperlora_ext.emission import LowRank, TaskLinear, Whole
+from hyperlora_ext.frames import Shifted, in_frame, shifted
 from hyperlora_ext.lora import frozen, ranks_for, rewired
 from hyperlora_ext.spaces import TaskSpace
 from kfac_pinn.networks import MLP
@@ -78,7 +79,7 @@ class HyperLoRA(nn.Module):
 
     def fields(self, tasks: Tensor) -> Fields:
         """u of all tasks at once: maps their points, task after task, (T n, d) to (T n, c)."""
-        return Fields(self, self.factors(tasks))
+        return Fields(self, self.factors(tasks), self.space.offset(self.space.check(tasks)))
 
     def forward(self, tasks: Tensor, x: Tensor) -> Tensor:
         """u of each task at its own points x (T, n, d), or at shared ones (n, d): (T, n, c)."""
@@ -94,19 +95,21 @@ class HyperLoRA(nn.Module):
         """
         task = self.space.check(task)
         self.space.warn(task)
-        return self.made_of(self.factors(task)[0])
+        return self.made_of(self.factors(task)[0], task)
 
     @torch.no_grad()
-    def made_of(self, theta: Tensor) -> nn.Module:
-        """The network of numbers theta (size,): the reverse of `numbers`."""
+    def made_of(self, theta: Tensor, task: Tensor) -> nn.Module:
+        """The network of a task (p,) with numbers theta (size,): the reverse of `numbers`."""
         parts = zip(self.layers, self.split(theta), strict=True)
         memo: dict[int, Any] = {id(layer): layer.emission.module(part) for layer, part in parts}
-        return copy.deepcopy(self.template, memo)
+        network = copy.deepcopy(self.template, memo)
+        return in_frame(network, self.space.offset(self.space.check(task))[0].to(theta))
 
     def numbers(self, pinn: nn.Module) -> Tensor:
         """theta (size,) of a network made by `pinn` and trained further: a regression target."""
         names = [n for n, m in self.template.named_modules() if isinstance(m, TaskLinear)]
-        parts = zip(self.layers, map(pinn.get_submodule, names), strict=True)
+        network = pinn.network if isinstance(pinn, Shifted) else pinn
+        parts = zip(self.layers, map(network.get_submodule, names), strict=True)
         return torch.cat([layer.emission.numbers(module) for layer, module in parts])
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
@@ -120,13 +123,14 @@ class Fields:
     Args:
         hyper: whose template is evaluated.
         theta: (T, size).
+        offsets: of each task's frame, (T, q).
 
     Attributes:
         weights: lent to each layer, W (T, d_out, d_in) and b.
     """
 
-    def __init__(self, hyper: HyperLoRA, theta: Tensor) -> None:
-        self.hyper, self.layers = hyper, hyper.layers
+    def __init__(self, hyper: HyperLoRA, theta: Tensor, offsets: Tensor) -> None:
+        self.hyper, self.layers, self.offsets = hyper, hyper.layers, offsets
         parts = zip(self.layers, hyper.split(theta), strict=True)
         self.weights = [layer.emission.weights(part) for layer, part in parts]
 
@@ -135,7 +139,7 @@ class Fields:
         try:
             for layer, lent in zip(self.layers, self.weights, strict=True):
                 layer.lent = lent
-            return self.hyper.template(x)
+            return self.hyper.template(shifted(x, self.offsets))
         finally:
             for layer in self.layers:
                 layer.lent = None

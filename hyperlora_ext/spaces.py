@@ -35,6 +35,9 @@ class TaskSpace(Protocol):
     def embed(self, tasks: Tensor) -> Tensor:
         """What a hypernetwork is fed: (T, p) of order one."""
 
+    def offset(self, tasks: Tensor) -> Tensor:
+        """How far the last q coordinates are moved in each task's own frame, (T, q)."""
+
     def contains(self, tasks: Tensor) -> Tensor:
         """Which tasks lie in the trained range, bools (T,)."""
 
@@ -95,6 +98,10 @@ class Interval:
         low, high = self._ends(tasks)
         return (2 * self.scale(tasks) - (high + low)) / (high - low)
 
+    def offset(self, tasks: Tensor) -> Tensor:
+        """None: q = 0."""
+        return tasks[:, :0]
+
     def contains(self, tasks: Tensor) -> Tensor:
         """Up to rounding."""
         slack = 1e-6 * (self.upper - self.lower)
@@ -130,12 +137,16 @@ class GaussianField:
     Attributes:
         inputs: p, even.
         sigma, tau, gamma: amplitude, inverse length, smoothness.
+        centred: networks see each function moved so that its first mode is a positive cosine: all
+            tasks then look alike, where the equation does not depend on x and the network is
+            periodic.
     """
 
     inputs: int = 128
     sigma: float = 25.0
     tau: float = 5.0
     gamma: float = 2.0
+    centred: bool = False
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n functions, (n, p)."""
@@ -151,8 +162,23 @@ class GaussianField:
         return 2 * self.sample(n, generator)
 
     def embed(self, tasks: Tensor) -> Tensor:
-        """The values, in units of their standard deviation."""
-        return tasks / self.deviation
+        """The values (in the task's own frame), in units of their standard deviation."""
+        return self.moved(tasks, self.offset(tasks)) / self.deviation
+
+    def offset(self, tasks: Tensor) -> Tensor:
+        """s such that the first mode of u0(x + s) is a positive cosine, (T, 1); else (T, 0)."""
+        if not self.centred:
+            return tasks[:, :0]
+        first = torch.fft.rfft(tasks)[:, 1:2]
+        return -torch.angle(first) / (2 * math.pi)
+
+    def moved(self, tasks: Tensor, shift: Tensor) -> Tensor:
+        """u0(x + s) of u0 (T, p) and s (T, 1), band-limited; u0 itself for s of (T, 0)."""
+        if not shift.shape[1]:
+            return tasks
+        k = torch.arange(self.inputs // 2 + 1, dtype=tasks.dtype, device=tasks.device)
+        waves = torch.exp(2j * math.pi * k * shift)
+        return torch.fft.irfft(torch.fft.rfft(tasks) * waves, n=self.inputs)
 
     def contains(self, tasks: Tensor) -> Tensor:
         """Fields whose root mean square is at most three times that of the distribution."""

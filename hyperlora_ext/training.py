@@ -164,11 +164,14 @@ class Levenberg:
         sizes: points of a step, by condition; the problem's own by default.
         held_out: points (and tasks) the steps are judged on, by condition.
         every: steps after which the points are renewed anyway.
+        start: the part of the points with which training begins: the first steps, far from the
+            solution, need fewer.
     """
 
     sizes: Sizes | None = None
     held_out: Sizes | None = None
     every: int = 25
+    start: float = 1.0
 
     def __call__(
         self,
@@ -185,20 +188,39 @@ class Levenberg:
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
         optimizer = LevenbergMarquardt(model.parameters(), held_out=judges.residuals(model))
         options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
-        sampling = Exhausted(self.every, self.sizes)
+        sampling = Exhausted(self.every, self.sizes, self.start)
         return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
 
 
 @dataclass(frozen=True)
 class Exhausted:
-    """New points after a veto of the held-out ones, and every so many steps."""
+    """New points after a veto of the held-out ones, and every so many steps.
+
+    Attributes:
+        every: steps after which points are renewed anyway.
+        sizes: points by condition, in the end.
+        start: the part of them at first; doubled with each renewal, after `growth` steps at most.
+    """
 
     every: int
     sizes: Sizes | None = None
+    start: float = 1.0
+    growth: int = 4
 
     def __call__(self, run: Run) -> Batch | None:
-        due = run.step % self.every == 0 or getattr(run.optimizer, "vetoed", False)
-        return run.draw(self.sizes) if due else None
+        if self.sizes is None:
+            return run.draw() if run.step == 0 or self.due(run, self.every) else None
+        if run.step == 0:
+            return run.draw({name: math.ceil(self.start * n) for name, n in self.sizes.items()})
+        now = {name: x.shape[-2] for name, x in run.batch.points.items() if name in self.sizes}
+        growing = any(now[name] < n for name, n in self.sizes.items())
+        if not self.due(run, self.growth if growing else self.every):
+            return None
+        return run.draw({name: min(n, 2 * now[name]) for name, n in self.sizes.items()})
+
+    def due(self, run: Run, every: int) -> bool:
+        """Whether the points have done their work."""
+        return run.step % every == 0 or getattr(run.optimizer, "vetoed", False)
 
 
 @dataclass(frozen=True)

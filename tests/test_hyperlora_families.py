@@ -6,8 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from hyperlora_ext.family import Family
+from hyperlora_ext.generated import TaskResiduals
+from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
     burgers1d,
     burgers2d,
@@ -20,6 +23,7 @@ from hyperlora_ext.problems.burgers1d import interpolate
 from hyperlora_ext.problems.burgers2d import front
 from hyperlora_ext.problems.kovasznay import kovasznay_flow
 from hyperlora_ext.spaces import GaussianField, Interval
+from kfac_pinn.networks import MLP, PeriodicFeatures
 
 F64 = torch.float64
 FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d(soft=True)]
@@ -247,3 +251,34 @@ def test_bad_tasks_are_named() -> None:
         family.space.warn(torch.tensor([[300.0]], dtype=F64))
     with pytest.warns(UserWarning, match="outside the trained range"):
         GaussianField().warn(torch.full((1, 128), 5.0, dtype=F64))
+
+
+def test_a_centred_field_is_seen_in_its_own_frame() -> None:
+    space = GaussianField(centred=True)
+    tasks = space.sample(5, torch.Generator().manual_seed(0))
+    offset = space.offset(tasks)
+    first = torch.fft.rfft(space.embed(tasks))[:, 1]
+    assert offset.shape == (5, 1) and (first.imag.abs() < 1e-12 * first.real).all()
+    moved = space.moved(tasks, offset)
+    x = torch.rand(5, dtype=torch.float64)
+    assert (interpolate(moved, x) - interpolate(tasks, x + offset[:, 0])).abs().max() < 1e-12
+    again = space.moved(tasks, torch.full((5, 1), 0.3, dtype=torch.float64))
+    assert (space.embed(again) - space.embed(tasks)).abs().max() < 1e-10
+    assert GaussianField().offset(tasks).shape == (5, 0)
+
+
+def test_moving_a_task_moves_its_prediction() -> None:
+    space = burgers1d().space
+    base = nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, 6, 1))).double()
+    h = HyperLoRA(base, space, 2, hidden=(9,))
+    task = space.sample(1, torch.Generator().manual_seed(0))
+    there = space.moved(task, torch.tensor([[0.3]], dtype=torch.float64))
+    x = torch.rand(20, 2, dtype=torch.float64)
+    ahead = x + torch.tensor([0.0, 0.3], dtype=torch.float64)
+    assert (h(there, x) - h(task, ahead)).abs().max() < 1e-10
+    v = h.pinn(task[0])
+    assert (v(x) - h(task, x)[0]).abs().max() < 1e-12
+    assert (h.numbers(v) - h.factors(task)[0]).abs().max() == 0
+    points = burgers1d().sample(task, None, {"interior": 7, "initial": 5})
+    closure = TaskResiduals(h, task, lambda u: burgers1d().residuals(u, task, points))
+    closure.linearize(list(h.network.parameters()), check=True)

@@ -24,7 +24,8 @@ def burgers1d(viscosity: float = 0.01, soft: bool = False, weight: float = 10.0)
     Args:
         viscosity: nu.
         soft: impose u and u_x equal at both ends by residuals, as the paper must have; otherwise
-            the network itself is expected to be periodic (`PeriodicFeatures((None, 1.0))`).
+            the network itself is expected to be periodic (`PeriodicFeatures((None, 1.0))`), and
+            hypernetworks use that the equation is the same everywhere: `GaussianField.centred`.
         weight: of the initial (and periodicity) mean square against the equation's.
 
     Source: HyperLoRA for PDEs, eq. 9, which prints u_x^2 / 2 for the flux (u^2 / 2)_x; the end
@@ -58,9 +59,8 @@ def burgers1d(viscosity: float = 0.01, soft: bool = False, weight: float = 10.0)
     grid = torch.cartesian_prod(
         torch.linspace(0, 1, 101, dtype=torch.float64), torch.arange(128, dtype=torch.float64) / 128
     )
-    return Family(
-        "1D Burgers", domain, GaussianField(), conditions, solution, grid, counts=(100, 20, 20)
-    )
+    space = GaussianField(centred=not soft)
+    return Family("1D Burgers", domain, space, conditions, solution, grid, counts=(100, 20, 20))
 
 
 def interpolate(values: Tensor, x: Tensor) -> Tensor:
