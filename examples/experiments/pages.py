@@ -38,7 +38,7 @@ def section(problem: str, rows: pd.DataFrame, folder: Path, pages: Path) -> str:
     errors(rows, pages / figure)
     return "\n\n".join(
         [
-            markdown(comparison(rows)),
+            markdown(comparison(rows)).rstrip(),
             f"![Held-out error against seconds and against the training loss]({figure})",
             f"Measured on {hardware(folder, problem)}",
             missing(problem, rows),
@@ -55,7 +55,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "parameters": table["parameters"],
             "optimizer": table["optimizer"],
-            "settings": table["settings"],
+            "settings": table["settings"].map(plain),
             "points": table["points"],
             "seeds": table["seeds"],
             "seconds": table["seconds"].round(),
@@ -72,7 +72,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     )
     if any(key[:2] == ("heat_4d", 10065) for key in keys):
         shown["published mean"] = [ten_seeds(*key) for key in keys]
-    return shown.sort_values(["parameters", "RMS"])
+    return shown.dropna(axis=1, how="all").sort_values(["parameters", "RMS"])
 
 
 def winners(rows: pd.DataFrame, places: int = 3) -> str:
@@ -100,6 +100,11 @@ def winners(rows: pd.DataFrame, places: int = 3) -> str:
 def points_of(problem: str) -> str:
     """The published numbers of points."""
     return " + ".join(str(term.size) for term in PROBLEMS[problem]().terms.values())
+
+
+def plain(settings: str) -> str:
+    """Settings without the punctuation of JSON."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in json.loads(settings).items())
 
 
 def spread(first: pd.Series, second: pd.Series, between: str) -> list[str]:
@@ -130,18 +135,20 @@ def missing(problem: str, rows: pd.DataFrame) -> str:
 
 def hardware(folder: Path, problem: str = "") -> str:
     """What the results of a folder were measured with, a sentence."""
-    paths = folder.glob(f"{problem}_{SEEDS}" if problem else SEEDS)
-    contents = [json.loads(path.read_text())["environment"] for path in paths]
-    return "; ".join(sorted({circumstances(content) for content in contents})) + "."
+    commits: dict[str, set[str]] = {}
+    for path in folder.glob(f"{problem}_{SEEDS}" if problem else SEEDS):
+        environment = json.loads(path.read_text())["environment"]
+        commits.setdefault(circumstances(environment), set()).add(environment["commit"])
+    return "; ".join(f"{what}, commit {', '.join(sorted(c))}" for what, c in commits.items()) + "."
 
 
 def circumstances(environment: dict[str, Any]) -> str:
-    """One environment, for people."""
+    """One environment but for its commit, for people."""
     e, untouched = environment, environment["malloc"] == "default"
     return (
         f"{e['processor']}, {e['threads']} thread, Python {e['python']}, PyTorch {e['torch']}, "
         f"{e['dtype'].removeprefix('torch.')}, malloc settings "
-        f"{'untouched' if untouched else 'as in the user guide'}, commit {e['commit']}"
+        f"{'untouched' if untouched else 'as in the user guide'}"
     )
 
 

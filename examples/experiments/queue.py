@@ -151,6 +151,7 @@ LARGE, HUGE, WIDEST = (64, 64, 48, 48), (256, 256, 128, 128), (768, 768, 512, 51
 DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows": 1000}}
 
 FAST = ("kfac_pinn", "kfac_star", "adam")
+STEPS_KNOWN = ("kfac", "kfac_star", "adam")  # these end at the published number of steps
 
 #: The first stage is complete within the first hour. ENGD, kernel ENGD and SPRING are not run on
 #: the large networks: a step of 3500 points and 10,065 parameters takes several seconds here.
@@ -169,6 +170,8 @@ QUEUE: tuple[Item, ...] = (
     Stage("poisson_2d", (), EVERY, 100),
     Stage("heat_1d", (), EVERY, 100),
     Stage("heat_4d", LARGE, BASELINES, 300),
+    Stage("poisson_2d", (), STEPS_KNOWN, 1000, seeds=3),
+    Stage("heat_1d", (), STEPS_KNOWN, 1000, seeds=3),
     Stage("burgers", (), OURS, 100, seeds=3),
     Stage("burgers_smooth", (), OURS, 100, seeds=3),
     Stage("fokker_planck", HUGE, FAST, 200, seeds=1, tuning=30, trials=4),

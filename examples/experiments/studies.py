@@ -69,7 +69,8 @@ def publish(name: str) -> None:
     study, rows = STUDIES[name], pd.read_csv(table(name))
     study.draw(rows, DOCS / "figures" / f"{name}.png")
     facts = json.loads(table(name).with_suffix(".json").read_text())
-    parts = [f"![{name}](../figures/{name}.png)", f"Measured on {circumstances(facts)}."]
+    source = f"{circumstances(facts)}, commit {facts['commit']}"
+    parts = [f"![{name}](../figures/{name}.png)", f"Measured on {source}."]
     if study.shown is not None:
-        parts.insert(1, markdown(study.shown(rows)))
+        parts.insert(1, markdown(study.shown(rows)).rstrip())
     fill(DOCS / "experiments" / f"{name}.md", "\n\n".join(parts))
