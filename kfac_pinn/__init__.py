@@ -11,10 +11,14 @@
 Shape letters, the same everywhere: N points of a term, D directions, S shared positions (the Taylor
 coefficients pushed through a layer), d_in and d_out widths of a layer, P parameters, R stacked
 residuals of all terms, C outputs or summed operators. Equations are numbered in
-docs/mathematics.md.
+docs/mathematics.md. Training loops are in kfac_pinn.fit, ready problems in kfac_pinn.problems; what
+an optimizer of one's own is made of, in kfac_pinn.optimizers.base and kfac_pinn.search.
 """
 
-from kfac_pinn.linearize import Linearization, linearize
+from kfac_pinn.domains import Box, TimeSpace
+from kfac_pinn.jets import Jet, rule
+from kfac_pinn.linearize import Linearization, SelfLinearizing, linearize
+from kfac_pinn.networks import MLP, HardConstraint, PeriodicFeatures
 from kfac_pinn.operators import (
     bilaplacian,
     divergence,
@@ -30,6 +34,7 @@ from kfac_pinn.optimizers.hessian_free import HessianFree
 from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
 from kfac_pinn.optimizers.spring import SPRING
+from kfac_pinn.problem import Problem, Term, relative_l2
 from kfac_pinn.residuals import ConvexLoss, total_loss
 from kfac_pinn.stochastic import (
     hutchinson_laplacian,
@@ -43,12 +48,21 @@ __all__ = [
     "ENGD",
     "KFAC",
     "KFACPINN",
+    "MLP",
     "SPRING",
+    "Box",
     "ConvexLoss",
     "GaussNewton",
+    "HardConstraint",
     "HessianFree",
+    "Jet",
     "KFACStar",
     "Linearization",
+    "PeriodicFeatures",
+    "Problem",
+    "SelfLinearizing",
+    "Term",
+    "TimeSpace",
     "bilaplacian",
     "divergence",
     "gradient",
@@ -57,6 +71,8 @@ __all__ = [
     "laplacian",
     "linearize",
     "partial",
+    "relative_l2",
+    "rule",
     "stochastic_bilaplacian",
     "subsampled_laplacian",
     "taylor",
