@@ -325,6 +325,23 @@ def test_sweep_remembers_the_best_settings(tmp_path: Path, monkeypatch: pytest.M
     assert best["trials"] == 2
 
 
+def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps = load("experiments.sweeps")
+    errors = iter([0.2, KeyboardInterrupt(), 0.1, 0.3])
+
+    def error(*_: Any) -> float:
+        if isinstance(found := next(errors), BaseException):
+            raise found
+        return found
+
+    monkeypatch.setattr(sweeps, "error", error)
+    base = experiment("adam", seconds=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.sweep(base, 3, tmp_path)
+    study = sweeps.sweep(base, 3, tmp_path)
+    assert [trial.value for trial in sweeps.completed(study)] == [0.2, 0.1, 0.3]
+
+
 def test_side_by_side_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = load("compare")
     monkeypatch.setattr(compare, "RESULTS", tmp_path)

@@ -27,11 +27,16 @@ def sweep(base: Experiment, trials: int, folder: Path, bayesian: bool = True) ->
         storage=f"sqlite:///{folder / 'studies.db'}",
         load_if_exists=True,
     )
-    done = sum(trial.state.is_finished() for trial in study.trials)
+    done = len(completed(study))
     kind = optuna.samplers.TPESampler if bayesian else optuna.samplers.RandomSampler
     study.sampler = kind(seed=done)  # the draws of the trials done would be repeated otherwise
     study.optimize(lambda t: error(base, t, folder), n_trials=max(0, trials - done))
     return study
+
+
+def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that have a value; one that was interrupted has none."""
+    return study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
 
 
 def error(base: Experiment, trial: optuna.Trial, folder: Path) -> float:
@@ -62,7 +67,7 @@ def remember(experiment: Experiment, study: optuna.Study, best: Path) -> None:
     entry = {
         "settings": {name: float(f"{v:.3g}") for name, v in study.best_params.items()},
         "relative_l2": float(f"{study.best_value:.3g}"),
-        "trials": len(study.trials),
+        "trials": len(completed(study)),
         "study": study.study_name,
     }
     known = json.loads(best.read_text()) if best.exists() else {}
