@@ -277,6 +277,7 @@ def test_pictures_are_taken_and_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
     rows = pictures.measure(pictures.SECONDS)
     assert next(iter(rows["step"])) == 0
     pictures.draw(rows, tmp_path / "pictures.png")
+    assert (tmp_path / "pictures.png").exists()
     assert set(rows["settings"]) == {'{"lr": 0.001}', "{}"}
     assert "u" not in pictures.errors(rows)
 

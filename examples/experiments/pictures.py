@@ -107,22 +107,24 @@ def pictures(
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Three rows of maps an optimizer, a column a time."""
-    names, columns = list(dict.fromkeys(table["optimizer"])), len(SECONDS)
-    size = (2.3 * columns + 1, 5.4 * len(names))
-    figure, axes = plt.subplots(3 * len(names), columns, figsize=size, layout="constrained")
+    """A row an optimizer; for every time but the first: u, its error, its residual."""
+    names, times = list(dict.fromkeys(table["optimizer"])), len(SECONDS) - 1
+    size = (4.5 * times, 1.75 * len(names))
+    figure, axes = plt.subplots(
+        len(names), 3 * times, figsize=size, squeeze=False, layout="constrained"
+    )
     exact = poisson_waves().solution(grid()).numpy().reshape(SIDE, SIDE).T
-    for name, rows in zip(names, axes.reshape(len(names), 3, columns), strict=True):
-        states = table[table["optimizer"] == name].itertuples()
-        for column, state in zip(rows.T, states, strict=False):
-            column[0].set_title(f"{state.seconds:g} s: {state.relative_l2:.1e}", fontsize=9)
+    for name, row in zip(names, axes, strict=True):
+        row[0].set_ylabel(name)
+        states = table[table["optimizer"] == name].iloc[1:]
+        for state, cells in zip(states.itertuples(), row.reshape(times, 3), strict=True):
             u, residual = maps(state.u), maps(state.residual)
-            for axis, values, bound in zip(
-                column, (u, abs(u - exact), abs(residual)), (None, 1.0, 100.0), strict=True
-            ):
-                picture(axis, values, bound)
-        for axis, label in zip(rows[:, 0], ("u", "|error|", "|residual|"), strict=True):
-            axis.set_ylabel(f"{name}\n{label}", fontsize=9)
+            picture(cells[0], u, None)
+            picture(cells[1], abs(u - exact), 1.0)
+            picture(cells[2], abs(residual), 100.0)
+            cells[0].set_title(f"u, {state.seconds:g} s", fontsize=8)
+            cells[1].set_title(f"error {state.relative_l2:.1e}", fontsize=8)
+            cells[2].set_title(f"residual, loss {state.loss:.0e}", fontsize=8)
     write(figure, path)
 
 
@@ -144,4 +146,6 @@ def picture(axis: plt.Axes, values: np.ndarray, bound: float | None) -> None:
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
     """The table without its maps."""
-    return table[["optimizer", "settings", "seconds", "step", "loss", "relative_l2"]]
+    settings = table["settings"].str.replace(r'[{}"]', "", regex=True)
+    columns = ["optimizer", "settings", "seconds", "step", "loss", "relative_l2"]
+    return table.assign(settings=settings)[columns]
