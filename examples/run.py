@@ -98,14 +98,16 @@ def sweep(
 def make(
     hours: float = 1.0,
     show: Annotated[bool, typer.Option("--plan", help="only say what is done and due")] = False,
+    only: Annotated[str, typer.Option(help='what has this in its title, e.g. "heat_4d 64"')] = "",
     folder: Path = RESULTS,
 ) -> None:
     """Tune and train whatever the docs still miss, the most valuable first."""
     folders = queue.Folders(folder, SWEEPS, BEST)
+    items = [item for item in queue.QUEUE if only in item.title]
     if show:
-        typer.echo(markdown(queue.plan(queue.QUEUE, folders)))
+        typer.echo(markdown(queue.plan(items, folders)))
     else:
-        queue.work(queue.QUEUE, folders, hours)
+        queue.work(items, folders, hours)
 
 
 @app.command()

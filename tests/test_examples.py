@@ -227,6 +227,9 @@ def test_every_item_of_the_queue_can_be_built(tmp_path: Path) -> None:
     for item in queue.QUEUE:
         for job in item.due(folders):
             assert job.seconds > 0
+    shown = invoke(load("run").app, "queue", "--plan", "--only", "100d", "--folder", tmp_path)
+    assert "poisson_100d" in shown
+    assert "heat" not in shown
 
 
 def test_spectra_of_the_kronecker_approximation() -> None:
