@@ -167,12 +167,6 @@ QUEUE: tuple[Item, ...] = (
     Stage("heat_1d", (), EVERY, 20),
     Stage("heat_4d", LARGE, ("kfac_pinn",), 300),
     Stage("heat_4d", LARGE, BASELINES, 60),
-    Stage("poisson_2d", (), EVERY, 100),
-    Stage("heat_1d", (), EVERY, 100),
-    Stage("heat_4d", LARGE, BASELINES, 300),
-    Stage("poisson_2d", (), STEPS_KNOWN, 1000, seeds=3),
-    Stage("heat_1d", (), STEPS_KNOWN, 1000, seeds=3),
-    Stage("heat_4d", LARGE, ("kfac_star",), 6000, seeds=1),
     Stage("burgers", (), OURS, 100, seeds=3),
     Stage("burgers_smooth", (), OURS, 100, seeds=3),
     Stage("fokker_planck", HUGE, FAST, 200, seeds=1, tuning=30, trials=4),
@@ -180,6 +174,12 @@ QUEUE: tuple[Item, ...] = (
     Stage("heat_4d", (), EVERY, 60, seeds=3),
     Stage("poisson_2d", LARGE, ("kfac_pinn", *BASELINES), 60, seeds=3),
     Stage("heat_1d", LARGE, ("kfac_pinn", *BASELINES), 60, seeds=3),
+    Stage("poisson_2d", (), EVERY, 100),
+    Stage("heat_1d", (), EVERY, 100),
+    Stage("heat_4d", LARGE, BASELINES, 300),
+    Stage("poisson_2d", (), STEPS_KNOWN, 1000, seeds=3),
+    Stage("heat_1d", (), STEPS_KNOWN, 1000, seeds=3),
+    Stage("heat_4d", LARGE, ("kfac_star",), 6000, seeds=1),
 )
 
 
