@@ -220,7 +220,7 @@ class TargetSchedule:
     low: float = 0.075
     high: float = 0.85
     patience: int = 60
-    impatience: int = 8
+    impatience: int = 16
     rounding: float = torch.finfo(torch.float64).eps
 
     def target(self, second_stage: bool) -> float:
