@@ -29,11 +29,11 @@ from kfac_pinn import (
     total_loss,
 )
 from kfac_pinn.factors import Average, Factors
-from kfac_pinn.optimizers.engd import PerLayer, SampleSpace
+from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import Hessian
 from kfac_pinn.problem import relative_l2
 from kfac_pinn.problems.ritz import poisson_ritz
-from kfac_pinn.search import Armijo, FixedStep, NormConstraint
+from kfac_pinn.search import Armijo, FixedStep
 
 X = points(9)
 Operators = Callable[[Any], Sequence[Tensor]]
@@ -200,17 +200,24 @@ def test_a_density_that_averages_is_refused() -> None:
         linearize(lambda: ConvexLoss(model(X), lambda u: (u * u).mean()), list(model.parameters()))
 
 
-NOW = Factors(average=Average(0.0))
-RITZ: dict[str, Callable[[Any], Any]] = {
-    "ENGD": lambda p: ENGD(p, damping=1e-3, search=Armijo()),
-    "ENGD per layer": lambda p: ENGD(p, damping=1e-3, gramian=PerLayer(), search=Armijo()),
-    "kernel ENGD": lambda p: ENGD(p, damping=1e-3, gramian=SampleSpace(), search=Armijo()),
-    "SPRING": lambda p: SPRING(p, 0.5, 1e-3, 0.5, search=NormConstraint(1.0)),
-    "HessianFree": lambda p: HessianFree(p),
-    "KFAC": lambda p: KFAC(p, damping=1e-2, momentum=0.5, factors=NOW, search=Armijo()),
-    "KFACStar": lambda p: KFACStar(p, damping=1e-2, factors=NOW),
-    "KFACPINN": lambda p: KFACPINN(p),
-    "GaussNewton": lambda p: GaussNewton(p),
+RECENT = Factors(average=Average(0.5))
+# Name: optimizer, and a bound on the relative L2 error, two to three times what it reaches. New
+# points every step keep all of them above 0.02; the penalty alone biases by about 0.01.
+RITZ: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "ENGD": (lambda p: ENGD(p, damping=1e-3, search=Armijo()), 0.1),
+    "ENGD averaged": (
+        lambda p: ENGD(p, damping=1e-3, gramian=Full(Average(0.5)), search=Armijo()),
+        0.1,
+    ),
+    "ENGD per layer": (lambda p: ENGD(p, damping=1e-3, gramian=PerLayer(), search=Armijo()), 0.1),
+    "ENGD diagonal": (lambda p: ENGD(p, damping=1e-3, gramian=Diagonal(), search=Armijo()), 0.95),
+    "kernel ENGD": (lambda p: ENGD(p, damping=1e-3, gramian=SampleSpace(), search=Armijo()), 0.1),
+    "SPRING": (lambda p: SPRING(p, damping=1e-3, search=Armijo()), 0.15),
+    "HessianFree": (lambda p: HessianFree(p), 0.15),
+    "KFAC": (lambda p: KFAC(p, damping=1e-3, factors=RECENT, search=Armijo()), 0.1),
+    "KFACStar": (lambda p: KFACStar(p, damping=1e-2, factors=Factors(average=Average(0.0))), 0.06),
+    "KFACPINN": (lambda p: KFACPINN(p), 0.15),
+    "GaussNewton": (lambda p: GaussNewton(p), 0.25),
 }
 
 
@@ -220,11 +227,12 @@ def test_deep_ritz(name: str) -> None:
     problem = poisson_ritz()
     generator = torch.Generator().manual_seed(0)
     model = network(2, 12, 1)
-    optimizer = RITZ[name](model.parameters())
-    for _ in range(30):
-        batch = problem.sample(generator, {"energy": 200, "boundary": 50}, torch.float64)
+    make, bound = RITZ[name]
+    optimizer = make(model.parameters())
+    for _ in range(50):
+        batch = problem.sample(generator, {"energy": 400, "boundary": 100}, torch.float64)
         optimizer.step(batch.residuals(model))
-    assert relative_l2(model, problem.solution, points(1000, seed=7)) < 0.5
+    assert relative_l2(model, problem.solution, points(1000, seed=7)) < bound
 
 
 def test_ritz_energy_is_least_at_the_solution() -> None:
