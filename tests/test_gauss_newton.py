@@ -220,13 +220,13 @@ def test_lr_scales_the_steps_of_its_group():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "goal"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["float64", "float32"]
+    ("dtype", "goal"), [(torch.float64, 1e-8), (torch.float32, 1e-4)], ids=["float64", "float32"]
 )
 def test_poisson_without_tuning(dtype, goal):
     model, residuals = setting((2, 8, 8, 1), (150, 50), dtype)
     optimizer = GaussNewton(model.parameters())
     held_out = poisson_2d().held_out(Generator().manual_seed(1), 1000, dtype)
-    for _ in range(110):
+    for _ in range(150):
         optimizer.step(residuals)
     assert relative_l2(model, poisson_2d().solution, held_out) <= goal
 
