@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,11 @@ from kfac_pinn.search import FixedStep, Objective, Step
 from kfac_pinn.trust_region import Decomposition, RatioControl, TargetSchedule, Trial
 
 __all__ = ["GaussNewton"]
+
+# Generalised cross-validation expects loss / (1 - share)^2 on other points: a hundred times the
+# loss where this share of the rows is fitted freely.
+FREE_SHARE = 0.9
+FIRST_STEPS = 10  # while the damping still comes down, the share says nothing yet
 
 
 class GaussNewton(LeastSquaresOptimizer):
@@ -42,10 +48,13 @@ class GaussNewton(LeastSquaresOptimizer):
 
     `stats` adds to the usual entries: damping, ratio, target, radius, and effective_parameters, the
     number of residuals that the step fits freely. Where that is most of them the points are being
-    interpolated, whatever the equation says between them: use more points, and hold some out.
+    interpolated, whatever the equation says between them: a warning says so, once. Use more points,
+    and hold some out.
 
     Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
     """
+
+    _warned = False
 
     def __init__(
         self,
@@ -85,6 +94,7 @@ class GaussNewton(LeastSquaresOptimizer):
             "radius": trial.radius,
             "effective_parameters": model.effective_parameters(trial.damping),
         }
+        self._warn(float(info["effective_parameters"]), len(linearization.residual))
         if accepted:
             return Step(trial.displacement, trial.loss, info)
         return Step(None, info={**info, "reason": "no radius within reach decreases the loss"})
@@ -113,6 +123,18 @@ class GaussNewton(LeastSquaresOptimizer):
             common["second_stage"] = True
         common["step"] = step
         common["radius"] = trial.radius  # of a failed step: the shortest that was tried
+
+    def _warn(self, free: float, rows: int) -> None:
+        """Once, when nearly all rows are fitted freely."""
+        if self._warned or self.common["step"] <= FIRST_STEPS or free <= FREE_SHARE * rows:
+            return
+        self._warned = True
+        warnings.warn(
+            f"GaussNewton fits {free:.0f} of {rows} residuals freely: it interpolates the points, "
+            "whatever the equation says between them; use more points (about ten residuals a "
+            "parameter) or a smaller network, and hold some points out to see the error",
+            stacklevel=6,  # the line that calls `step`
+        )
 
 
 @dataclass(frozen=True)
