@@ -14,6 +14,9 @@ lora, emission, hyper      adapters; weights that a network emits, for many task
 generated                  emitted weights in the linearisation that every optimizer reads
 levenberg, training        the optimizer for few parameters or few rows; schedules
 regimes, solve, rank       the seven regimes; predict-certify-polish; rank by growth
+frames, windows            symmetries of the equation; long times in pieces
+setups, bench, archive     each family as it is measured, continued where it was interrupted
+tables, plots, paper       the paper's tables and figures, and its numbers
 """
 
 from hyperlora_ext.family import Condition, Errors, Family, Splits, uniform_points
@@ -21,7 +24,7 @@ from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count, load, merge, state
-from hyperlora_ext.rank import aimed, direction, grow
+from hyperlora_ext.rank import aimed, common_ranks, direction, grow
 from hyperlora_ext.regimes import (
     by_data,
     by_physics,
@@ -43,6 +46,7 @@ from hyperlora_ext.training import (
     TaskProblem,
     task_problem,
 )
+from hyperlora_ext.windows import Windows, march, window
 
 __all__ = [
     "PUBLISHED_HYPER",
@@ -62,6 +66,7 @@ __all__ = [
     "TaskProblem",
     "TaskResiduals",
     "TaskSpace",
+    "Windows",
     "adapt",
     "adapters",
     "aimed",
@@ -70,12 +75,14 @@ __all__ = [
     "by_pinns",
     "by_weights",
     "certificate",
+    "common_ranks",
     "count",
     "direction",
     "f_pinn",
     "grow",
     "l_pinn",
     "load",
+    "march",
     "merge",
     "pinn",
     "solve",
@@ -83,4 +90,5 @@ __all__ = [
     "task_problem",
     "teachers",
     "uniform_points",
+    "window",
 ]

@@ -105,7 +105,9 @@ class Bench:
             "pinns": lambda: regimes.by_pinns(
                 hyper, family, (tasks, self._teachers(hyper, rank)), train, 40, **spent
             ),
-            "weights": lambda: regimes.by_weights(hyper, tasks, self._teachers(hyper, rank)),
+            "weights": lambda: regimes.by_weights(
+                hyper, family, (tasks, self._teachers(hyper, rank))
+            ),
         }
         result = ways[method]()
         return None if method == "weights" else result
@@ -127,6 +129,12 @@ class Bench:
 
     def measured(self, method: str, make: Callable[[Tensor], Any]) -> Row:
         """One network a test task: errors over the tasks, and the mean of the seconds."""
+        columns = self.each(method, make)
+        seconds = float(columns.pop("seconds").mean())
+        return {"method": method, **Errors(**columns).summary(), "seconds": seconds}
+
+    def each(self, method: str, make: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+        """Seconds and errors of every test task, (T,) by name."""
         self.base  # noqa: B018  # trained outside of the clock
 
         def one(task: Tensor) -> Row:
@@ -140,9 +148,7 @@ class Bench:
             self.archive.row(f"{method} task {i}", lambda t=t: one(t))  # type: ignore[misc]
             for i, t in enumerate(self.splits.test)
         ]
-        columns = {k: torch.tensor([row[k] for row in found]).double() for k in found[0]}
-        seconds = float(columns.pop("seconds").mean())
-        return {"method": method, **Errors(**columns).summary(), "seconds": seconds}
+        return {k: torch.tensor([row[k] for row in found]).double() for k in found[0]}
 
     def baselines(self) -> dict[str, Callable[[Tensor], Any]]:
         """What a method should be held against: no training at all."""

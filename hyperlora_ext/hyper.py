@@ -126,11 +126,13 @@ class Fields:
         offsets: of each task's frame, (T, q).
 
     Attributes:
+        theta: as given.
         weights: lent to each layer, W (T, d_out, d_in) and b.
     """
 
     def __init__(self, hyper: HyperLoRA, theta: Tensor, offsets: Tensor) -> None:
         self.hyper, self.layers, self.offsets = hyper, hyper.layers, offsets
+        self.theta = theta
         parts = zip(self.layers, hyper.split(theta), strict=True)
         self.weights = [layer.emission.weights(part) for layer, part in parts]
 

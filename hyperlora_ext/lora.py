@@ -28,6 +28,7 @@ __all__ = [
     "ranks_for",
     "rewired",
     "state",
+    "widest",
 ]
 
 Ranks = int | Mapping[str, int]
@@ -198,8 +199,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def ranks_for(model: nn.Module, rank: Ranks, cap: bool = True) -> dict[str, int]:
     """The rank of each layer by name; arguments and errors as `adapt`."""
-    layers = linear_layers(model)
-    full = {name: min(layer.weight.shape) for name, layer in layers.items()}
+    full = full_ranks(model)
     if isinstance(rank, Mapping):
         for name, r in rank.items():
             if name not in full:
@@ -207,8 +207,18 @@ def ranks_for(model: nn.Module, rank: Ranks, cap: bool = True) -> dict[str, int]
             check_rank(r, full[name], f"layer {name}")
         return dict(rank)
     if cap:
-        check_rank(rank, max(full.values()), "the largest layer")
+        check_rank(rank, widest(model), "the largest layer")
     return {name: min(rank, bound) if cap else rank for name, bound in full.items()}
+
+
+def full_ranks(model: nn.Module) -> dict[str, int]:
+    """min(d_in, d_out) of each layer by name."""
+    return {name: min(layer.weight.shape) for name, layer in linear_layers(model).items()}
+
+
+def widest(model: nn.Module) -> int:
+    """The largest rank that some layer can take."""
+    return max(full_ranks(model).values())
 
 
 def check_rank(rank: int, bound: int, layer: str) -> None:

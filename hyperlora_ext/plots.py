@@ -1,45 +1,129 @@
-"""Fields and error maps of several networks on one task: the paper's Figures 2 to 4."""
+"""The paper's Figures 2 to 4 (fields and errors, one family each) and what its tables say, drawn.
+
+    python -m hyperlora_ext.plots maps kovasznay --base 90 --task 5 --hyper 90 --folder results
+
+maps     reference and error of each method, for every field, on the first test task
+ranks    Table 1: error over rank, the paper's beside
+tasks    error of each method on every test task
+
+Budgets and folder as for the tables: what these have measured is drawn at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hyperlora_ext import paper
+from hyperlora_ext.bench import Bench
 from hyperlora_ext.family import Family
+from hyperlora_ext.lora import widest
+from hyperlora_ext.tables import RANKS, arguments, bench_of, polished
 
-__all__ = ["error_maps"]
+__all__ = ["error_maps", "maps", "ranks", "tasks"]
+
+Function = Callable[[Any], Any]
 
 
-def error_maps(
-    family: Family, task: Tensor, networks: Mapping[str, Callable[[Any], Any]], field: int = 0
-) -> Any:
-    """A matplotlib figure: the reference, then each network's error log10 |u - u*|; the MSE is of
-    the field that is shown.
+def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -> Any:
+    """A matplotlib figure: each field's reference, then every network's error log10 |u - u*|.
 
     Args:
-        networks: u by the name to be shown.
-        field: which of the fields.
+        networks: u by the name to be shown, with its mean square error over that field.
     """
     import matplotlib.pyplot as plt
 
-    truth = family.reference(task)
     plane = family.grid[:, :-2].eq(family.grid[-1, :-2]).all(1)  # the last time, if there is one
-    down, across = (len(family.grid[plane, i].unique()) for i in (-2, -1))
+    points, truth = family.grid[plane], family.reference(task)[plane]
+    shape = tuple(len(points[:, i].unique()) for i in (-2, -1))
+    with torch.no_grad():
+        errors = {name: u(points) - truth for name, u in networks.items()}
+    rows, columns = truth.shape[1], 1 + len(networks)
     figure, axes = plt.subplots(
-        1, 1 + len(networks), figsize=(3.4 * (1 + len(networks)), 3), constrained_layout=True
+        rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, constrained_layout=True
     )
-    image = truth[plane, field].view(down, across).T
-    unit: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, 1, 0, 1)}
-    figure.colorbar(axes[0].imshow(image, **unit), ax=axes[0])
-    axes[0].set_title(family.name)
-    for axis, (name, u) in zip(axes[1:], networks.items(), strict=True):
-        with torch.no_grad():
-            error = (u(family.grid[plane]) - truth[plane])[:, field]
-        image = error.abs().clamp_min(1e-12).log10().view(down, across).T
-        shown = axis.imshow(image, cmap="magma", vmin=-8, vmax=0, **unit)
-        axis.set_title(f"{name}: MSE {float(error.square().mean()):.1e}")
-    figure.colorbar(shown, ax=axes[-1], label=r"$\log_{10}$ error")
+    for i, line in enumerate(axes):
+        figure.colorbar(image(line[0], truth[:, i].view(shape)), ax=line[0])
+        line[0].set_title(f"{family.name}, field {i}")
+        for axis, (name, error) in zip(line[1:], errors.items(), strict=True):
+            logs = error[:, i].abs().clamp_min(1e-12).log10().view(shape)
+            shown = image(axis, logs, cmap="magma", vmin=-8, vmax=0)
+            axis.set_title(f"{name}: MSE {float(error[:, i].square().mean()):.1e}")
+        figure.colorbar(shown, ax=line[-1], label=r"$\log_{10}$ error")
     return figure
+
+
+def image(axis: Any, values: Tensor, **style: Any) -> Any:
+    """Values on the unit square, (across, up)."""
+    return axis.imshow(values.T, origin="lower", aspect="auto", extent=(0, 1, 0, 1), **style)
+
+
+def maps(bench: Bench) -> Any:
+    """All methods on the first test task."""
+    task = bench.splits.test[0]
+    hyper, _ = bench.hyper("physics", 4)
+    networks = {
+        "W0": bench.w0(task),
+        "L-PINN 4": bench.adapted(task, 4),
+        "HyperPINN 4": hyper.pinn(task),
+        "polished": polished(bench, hyper, task),
+    }
+    return error_maps(bench.setup.family, task, networks)
+
+
+def ranks(bench: Bench) -> Any:
+    """Mean and worst error of L-PINN over the rank, and the paper's mean."""
+    import matplotlib.pyplot as plt
+
+    tried = [rank for rank in RANKS if rank <= widest(bench.base)]
+    rows = [
+        bench.measured(f"L-PINN {r}", lambda task, r=r: bench.adapted(task, r))  # type: ignore[misc]
+        for r in tried
+    ]
+    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    for name, style in (("mse", "o-"), ("median_mse", "s-"), ("worst_mse", "^:")):
+        axis.loglog(tried, [row[name] for row in rows], style, base=2, label=name)
+    printed = [paper.TABLE_1[bench.name][f"L-PINN {rank}"][0] for rank in tried]
+    axis.loglog(tried, printed, "k--", base=2, label="paper, mean")
+    axis.set_yscale("log", base=10)
+    axis.set(xlabel="rank", ylabel="MSE", title=bench.setup.family.name)
+    axis.legend()
+    return figure
+
+
+def tasks(bench: Bench) -> Any:
+    """Error over the task: the number itself, or the root mean square of a function."""
+    import matplotlib.pyplot as plt
+
+    hyper, _ = bench.hyper("physics", 4)
+    ways: dict[str, Callable[[Tensor], Any]] = {
+        "untouched W0": bench.w0,
+        "L-PINN 4": lambda task: bench.adapted(task, 4),
+        "HyperPINN": hyper.pinn,
+        "HyperPINN polished": lambda task: polished(bench, hyper, task),
+    }
+    place = bench.splits.test.square().mean(1).sqrt()
+    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    for name, make in ways.items():
+        axis.semilogy(place, bench.each(name, make)["mse"], "o", label=name)
+    axis.set(xlabel="task (root mean square)", ylabel="MSE", title=bench.setup.family.name)
+    axis.legend()
+    return figure
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """The command."""
+    makers = {"maps": maps, "ranks": ranks, "tasks": tasks}
+    parser = arguments(__doc__, "figure", list(makers))
+    parser.add_argument("--out", help="file; FIGURE_FAMILY.png by default")
+    parsed = vars(parser.parse_args(given))
+    name, out = parsed.pop("figure"), parsed.pop("out")
+    bench = bench_of(parsed)
+    makers[name](bench).savefig(out or f"{name}_{bench.name}.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

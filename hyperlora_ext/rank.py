@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from hyperlora_ext.family import Family
 from hyperlora_ext.levenberg import Solver
 from hyperlora_ext.lora import LoRALinear, Ranks, adapt, adapters, linear_layers, merge
 from hyperlora_ext.solve import certificate
@@ -23,7 +24,7 @@ from kfac_pinn import linearize
 from kfac_pinn.problem import Batch, Problem
 from kfac_pinn.search import Objective
 
-__all__ = ["Direction", "Growth", "aimed", "direction", "grow"]
+__all__ = ["Direction", "Growth", "aimed", "common_ranks", "direction", "grow"]
 
 DAMPINGS = [10.0**-k for k in range(1, 8)]
 
@@ -149,6 +150,22 @@ def grow(
         if losses[-1] <= target or (rank > 1 and losses[-1] > losses[-2] / gain):
             break
     return Growth(model, losses, {name: a.rank for name, a in adapters(model).items()})
+
+
+def common_ranks(
+    base: nn.Module, family: Family, tasks: Tensor, train: Levenberg | None = None, **options: Any
+) -> dict[str, int]:
+    """Ranks by layer that serve a whole family, as `HyperLoRA` takes them.
+
+    The largest that `grow` needs, layer by layer, on a few tasks: the ends of the range and its
+    middle, say.
+
+    Args:
+        tasks: (T, p).
+        options: of `grow`.
+    """
+    grown = [grow(base, family.problem(task), train, **options).ranks for task in tasks]
+    return {name: max(ranks[name] for ranks in grown) for name in grown[0]}
 
 
 def extended(model: nn.Module, found: Direction) -> nn.Module:

@@ -18,7 +18,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import Ranks
 from hyperlora_ext.rank import aimed
-from hyperlora_ext.training import Data, task_problem
+from hyperlora_ext.training import Data, Weights, task_problem
 from kfac_pinn.fit import Callback, History
 from kfac_pinn.linalg import damped_solve
 from kfac_pinn.problem import Problem
@@ -121,28 +121,44 @@ def by_pinns(
 
 
 def by_weights(
-    hyper: HyperLoRA, tasks: Tensor, networks: list[nn.Module], damping: float = 1e-8
+    hyper: HyperLoRA,
+    family: Family,
+    known: tuple[Tensor, list[nn.Module]],
+    train: Train | None = None,
+    **budget: Any,
 ) -> float:
     """Benchmark 2: regression on the factors of PINNs trained one a task.
 
-    The last layer is linear, theta_t = V phi_t + c: its least squares problem is solved exactly,
-    from the T x T kernel phi phi^T + 1 (the paper trains all layers by Adam). Returns the root
-    mean square misfit that is left.
+    Returns the root mean square misfit that is left.
+
+    Args:
+        known: the tasks (T, p) and their networks (`teachers`).
+        train: a schedule of torch's optimizers for all layers, as the paper's `PUBLISHED_HYPER`;
+            None: the last layer alone, exactly (`fit_last_layer`), in a moment.
     """
-    target = torch.stack([hyper.numbers(v) for v in networks])
+    tasks, networks = known
+    numbers = torch.stack([hyper.numbers(v) for v in networks])
+    if train is None:
+        fit_last_layer(hyper, tasks, numbers)
+    else:
+        train(hyper, task_problem(family, lambda generator: tasks, Weights(numbers)), **budget)
+    with torch.no_grad():
+        return float((numbers - hyper.factors(tasks)).square().mean().sqrt())
+
+
+@torch.no_grad()
+def fit_last_layer(hyper: HyperLoRA, tasks: Tensor, numbers: Tensor, damping: float = 1e-8) -> None:
+    """Least squares for the last layer, theta_t = V phi_t + c, by the kernel phi phi^T + 1."""
     last = hyper.network.layers[-1]
-    V, c = last.get_parameter("weight"), last.get_parameter("bias")
     inputs: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    with torch.no_grad():
-        misfit = target - hyper.factors(tasks)
-        (phi,) = inputs
-        kernel = phi @ phi.T + 1
-        alpha = damped_solve(kernel, misfit, damping * float(kernel.diagonal().mean()))
-        V.add_(alpha.T @ phi)
-        c.add_(alpha.sum(0))
-        handle.remove()
-        return float((target - hyper.factors(tasks)).square().mean().sqrt())
+    misfit = numbers - hyper.factors(tasks)
+    handle.remove()
+    (phi,) = inputs
+    kernel = phi @ phi.T + 1
+    alpha = damped_solve(kernel, misfit, damping * float(kernel.diagonal().mean()))
+    last.get_parameter("weight").add_(alpha.T @ phi)
+    last.get_parameter("bias").add_(alpha.sum(0))
 
 
 def teachers(

@@ -32,6 +32,7 @@ class Setup:
         step, judges: points of a step and of the points it is judged on, by condition.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
+        hyper_every: steps for which they and their points are kept.
         baselines: functions of the points to hold every error against, by name.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     judges: Sizes
     hyper_step: Sizes
     hyper_tasks: int = 20
+    hyper_every: int = 10
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     @property
@@ -52,7 +54,7 @@ class Setup:
     @property
     def hyper_train(self) -> Levenberg:
         """The schedule for a hypernetwork; `hyper_step` is the problem's own size."""
-        return Levenberg(every=10)
+        return Levenberg(every=self.hyper_every)
 
     def fresh_tasks(self, generator: Generator | None) -> Tensor:
         """New tasks for every step."""
@@ -96,8 +98,9 @@ def _burgers1d() -> Setup:
         (own,),
         {"interior": 2000, "initial": 128},
         {"interior": 4000, "initial": 256},
-        {"interior": 20, "initial": 10},
-        100,
+        {"interior": 10, "initial": 5},
+        hyper_tasks=150,
+        hyper_every=2,
     )
 
 

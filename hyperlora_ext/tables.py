@@ -24,7 +24,16 @@ from hyperlora_ext.lora import adapt, count
 from hyperlora_ext.setups import SETUPS
 from hyperlora_ext.solve import solve
 
-__all__ = ["markdown", "table_1", "table_2", "table_3"]
+__all__ = [
+    "RANKS",
+    "arguments",
+    "bench_of",
+    "markdown",
+    "polished",
+    "table_1",
+    "table_2",
+    "table_3",
+]
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -85,17 +94,18 @@ def errors_of(bench: Bench, predict: Callable[[Tensor], Any]) -> Row:
     return row
 
 
-def table_3(bench: Bench, steps: int = 5) -> Iterator[Row]:
+def polished(bench: Bench, hyper: HyperLoRA, task: Tensor, steps: int = 5) -> nn.Module:
+    """The prediction after a few steps on the task's own residuals."""
+    return solve(hyper, bench.setup.family, task, sizes=bench.setup.step, steps=steps).model
+
+
+def table_3(bench: Bench) -> Iterator[Row]:
     """Seconds for a new task, and the error: predicted, polished, adapted, from scratch."""
     hyper, _ = bench.hyper("physics", 4)
     hyper.pinn(bench.splits.test[0])
-
-    def polished(task: Tensor) -> nn.Module:
-        return solve(hyper, bench.setup.family, task, sizes=bench.setup.step, steps=steps).model
-
     ways: dict[str, tuple[Callable[[Tensor], Any], int | None]] = {
         "HyperPINN": (hyper.pinn, 3),
-        "HyperPINN polished": (polished, None),
+        "HyperPINN polished": (lambda task: polished(bench, hyper, task), None),
         "L-PINN 4": (lambda task: bench.adapted(task, 4), 2),
         "F-PINN": (bench.fine_tuned, 1),
         "PINN": (bench.from_scratch, 0),

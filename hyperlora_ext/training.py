@@ -27,6 +27,7 @@ __all__ = [
     "Patience",
     "Published",
     "TaskProblem",
+    "Weights",
     "task_problem",
 ]
 
@@ -75,6 +76,29 @@ class Data:
         """u - u*, field by field."""
         difference = u(points["x"].flatten(0, 1)) - points["values"].flatten(0, 1)
         return {f"field {i}": r for i, r in enumerate(difference.unbind(1))}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Regression on the numbers of trained networks, whatever fields they make.
+
+    Its residuals do not pass through the networks: for torch's optimizers (`Published`) only.
+
+    Attributes:
+        numbers: theta_t of the tasks that are drawn, in their order, (T, size).
+    """
+
+    numbers: Tensor
+
+    def sample(
+        self, tasks: Tensor, generator: Generator | None = None, sizes: Sizes | None = None
+    ) -> Points:
+        """No points: the numbers themselves."""
+        return {"theta": self.numbers.to(tasks)}
+
+    def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
+        """All entries of H(task) - theta."""
+        return {"theta": (u.theta - points["theta"]).reshape(-1)}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

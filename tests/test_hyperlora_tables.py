@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from hyperlora_ext import bench as bench_module
-from hyperlora_ext import paper
+from hyperlora_ext import paper, plots
 from hyperlora_ext.archive import Archive
 from hyperlora_ext.bench import Bench, Budget
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.plots import error_maps
 from hyperlora_ext.problems import burgers2d, kovasznay, step_function
 from hyperlora_ext.setups import SETUPS, Setup, number
 from hyperlora_ext.tables import main, markdown, table_1, table_2, table_3
 from kfac_pinn.networks import MLP
 
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
 TINY = Budget(base=0.3, task=0.05, hyper=0.1, tasks=1)
 
 
@@ -26,12 +27,15 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A setup of the same kind that takes no time."""
     few = {"interior": 12, "boundary": 8}
     family = kovasznay()
-    family = replace(family, grid=family.grid[::50], counts=(2, 2, 2))
+    line = torch.linspace(0, 1, 11, dtype=torch.float64)
+    family = replace(family, grid=torch.cartesian_prod(line, line), counts=(2, 2, 2))
     baselines = {"zero": lambda x: x.new_zeros(len(x), 3)}
 
     def make() -> Setup:
         network = lambda: MLP((2, 6, 6, 3)).double()  # noqa: E731
-        return Setup(family, network, (number(40.0),), few, few, few, 3, baselines)
+        return Setup(
+            family, network, (number(40.0),), few, few, few, hyper_tasks=3, baselines=baselines
+        )
 
     monkeypatch.setitem(SETUPS, "kovasznay", make)
     monkeypatch.setattr(
@@ -137,12 +141,19 @@ def test_the_benchmarks_are_not_what_the_text_says() -> None:
     assert t2["kovasznay"]["data"][1][0] > t2["kovasznay"]["data"][1][2]
 
 
-def test_error_maps_show_every_network() -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
+def test_error_maps_show_every_network_and_field() -> None:
     for family in (kovasznay(), burgers2d()):
         task = family.space.nodes(1)[0]
         exact = lambda x, f=family, t=task: f.solution(x, t)  # noqa: E731
-        figure = error_maps(family, task, {"one": exact, "two": exact})
+        figure = plots.error_maps(family, task, {"one": exact, "two": exact})
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-        assert titles[0] == family.name and titles[1].startswith("one: MSE")
+        assert titles[0] == f"{family.name}, field 0" and titles[1].startswith("one: MSE")
+        assert len(titles) == 3 * family.reference(task).shape[1]
+
+
+def test_every_figure_has_a_command(bench: Bench, tmp_path: Path) -> None:
+    budgets = ["--base", "0.1", "--task", "0.05", "--hyper", "0.05", "--tasks", "2"]
+    budgets += ["--folder", str(tmp_path)]
+    for name in ("maps", "ranks", "tasks"):
+        plots.main([name, "kovasznay", *budgets, "--out", str(tmp_path / f"{name}.png")])
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000

@@ -14,7 +14,7 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
 from hyperlora_ext.lora import adapt, adapters, count
 from hyperlora_ext.problems import kovasznay
-from hyperlora_ext.rank import direction, extended, grow
+from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
 from hyperlora_ext.solve import certificate, solve
 from hyperlora_ext.training import (
     PUBLISHED_HYPER,
@@ -123,8 +123,11 @@ def test_a_hypernetwork_four_ways(base: nn.Module, rank: int | None) -> None:
     regimes.by_data(data, FAMILY, lambda g: tasks, train, 30, steps=8)
     networks = regimes.teachers(weights, FAMILY, tasks, OURS, steps=5)
     regimes.by_pinns(pinns, FAMILY, (tasks, networks), train, 30, steps=8)
-    misfit = regimes.by_weights(weights, tasks, networks)
+    adam, known = copy.deepcopy(weights), (tasks, networks)
+    misfit = regimes.by_weights(weights, FAMILY, known)
     assert misfit < 1e-4
+    schedule = Published(60, 40, 10, patience=60)
+    assert misfit < regimes.by_weights(adam, FAMILY, known, schedule) < 0.1
     assert error(physics) < untouched / 3 and error(data) < untouched / 3
     assert error(pinns) < untouched / 3 and error(weights) < untouched
 
@@ -237,6 +240,25 @@ def test_rank_grows_until_it_no_longer_pays(base: nn.Module) -> None:
     assert mse(grown.model, 60) < mse(base, 60) / 10
     easy = grow(base, problem, OURS, target=1e9, steps=1)
     assert set(easy.ranks.values()) == {1} and len(easy.losses) == 2
+
+
+def test_ranks_of_a_family_are_the_largest_of_its_tasks(base: nn.Module) -> None:
+    tasks = torch.tensor([[30.0], [70.0]], dtype=F64)
+    options = {"steps": 5, "most": 2, "gain": 1.01}
+    single = [grow(base, FAMILY.problem(t), OURS, **options).ranks for t in tasks]
+    found = common_ranks(base, FAMILY, tasks, OURS, **options)
+    assert found == {name: max(ranks[name] for ranks in single) for name in single[0]}
+    h = HyperLoRA(base, FAMILY.space, found, hidden=(8,))
+    assert [a.rank for a in adapters(h.pinn(tasks[0])).values()] == list(found.values())
+
+
+def test_an_aimed_adapter_starts_as_the_base_and_goes_farther(base: nn.Module) -> None:
+    problem, x = FAMILY.problem(task(60)), torch.rand(9, 2, dtype=F64)
+    v, w = aimed(base, problem, 2, points=60), adapt(base, 2)
+    assert torch.equal(v(x), base(x))
+    for model in (v, w):
+        OURS(model, problem, steps=5)
+    assert mse(v, 60) < mse(w, 60)
 
 
 def test_hypernetworks_are_trained_by_levenberg_marquardt_directly(base: nn.Module) -> None:
