@@ -67,19 +67,19 @@ class Bench:
 
     def adapted(self, task: Tensor, rank: int) -> nn.Module:
         """L-PINN."""
-        problem, spent = self.setup.family.problem(task), {"seconds": self.budget.task}
-        return regimes.l_pinn(self.w0(task), problem, self.setup.train, rank, **spent)
+        problem, seconds = self.setup.family.problem(task), self.budget.task
+        return regimes.l_pinn(self.w0(task), problem, self.setup.train, rank, seconds=seconds)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
-        problem, spent = self.setup.family.problem(task), {"seconds": self.budget.task}
-        return regimes.f_pinn(self.w0(task), problem, self.setup.train, **spent)
+        problem, seconds = self.setup.family.problem(task), self.budget.task
+        return regimes.f_pinn(self.w0(task), problem, self.setup.train, seconds=seconds)
 
     def from_scratch(self, task: Tensor) -> nn.Module:
         """PINN, in the time that the base had."""
         torch.manual_seed(0)
-        problem, spent = self.setup.family.problem(task), {"seconds": self.budget.base}
-        return regimes.pinn(self.setup.network(), problem, self.setup.train, **spent)
+        problem, seconds = self.setup.family.problem(task), self.budget.base
+        return regimes.pinn(self.setup.network(), problem, self.setup.train, seconds=seconds)
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
         """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""

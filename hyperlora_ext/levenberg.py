@@ -74,7 +74,8 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
         vetoed = False
         for trial in range(self.trials):
             step, ratio = self._attempt(solver, damping, objective)
-            vetoed = ratio > 0 and not judge(step.displacement)
+            moved = step.displacement
+            vetoed = ratio > 0 and moved is not None and not judge(moved)
             if ratio > 0 and not vetoed:
                 relaxed = damping * factor(ratio) if trial == 0 else damping
                 self.common.update(damping=relaxed, vetoed=False)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from hyperlora_ext.archive import Archive
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import burgers1d, burgers2d, kovasznay, step_function
+from hyperlora_ext.spaces import GaussianField
 from hyperlora_ext.training import Levenberg
 from kfac_pinn.networks import MLP, PeriodicFeatures
 
@@ -89,9 +90,9 @@ def _kovasznay() -> Setup:
 
 
 def _burgers1d() -> Setup:
-    family = burgers1d()
-    draw = family.space.sample(1, Generator().manual_seed(2026))
-    own = family.space.moved(draw, family.space.offset(draw))[0]  # in its own frame
+    family, space = burgers1d(), GaussianField(centred=True)
+    draw = space.sample(1, Generator().manual_seed(2026))
+    own = space.moved(draw, space.offset(draw))[0]  # in its own frame
     return Setup(
         family,
         lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, *[64] * 5, 1))).double(),

@@ -59,12 +59,16 @@ def table_2(bench: Bench, ranks: Sequence[int | None] = (1, 2, 4, 8, None)) -> I
     """Hypernetworks by data, weights, PINNs and physics; None is the whole network."""
     for method, make in bench.baselines().items():
         yield bench.archive.row(
-            f"{method} sets", lambda m=method, f=make: {"method": m, **errors_of(bench, f)}
+            f"{method} sets",
+            lambda m=method, f=make: {"method": m, **errors_of(bench, f)},  # type: ignore[misc]
         )
     for rank in ranks:
         for method in ("data", "weights", "pinns", "physics"):
             label = f"{method} {rank or '*'} sets"
-            yield bench.archive.row(label, lambda m=method, r=rank: hyper_row(bench, m, r))
+            yield bench.archive.row(
+                label,
+                lambda m=method, r=rank: hyper_row(bench, m, r),  # type: ignore[misc]
+            )
     yield bench.reference()
 
 
