@@ -98,9 +98,9 @@ class GridFromAbove:
         return Step(length * direction, best, {"step_length": length})
 
 
-def averages(ema: float) -> Factors:
-    """Kronecker factors averaged over the steps, started at the identity."""
-    return Factors(average=Average(ema, 1.0))
+def averages(ema: float, every: float = 1) -> Factors:
+    """Kronecker factors averaged over the steps, started at the identity; new every few steps."""
+    return Factors(average=Average(ema, 1.0), every=int(every), invert_every=int(every))
 
 
 def kfac(parameters: Parameters, ema: float = 0.95, **settings: float) -> Optimizer:
@@ -108,9 +108,11 @@ def kfac(parameters: Parameters, ema: float = 0.95, **settings: float) -> Optimi
     return kp.KFAC(parameters, factors=averages(ema), search=GridFromAbove(), **settings)
 
 
-def kfac_star(parameters: Parameters, ema: float = 0.95, **settings: float) -> Optimizer:
-    """K-FAC* as published."""
-    return kp.KFACStar(parameters, factors=averages(ema), **settings)
+def kfac_star(
+    parameters: Parameters, ema: float = 0.95, every: float = 1, **settings: float
+) -> Optimizer:
+    """K-FAC* as published; `every` 1 renews the factors in each step."""
+    return kp.KFACStar(parameters, factors=averages(ema, every), **settings)
 
 
 def engd(
