@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from small_problems import Closure, cases, flat, network, points, poisson, relative, small_case
 from test_kfac import PROBLEMS, reference
 from torch import Tensor, nn
@@ -34,15 +35,19 @@ PRECONDITIONERS: list[Any] = [
 
 
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
-@given(case=cases())
-def test_direction_is_a_dense_solve(preconditioner: Any, case: tuple[nn.Module, Closure]) -> None:
+@given(case=cases(), exponent=st.floats(-3, 1))
+def test_direction_is_a_dense_solve(
+    preconditioner: Any, case: tuple[nn.Module, Closure], exponent: float
+) -> None:
     model, residuals = case
     linearization = linearize(residuals, list(model.parameters()))
+    J, damping = linearization.rows(), 10**exponent
     solver = TruncatedCG((RelativeResidual(1e-12),), 2000, preconditioner=preconditioner)
-    direction = HessianFree(model.parameters(), solver=solver).direction(linearization)
-    damped = linearization.gramian() + torch.eye(linearization.size, dtype=torch.float64)
-    expected = -torch.linalg.solve(damped, linearization.gradient)
-    assert relative(direction, expected) <= 1e-8
+    optimizer = HessianFree(model.parameters(), damping=damping, solver=solver)
+    damped = J.mT @ J + damping * torch.eye(linearization.size, dtype=torch.float64)
+    expected = -torch.linalg.solve(damped, J.mT @ linearization.residual)
+    condition = 1 + float(J.square().sum()) / damping
+    assert relative(optimizer.direction(linearization), expected) <= 1e-10 + 1e-11 * condition
 
 
 def dense_hessian(residuals: Closure, model: nn.Module) -> Tensor:
