@@ -268,7 +268,10 @@ def test_cost_is_measured_beside_the_formulas(tmp_path: Path) -> None:
     model = load("kfac_pinn.networks").MLP(cost.Size().sizes)
     assert sum(p.numel() for p in model.parameters()) == cost.Size().parameters
     cost.draw(rows, tmp_path / "cost.png")
-    assert len(cost.shown(rows)) == len(rows)
+    assert list(cost.constants(rows)["measurements"]) == [2, 2]
+    x = load("pandas").Series([1.0, 2.0, 4.0])
+    assert cost.line(x, 3 + 2 * x) == pytest.approx((3, 2))
+    assert cost.line(x, 2 * x) == pytest.approx((0, 2))
 
 
 def test_pictures_are_taken_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Time and memory of a step against input dimension, batch, width and depth, beside the formulas.
 
-The formulas are those of docs/algorithms; two constants an optimizer, a rate and an overhead, turn
-operations into milliseconds. Every measurement has a process of its own, for its memory.
+The formulas are those of docs/algorithms; two constants an optimizer, an overhead and a rate, turn
+operations into milliseconds and stored numbers into MiB. Every measurement has a process of its
+own, for its memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 
 from experiments.figures import write
@@ -26,7 +28,7 @@ from kfac_pinn.networks import MLP
 from kfac_pinn.problem import Problem
 from kfac_pinn.problems.poisson import poisson
 
-__all__ = ["AXES", "Size", "draw", "fitted", "formulas", "measure", "measure_all", "shown"]
+__all__ = ["AXES", "Size", "constants", "draw", "fitted", "formulas", "measure", "measure_all"]
 
 MEBIBYTE = 2**20
 
@@ -153,45 +155,63 @@ def formulas(optimizer: str, size: Size) -> tuple[int, int]:
     return operations + 2 * NS * weights, numbers
 
 
-def fitted(rows: pd.DataFrame) -> pd.Series:
-    """Milliseconds by the formula: overhead + operations / rate, both positive, of all rows."""
+#: What is measured, and what it is proportional to but for an overhead.
+MODELS = {"ms": "operations", "MiB": "formula MiB"}
+
+
+def line(x: pd.Series, y: pd.Series) -> tuple[float, float]:
+    """(a, b) of y ~ a + b x by least squares of the relative errors, with a >= 0."""
+    design = np.stack([1 / y, x / y], axis=1)
+    overhead, slope = np.linalg.lstsq(design, np.ones(len(y)), rcond=None)[0]
+    return (
+        (overhead, slope) if overhead > 0 else (0.0, float((x / y).sum() / (x / y * x / y).sum()))
+    )
+
+
+def fitted(rows: pd.DataFrame, measured: str) -> pd.Series:
+    """The measurements as the formula has them, each optimizer with its two constants."""
     out = pd.Series(index=rows.index, dtype=float)
     for _, runs in rows.groupby("optimizer"):
-        x, y = runs["operations"].to_numpy(float), runs["ms"].to_numpy(float)
-        # relative errors count: a row is divided by its time
-        design = np.stack([1 / y, x / y], axis=1)
-        overhead, inverse_rate = np.linalg.lstsq(design, np.ones_like(y), rcond=None)[0]
-        out[runs.index] = max(overhead, 0.0) + inverse_rate * x
+        overhead, slope = line(runs[MODELS[measured]], runs[measured])
+        out[runs.index] = overhead + slope * runs[MODELS[measured]]
     return out
+
+
+def constants(rows: pd.DataFrame) -> pd.DataFrame:
+    """The constants, and how far the formulas are off."""
+    lines = []
+    for name, runs in rows.groupby("optimizer"):
+        entry: dict[str, object] = {"optimizer": name, "measurements": len(runs)}
+        for measured, unit in (("ms", "ms per 1e9 multiply-adds"), ("MiB", "times the formula")):
+            overhead, slope = line(runs[MODELS[measured]], runs[measured])
+            off = runs[measured] / (overhead + slope * runs[MODELS[measured]])
+            entry[f"overhead {measured}"] = f"{overhead:.0f}"
+            entry[unit] = f"{slope * (1e9 if measured == 'ms' else 1):.3g}"
+            entry[f"measured / fitted {measured}"] = f"{off.min():.2f} to {off.max():.2f}"
+        lines.append(entry)
+    return pd.DataFrame(lines)
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """A column an axis: milliseconds above, MiB below; marks measured, lines the formula."""
-    rows, base = rows.assign(formula=fitted(rows)), asdict(Size())
+    base, lines = asdict(Size()), {measured: fitted(rows, measured) for measured in MODELS}
     figure, axes = plt.subplots(2, len(AXES), figsize=(14, 6.5), layout="constrained")
     for column, axis_name in zip(axes.T, AXES, strict=True):
         others = [name for name in base if name != axis_name]
         part = rows[(rows[others] == pd.Series(base)[others]).all(axis=1)].sort_values(axis_name)
         x = "parameters" if axis_name in ("width", "layers") else axis_name
         for number, (name, runs) in enumerate(part.groupby("optimizer")):
-            for axis, measured, formula in zip(
-                column, ("ms", "MiB"), ("formula", "formula MiB"), strict=True
-            ):
+            for axis, measured in zip(column, MODELS, strict=True):
                 axis.plot(runs[x], runs[measured], "o", color=f"C{number}", label=name)
-                axis.plot(runs[x], runs[formula], color=f"C{number}", alpha=0.6)
+                axis.plot(runs[x], lines[measured][runs.index], color=f"C{number}", alpha=0.6)
         labels = {"dim": "input dimension", "points": "points", "width": "parameters (by width)"}
         column[1].set_xlabel(labels.get(axis_name, "parameters (by depth)"))
         for axis in column:
             axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("CPU ms a step")
     axes[1, 0].set_ylabel("MiB")
     figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside right upper")
     write(figure, path)
-
-
-def shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """All measurements beside both formulas."""
-    table = rows.assign(formula=fitted(rows)).rename(columns={"formula": "formula ms"})
-    columns = ["optimizer", "dim", "points", "width", "layers", "parameters"]
-    return table[[*columns, "ms", "formula ms", "MiB", "formula MiB"]].round(1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from experiments import ablation, cost, pictures, spectra
 from experiments.pages import circumstances, fill
@@ -40,7 +41,7 @@ class Study:
 STUDIES = {
     "spectra": Study(spectra.measure, spectra.draw, spectra.quantiles, 40),
     "pictures": Study(pictures.measure, pictures.draw, pictures.errors, 200),
-    "cost": Study(cost.measure_all, cost.draw, cost.shown, 200),
+    "cost": Study(cost.measure_all, cost.draw, cost.constants, 200),
     "ablation": Study(
         lambda: ablation.measure(RESULTS / "ablation"), ablation.draw, ablation.medians, 750
     ),
@@ -56,6 +57,7 @@ def table(name: str) -> Path:
 def make(name: str) -> str:
     """Measure, and publish."""
     RESULTS.mkdir(parents=True, exist_ok=True)
+    torch.set_default_dtype(torch.float64)
     rows = STUDIES[name].measure()
     rows.to_csv(table(name), index=False, float_format="%.4g")
     facts = json.dumps(environment(), indent=1)
