@@ -84,8 +84,8 @@ class Stage:
     optimizers: tuple[str, ...]
     seconds: float
     seeds: int = 10
-    tuning: float = 5.0
-    trials: int = 12
+    tuning: float = 10.0
+    trials: int = 10
     points: dict[str, int] = field(default_factory=dict)
     settings: dict[str, float] = field(default_factory=dict)
 
