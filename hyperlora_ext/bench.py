@@ -39,11 +39,13 @@ class Bench:
         name: of the setup.
         budget: of each part.
         archive: where results are kept.
+        device: of the networks.
     """
 
     name: str
     budget: Budget = Budget()
     archive: Archive = field(default_factory=Archive)
+    device: str = "cpu"
 
     @cached_property
     def setup(self) -> Setup:
@@ -53,13 +55,18 @@ class Bench:
     @cached_property
     def base(self) -> nn.Module:
         """W0."""
-        return self.setup.base(self.budget.base, archive=self.archive)
+        return self.setup.base(self.budget.base, self._network(), self.archive)
 
     @cached_property
     def splits(self) -> Splits:
-        """The task sets, as many tasks of each as are wanted."""
-        whole = self.setup.family.splits()
-        return Splits(*[part[: self.budget.tasks] for part in vars(whole).values()])
+        """The task sets, each cut as that of the tests is."""
+        family, tasks = self.setup.family, self.budget.tasks
+        parts = vars(family.splits()).values()
+        return Splits(*[part[: max(1, len(part) * tasks // family.counts[2])] for part in parts])
+
+    def _network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self.setup.network().to(self.device)
 
     def w0(self, task: Tensor) -> nn.Module:
         """The base, in the task's own frame."""
@@ -73,13 +80,12 @@ class Bench:
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
         problem, seconds = self.setup.family.problem(task), self.budget.task
-        return regimes.f_pinn(self.w0(task), problem, self.setup.train, seconds=seconds)
+        return regimes.f_pinn(self.w0(task), problem, self.setup.train_all, seconds=seconds)
 
     def from_scratch(self, task: Tensor) -> nn.Module:
         """PINN, in the time that the base had."""
-        torch.manual_seed(0)
         problem, seconds = self.setup.family.problem(task), self.budget.base
-        return regimes.pinn(self.setup.network(), problem, self.setup.train, seconds=seconds)
+        return regimes.pinn(self._network(), problem, self.setup.train_all, seconds=seconds)
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
         """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""

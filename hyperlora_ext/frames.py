@@ -24,7 +24,7 @@ class Shifted(nn.Module):
         self.register_buffer("offset", offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = self.network(x - padded(self.offset, x.shape[-1]).to(x.device))
+        values: Tensor = self.network(x - padded(self.offset, x.shape[-1]).to(x.device, x.dtype))
         return values
 
 
@@ -38,7 +38,7 @@ def shifted(x: Tensor, offsets: Tensor) -> Tensor:
     if not offsets.shape[1]:
         return x
     each = padded(offsets, x.shape[1]).repeat_interleave(len(x) // len(offsets), dim=0)
-    return x - each.to(x.device)
+    return x - each.to(x.device, x.dtype)
 
 
 def padded(offset: Tensor, dim: int) -> Tensor:

@@ -124,9 +124,7 @@ class GeneratedLinearization(Linearization):
     def layers(self) -> list[tuple[Layer, Tensor, Tensor]]:
         """Each layer, inputs [z; 1] of its tasks (T, d_in + 1) and g (R, d_out), scaled."""
         (tangent,) = self.tangents
-        task = self.found.task
-        firsts = torch.stack([(task == t).nonzero()[0, 0] for t in range(len(self.closure.tasks))])
-        found = []
+        firsts, found = first_rows(self.found.task, len(self.closure.tasks)), []
         for jacobian in tangent.blocks.values():
             assert isinstance(jacobian, LayerJacobian), "a hypernetwork is made of linear layers"
             layer, z = jacobian.layer, jacobian.inputs.z[0, firsts]
@@ -245,6 +243,12 @@ def rows_of(residual: Tensor, theta: Tensor, fields: Fields, capture: TaskCaptur
                 g = g if g.ndim == 3 else g[None]
                 out += layer.emission.rows(own, z, g)
     return rows
+
+
+def first_rows(task: Tensor, count: int) -> Tensor:
+    """The first row n of each task, (T,); without waiting for a device."""
+    rows = torch.arange(len(task), device=task.device)
+    return rows.new_full((count,), len(task)).scatter_reduce_(0, task, rows, "amin")
 
 
 def sketch(found: TaskRows, tasks: int, generator: Generator) -> Tensor:

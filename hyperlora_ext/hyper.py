@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,6 +135,10 @@ class Fields:
         self.theta = theta
         parts = zip(self.layers, hyper.split(theta), strict=True)
         self.weights = [layer.emission.weights(part) for layer, part in parts]
+
+    def parameters(self) -> Iterator[Tensor]:
+        """theta: its dtype and device are those of the points."""
+        return iter([self.theta])
 
     def __call__(self, x: Any) -> Any:
         """Fields (T n, c) at points (T n, d)."""

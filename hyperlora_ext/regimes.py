@@ -113,9 +113,11 @@ def by_pinns(
     Args:
         known: the tasks (T, p) and their networks (`teachers`).
     """
-    tasks, networks = known
+    like = next(hyper.network.parameters())
+    tasks, networks = known[0].to(like), known[1]
+    grid = family.grid.to(like)
     with torch.no_grad():
-        fields = {tuple(t.tolist()): v(family.grid) for t, v in zip(tasks, networks, strict=True)}
+        fields = {tuple(t.tolist()): v(grid).cpu() for t, v in zip(tasks, networks, strict=True)}
     data = Data(family, lambda task: fields[tuple(task.tolist())], size)
     return train(hyper, task_problem(family, lambda generator: tasks, data), **budget)
 

@@ -30,7 +30,9 @@ class Setup:
         network: a new base network, float64.
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
-        step, judges: points of a step and of the points it is judged on, by condition.
+        step, judges: points of a step of adapters, and those it is judged on, by condition.
+        whole_step: points of a step of all weights: many parameters make it dear.
+        every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
         hyper_every: steps for which they and their points are kept.
@@ -43,14 +45,21 @@ class Setup:
     step: Sizes
     judges: Sizes
     hyper_step: Sizes
+    whole_step: Sizes | None = None
+    every: int = 25
     hyper_tasks: int = 20
     hyper_every: int = 10
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     @property
     def train(self) -> Levenberg:
-        """The schedule for one task."""
-        return Levenberg(self.step, self.judges, start=0.25)
+        """The schedule for adapters."""
+        return Levenberg(self.step, self.judges, self.every, start=0.25)
+
+    @property
+    def train_all(self) -> Levenberg:
+        """The schedule for all weights."""
+        return Levenberg(self.whole_step or self.step, self.judges, start=0.25)
 
     @property
     def hyper_train(self) -> Levenberg:
@@ -61,15 +70,16 @@ class Setup:
         """New tasks for every step."""
         return self.family.space.sample(self.hyper_tasks, generator)
 
-    def base(self, seconds: float, seed: int = 0, archive: Archive | None = None) -> nn.Module:
+    def base(
+        self, seconds: float, network: nn.Module | None = None, archive: Archive | None = None
+    ) -> nn.Module:
         """W0, trained for so long in all, the longest on the last task of the path."""
-        torch.manual_seed(seed)
-        network, archive = self.network(), archive or Archive()
+        network, archive = network or self.network(), archive or Archive()
         shares = [1.0] * (len(self.path) - 1) + [2.0]
         for i, (share, task) in enumerate(zip(shares, self.path, strict=True)):
             budget: dict[str, Any] = {"seconds": seconds * share / sum(shares)}
             budget["callbacks"] = archive.callbacks(f"base {i}")
-            self.train(network, self.family.problem(task), **budget)
+            self.train_all(network, self.family.problem(task), **budget)
         return network
 
 
@@ -97,9 +107,11 @@ def _burgers1d() -> Setup:
         family,
         lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, *[64] * 5, 1))).double(),
         (own,),
-        {"interior": 2000, "initial": 128},
         {"interior": 4000, "initial": 256},
+        {"interior": 8000, "initial": 256},
         {"interior": 10, "initial": 5},
+        whole_step={"interior": 2000, "initial": 128},
+        every=5,
         hyper_tasks=150,
         hyper_every=2,
     )

@@ -141,8 +141,8 @@ def shown(value: Any) -> str:
 def bench_of(given: dict[str, Any]) -> Bench:
     """The bench that a command's arguments describe."""
     folder: Path | None = given.pop("folder")
-    family = given.pop("family")
-    return Bench(family, Budget(**given), Archive(folder and folder / family))
+    family, device = given.pop("family"), given.pop("device")
+    return Bench(family, Budget(**given), Archive(folder and folder / family), device)
 
 
 def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.ArgumentParser:
@@ -153,6 +153,7 @@ def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.
     for name, kind in (("base", float), ("task", float), ("hyper", float), ("tasks", int)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Budget, name))
     parser.add_argument("--folder", type=Path, help="where results are kept")
+    parser.add_argument("--device", default="cpu", help="cuda, say")
     return parser
 
 

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hyperlora_ext.emission import task_linear
+from hyperlora_ext.family import Family
 from hyperlora_ext.generated import GeneratedLinearization, TaskResiduals
 from hyperlora_ext.hyper import HIDDEN, HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapters, count
 from hyperlora_ext.problems import burgers1d, kovasznay
+from hyperlora_ext.regimes import by_pinns
 from hyperlora_ext.spaces import Interval
+from hyperlora_ext.training import Published, task_problem
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, KFACStar, linearize
 from kfac_pinn.linearize import SelfLinearizing
 from kfac_pinn.networks import MLP, ModifiedMLP
@@ -229,6 +232,29 @@ def test_a_step_is_the_step_of_the_brute_force_rows() -> None:
     right = -J.T @ torch.linalg.solve(kernel, r)
     step = torch.cat([p.flatten() for p in parameters]) - before
     assert (step - right).norm() < 1e-9 * right.norm()
+
+
+@pytest.mark.parametrize("family", [kovasznay(), burgers1d()], ids=["number", "function"])
+def test_everything_takes_the_networks_dtype(family: Family) -> None:
+    """Float32 stands in for a device: whatever is made in passing must follow the network."""
+    box = len(family.grid[0])
+    fields = family.reference(family.splits().test[0]).shape[1]
+    h = HyperLoRA(MLP((box, 6, fields)), family.space, 2, hidden=(7,))
+    problem = task_problem(
+        family, lambda g: family.space.sample(3, g), sizes=dict.fromkeys(family.conditions, 5)
+    )
+    closure = problem.sample(torch.Generator().manual_seed(0), dtype=torch.float32).residuals(h)
+    assert {r.dtype for r in closure().values()} == {torch.float32}
+    optimizer = LevenbergMarquardt(h.parameters())
+    losses = [float(optimizer.step(closure)) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    task = family.space.sample(1, torch.Generator().manual_seed(0))[0]
+    x = family.grid[:7].float()
+    assert h.pinn(task)(x).dtype == h(task, x).dtype == torch.float32
+    assert family.errors(lambda t: h.fields(t), task).mse.dtype == torch.float64
+    known = task[None], [h.pinn(task)]
+    adam = Published(2, 1, 1)
+    by_pinns(copy.deepcopy(h), family, known, adam, 5)
 
 
 # --- bad input -----------------------------------------------------------------------------------
