@@ -43,9 +43,9 @@ class Setup:
 
 SETUPS = {
     "poisson2d": Setup(poisson_2d, (2, 20, 20, 1), (900, 120)),
-    "poisson5d": Setup(poisson_5d, (5, 56, 12, 1), (1200, 400)),
+    "poisson5d": Setup(poisson_5d, (5, 70, 8, 1), (1200, 400)),
     "heat4d": Setup(heat_4d, (5, 56, 12, 1), (1200, 400)),
-    "burgers": Setup(lambda: burgers(0.01), (2, 20, 20, 20, 1), (4000, 600)),
+    "burgers": Setup(lambda: burgers(0.01), (2, 22, 22, 22, 1), (6000, 800)),
     "burgers_steep": Setup(burgers, (2, 20, 20, 20, 1), (12000, 1000)),
 }
 

@@ -263,7 +263,7 @@ def jets_among(arguments: Any) -> list[Jet]:
     """All jets among arguments, in lists and tuples too."""
     flat = []
     for each in arguments:
-        if isinstance(each, list | tuple):
+        if isinstance(each, (list, tuple)):
             flat += jets_among(each)
         elif isinstance(each, Jet):
             flat.append(each)

@@ -140,7 +140,7 @@ def indices_of(equation: str) -> tuple[list[str], str]:
 
 def unpack(operands: Sequence[Any]) -> Sequence[Any]:
     """Operands may come as one list."""
-    return operands[0] if isinstance(operands[0], list | tuple) else operands
+    return operands[0] if isinstance(operands[0], (list, tuple)) else operands
 
 
 def over_rows(product: Any) -> Any:

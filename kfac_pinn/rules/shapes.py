@@ -133,7 +133,7 @@ def flip(x: Jet, *dims: Any) -> Jet:
 def getitem(x: Jet, index: Any) -> Jet:
     index = index if isinstance(index, tuple) else (index,)
     # Two tensors in an index would bring their axis to the front, before the rows.
-    if sum(not isinstance(i, int | slice | None | type(...)) for i in index) == 0:
+    if all(isinstance(i, (int, slice, type(None), type(...))) for i in index):
         rows = (slice(None), *index)
         return x.view_of(x.data[rows])
     return x.like(rows_last(x.data)[all_rows(index)].movedim(-1, 0))
