@@ -44,7 +44,7 @@ class Setup:
 SETUPS = {
     "poisson2d": Setup(poisson_2d, (2, 20, 20, 1), (900, 120)),
     "poisson5d": Setup(poisson_5d, (5, 70, 8, 1), (1200, 400)),
-    "heat4d": Setup(heat_4d, (5, 56, 12, 1), (1200, 400)),
+    "heat4d": Setup(heat_4d, (5, 70, 8, 1), (1400, 450)),
     "burgers": Setup(lambda: burgers(0.01), (2, 22, 22, 22, 1), (6000, 800)),
     "burgers_steep": Setup(burgers, (2, 20, 20, 20, 1), (12000, 1000)),
 }
@@ -96,7 +96,7 @@ def circumstances() -> dict[str, Any]:
     """What a reader needs to run the same again."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     return {
-        "command": " ".join(["python", "examples/benchmark_gauss_newton.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "examples/benchmark_gauss_newton.py", *settings()]),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -104,6 +104,12 @@ def circumstances() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
     }
+
+
+def settings() -> list[str]:
+    """The arguments, but where the results go."""
+    pairs = zip(sys.argv[1::2], sys.argv[2::2], strict=True)
+    return [each for pair in pairs if pair[0] != "--output" for each in pair]
 
 
 def main(

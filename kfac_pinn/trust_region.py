@@ -217,10 +217,10 @@ class TargetSchedule:
     Source: the two targets are those of DSGNAR (2607.02194).
     """
 
-    low: float = 0.075
+    low: float = 0.1
     high: float = 0.85
     patience: int = 60
-    impatience: int = 16
+    impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps
 
     def target(self, second_stage: bool) -> float:

