@@ -22,10 +22,10 @@ __all__ = [
     "Armijo",
     "FixedStep",
     "GridSearch",
+    "Marquardt",
     "NormConstraint",
     "Objective",
     "QuadraticModel",
-    "RatioControl",
     "Search",
     "Step",
 ]
@@ -207,7 +207,7 @@ class QuadraticModel:
 
 
 @dataclass(frozen=True)
-class RatioControl:
+class Marquardt:
     """Levenberg-Marquardt: damping falls while the model is trusted, rises where it fails.
 
     With rho the actual over the predicted decrease of a step,

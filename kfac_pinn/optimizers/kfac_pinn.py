@@ -13,7 +13,7 @@ from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.kfac import KroneckerOptimizer
-from kfac_pinn.search import Armijo, Objective, RatioControl, Step
+from kfac_pinn.search import Armijo, Marquardt, Objective, Step
 
 __all__ = ["KFACPINN"]
 
@@ -55,7 +55,7 @@ class KFACPINN(KroneckerOptimizer):
     ) -> None:
         factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         super().__init__(params, {"lr": lr}, Armijo(0.1, 0.25, 8), factors)
-        self.products, self.memory, self.control = products, memory, RatioControl()
+        self.products, self.memory, self.control = products, memory, Marquardt()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """Truncated solve, search along it, and the next lambda."""
