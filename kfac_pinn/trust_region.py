@@ -217,10 +217,10 @@ class TargetSchedule:
     Source: the two targets are those of DSGNAR (2607.02194).
     """
 
-    low: float = 0.1
+    low: float = 0.15
     high: float = 0.85
     patience: int = 60
-    impatience: int = 12
+    impatience: int = 20
     rounding: float = torch.finfo(torch.float64).eps
 
     def target(self, second_stage: bool) -> float:
