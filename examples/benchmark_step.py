@@ -3,10 +3,10 @@
     python examples/benchmark_step.py
 
 The 4+1d heat equation on 3000 + 500 points with the tanh network 5-64-64-48-48-1, float64, one
-thread. Both optimizers see the same forward-Laplacian residuals; their steps alternate, and the
-CPU times are compared by medians. Adam's step is one backward pass of the loss; K-FAC*'s adds the
-Kronecker factors and their inverses, and two exact products with the Jacobian. Counting matrix
-products only, in units of one forward pass: Adam 3; K-FAC* 3 + 1.3 (factors) + 2. Once with
+thread. All see the same forward-Laplacian residuals; their steps alternate, and the means of the
+faster half of their CPU times are compared. Adam's step is one backward pass of the loss; K-FAC*'s
+adds the Kronecker factors and their inverses, and two exact products with the Jacobian. Counting
+matrix products only, in units of one forward pass: Adam 3; K-FAC* 3 + 1.3 (factors) + 2. Once with
 factors and inverses renewed in every step, as published, and once in every third.
 The figures are written to results/step_cost.json.
 """

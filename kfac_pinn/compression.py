@@ -25,7 +25,7 @@ from kfac_pinn.trust_region import Decomposition, GramianDecomposition
 __all__ = ["Compression", "Exact", "Sketch"]
 
 BATCH_BYTES = 2**28
-LARGE_DAMPING = 1e-9  # relative to sigma_1^2; in one step it falls by two orders at most
+LARGE_DAMPING = 1e-9  # relative to sigma_1^2; far above GramianDecomposition.rounding
 
 
 class Compression(Protocol):

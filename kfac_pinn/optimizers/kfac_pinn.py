@@ -64,7 +64,7 @@ class KFACPINN(KroneckerOptimizer):
         damping = self.common.get("lambda") or self.control.first(linearization)
         self.common["lambda"] = damping
         direction, predicted = self.solve(linearization, damping)
-        if predicted <= torch.finfo(direction.dtype).eps * linearization.loss:
+        if abs(predicted) <= torch.finfo(direction.dtype).eps * linearization.loss:
             return Step(None, info={"reason": "the decrease left is below the loss's rounding"})
         step = self.search(objective, linearization, direction * self.expand("lr"))
         ratio = (linearization.loss - step.loss) / predicted
