@@ -203,29 +203,37 @@ class TargetSchedule:
     """A low target ratio until the damping has passed its minimum, then a high one.
 
     A low ratio keeps the steps so long that the damping falls, step by step, to where the problem
-    is well conditioned; greedy ratios stay where it is not (docs/notes_gauss_newton.md). Every
-    step at ratio rho leaves about 1 - rho of the loss, so that the high target is near one.
+    is well conditioned; greedy ratios stay where it is not. How low it must be differs (fronts want
+    less), so that the low target goes down after each step that did not lower the damping, and up
+    again after each that did. Every step at ratio rho leaves about 1 - rho of the loss: hence the
+    bound below, and a high target near one.
 
     The minimum counts as passed when `patience` steps brought no lower lambda / sigma_1^2; or
     `impatience` steps, once that is below `rounding`, the unit of sigma_1^2's last digit.
 
     Args:
-        low, high: the two targets.
+        least, low: bounds of the first target; it begins with the upper one.
+        high: the second target.
+        change: factor of the first target after a step without a lower damping.
         patience, impatience: numbers of steps.
         rounding: relative to sigma_1^2.
 
-    Source: the two targets are those of DSGNAR (2607.02194).
+    Source: the two stages are those of DSGNAR (2607.02194); the rest was measured here:
+    docs/notes_gauss_newton.md.
     """
 
+    least: float = 0.06
     low: float = 0.15
     high: float = 0.85
+    change: float = 0.9
     patience: int = 60
-    impatience: int = 20
+    impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps
 
-    def target(self, second_stage: bool) -> float:
-        """The target of a stage."""
-        return self.high if second_stage else self.low
+    def following(self, target: float, progressed: bool) -> float:
+        """The first stage's next target, after a step that did or did not lower the damping."""
+        proposed = target / self.change if progressed else target * self.change
+        return min(max(proposed, self.least), self.low)
 
     def passed(self, lowest: float, waited: int) -> bool:
         """Whether the minimum is passed.

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
@@ -91,8 +93,29 @@ def test_a_low_target_is_hit():
     hit = []
     for _ in range(15):
         optimizer.step(residuals)
-        hit.append(optimizer.stats["ratio"])
-    assert sum(TargetSchedule().low <= ratio <= 0.4 for ratio in hit) >= 12
+        hit.append(optimizer.stats["target"] <= optimizer.stats["ratio"] <= 0.4)
+    assert sum(hit) >= 12
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_the_low_target_falls_while_the_damping_does_not(progress):
+    schedule = TargetSchedule()
+    targets = [schedule.low]
+    for progressed in progress:
+        targets.append(schedule.following(targets[-1], progressed))
+        rises = targets[-1] >= targets[-2]
+        assert rises if progressed else not rises or targets[-1] == schedule.least
+    assert schedule.least <= min(targets) <= max(targets) <= schedule.low
+
+
+def test_a_step_that_does_not_lower_the_damping_lowers_the_target():
+    model, residuals = setting()
+    optimizer = GaussNewton(model.parameters())
+    for _ in range(25):
+        optimizer.step(residuals)
+        progressed = optimizer.common.get("lowest_step") == optimizer.common["step"]
+        expected = optimizer.schedule.following(optimizer.stats["target"], progressed)
+        assert optimizer.common["low_target"] == expected
 
 
 @pytest.mark.parametrize("excess", [False, True], ids=["squares", "Ritz"])

@@ -30,9 +30,9 @@ class GaussNewton(LeastSquaresOptimizer):
 
     lambda such that (decrease of the loss) / (decrease of the model) hits the target. Nothing is to
     be tuned. The step comes from the singular values of J itself, since J^T J has only half of
-    their digits (it serves while lambda is large). The target is low at first (long steps, under
-    which the damping falls by many orders of magnitude), high once the damping has passed its
-    minimum.
+    their digits (it serves while lambda is large). The target is low at first, and lower where the
+    damping does not fall (long steps, under which it falls by many orders of magnitude), high once
+    the damping has passed its minimum.
 
     Take it where J's decomposition is affordable: up to a few thousand parameters or rows in
     float64 on one CPU core, it is the most accurate optimizer here by orders of magnitude. Take
@@ -101,7 +101,9 @@ class GaussNewton(LeastSquaresOptimizer):
 
     @property
     def _target(self) -> float:
-        return self.schedule.target(self.common.get("second_stage", False))
+        if self.common.get("second_stage", False):
+            return self.schedule.high
+        return float(self.common.get("low_target", self.schedule.low))
 
     def _radius(self, linearization: Linearization) -> float:
         """Where the search begins: the last radius; in the first step, ||theta||."""
@@ -111,16 +113,19 @@ class GaussNewton(LeastSquaresOptimizer):
         return max(float(self.common.get("radius", length)), rounding)
 
     def _remember(self, trial: Trial, model: Decomposition, accepted: bool) -> None:
-        """The radius for the next step, and whether the damping has passed its minimum."""
-        common = self.common
+        """The radius and target for the next step, and whether the damping passed its minimum."""
+        common, schedule = self.common, self.schedule
         step, lowest = common.get("step", 0) + 1, common.get("lowest_damping", math.inf)
         relative = common["damping"] = trial.damping / float(model.S[0]) ** 2
-        # less than a factor of 2/3 is no progress
-        if accepted and relative < lowest / 1.5:
+        progressed = accepted and relative < lowest / 1.5  # less than a factor of 2/3 is none
+        if progressed:
             common["lowest_damping"], common["lowest_step"] = relative, step
         waited = step - common.get("lowest_step", 0)
-        if self.schedule.passed(common.get("lowest_damping", math.inf), waited):
+        if schedule.passed(common.get("lowest_damping", math.inf), waited):
             common["second_stage"] = True
+        common["low_target"] = schedule.following(
+            common.get("low_target", schedule.low), progressed
+        )
         common["step"] = step
         common["radius"] = trial.radius  # of a failed step: the shortest that was tried
 
