@@ -5,8 +5,8 @@ sketched. J is assembled from its factors in batches of at most BATCH_BYTES, so 
 problem of any number of points and parameters fits into memory. Everything here is in float64,
 whatever the parameters are: the decomposition is where digits are lost.
 
-While the damping is large, eigenvalues of J^T J serve as well as singular values of J, at half the
-cost: their error, eps sigma_1^2, must stay far below it.
+While the damping is large, eigenvalues of the smaller of J^T J and J J^T serve as well as singular
+values of J, at half the cost or less: their error, eps sigma_1^2, must stay far below it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from kfac_pinn.linalg import CosineSketch, CountSketch, normal_equations, reduce_rows
 from kfac_pinn.linearize import Linearization
-from kfac_pinn.trust_region import Decomposition, GramianDecomposition
+from kfac_pinn.trust_region import Decomposition, GramianDecomposition, KernelDecomposition
 
 __all__ = ["Compression", "Exact", "Sketch"]
 
@@ -104,12 +104,13 @@ class Sketch:
 def decomposed(
     blocks: Iterable[tuple[Tensor, Tensor]], tall: bool, excess: Tensor | None, damping: float
 ) -> Decomposition:
-    """From blocks of rows of (J, r): reduced first if J is tall, by J^T J if that is enough."""
+    """From blocks of rows of (J, r): reduced first if J is tall, by a product if that is enough."""
+    large = damping > LARGE_DAMPING
     if not tall:
         parts = list(blocks)
         J, r = torch.cat([J for J, _ in parts]), torch.cat([r for _, r in parts])
-        return Decomposition(J, r, excess)
-    if damping > LARGE_DAMPING:
+        return (KernelDecomposition if large else Decomposition)(J, r, excess)
+    if large:
         gramian, gradient = normal_equations(blocks)
         return GramianDecomposition(gramian, gradient if excess is None else gradient + excess)
     return Decomposition(*reduce_rows(blocks), excess)

@@ -6,7 +6,7 @@ every question about its damped minimisers
 
     p(lambda) = -(J^T J + lambda I)^-1 (J^T r + e).
 
-J^T J costs half of the digits, and serves as long as lambda is large.
+J^T J and J J^T cost half of the digits, and serve as long as lambda is large.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Decomposition", "GramianDecomposition", "RatioControl", "TargetSchedule", "Trial"]
+__all__ = [
+    "Decomposition",
+    "GramianDecomposition",
+    "KernelDecomposition",
+    "RatioControl",
+    "TargetSchedule",
+    "Trial",
+]
 
 
 class Decomposition:
@@ -127,6 +134,30 @@ class GramianDecomposition(Decomposition):
         self.S, V = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
         self.b, self.outside = V.mT @ gradient, torch.zeros_like(gradient)
         self._factors, self._embedding = [V], None
+
+
+class KernelDecomposition(Decomposition):
+    """The same model of a wide J from J J^T = U diag(S^2) U^T, for dampings far above eps S_1^2.
+
+    V = J^T U / S is never formed: a quarter of the operations of a QR decomposition of J^T.
+
+    Args:
+        J: shape (R, P), R <= P.
+        r: shape (R,).
+        excess: e, shape (P,), or None.
+    """
+
+    rounding = GramianDecomposition.rounding
+
+    def __init__(self, J: Tensor, r: Tensor, excess: Tensor | None = None) -> None:
+        values, vectors = torch.linalg.eigh(J @ J.mT)
+        noise = torch.finfo(J.dtype).eps * values[-1]
+        U, self.S = vectors.flip(1), values.flip(0).clamp_min(noise).sqrt()
+        self._factors, self._embedding = [J.mT, U / self.S], None
+        self.b, self.outside = self.S * (U.mT @ r), J.new_zeros(J.shape[1])
+        if excess is not None:
+            inside = self._lower(excess)
+            self.b, self.outside = self.b + inside, excess - self._lift(inside)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kfac_pinn.trust_region import Decomposition, GramianDecomposition, RatioControl, Trial
+from kfac_pinn.trust_region import (
+    Decomposition,
+    GramianDecomposition,
+    KernelDecomposition,
+    RatioControl,
+    Trial,
+)
 
 shapes = st.sampled_from([(12, 5), (5, 12), (7, 7), (1, 4), (6, 1)])
 seeds = st.integers(0, 2**16)
@@ -60,6 +66,27 @@ def test_the_gramian_serves_while_the_damping_is_large(shape, seed, exponent, wi
     radius = float(step.norm())
     assert gramian.damping(radius) == pytest.approx(damping, rel=1e-6)
     assert gramian.damping(1e30 * radius) >= 1e-12 * float(gramian.S[0]) ** 2
+
+
+@given(st.sampled_from([(5, 12), (7, 7), (1, 4)]), seeds, st.floats(-6, 2), flags)
+def test_the_kernel_serves_while_the_damping_is_large(shape, seed, exponent, with_excess):
+    J, r, excess = draw(shape, seed, with_excess)
+    direct, kernel = Decomposition(J, r, excess), KernelDecomposition(J, r, excess)
+    damping = 10**exponent * float(direct.S[0]) ** 2
+    step = direct.step(damping)
+    assert (kernel.step(damping) - step).norm() <= 1e-14 / 10**exponent * step.norm() + 1e-14
+    assert kernel.decrease(damping) == pytest.approx(direct.decrease(damping), rel=1e-8)
+    assert kernel.damping(float(step.norm())) == pytest.approx(damping, rel=1e-6)
+
+
+@given(seeds, flags)
+def test_the_kernel_serves_where_rows_depend_on_each_other(seed, with_excess):
+    J, r, excess = draw((4, 12), seed, with_excess)
+    J, r = J.repeat(2, 1), r.repeat(2)
+    damping = 1e-6 * float(torch.linalg.matrix_norm(J, 2)) ** 2
+    expected = dense_step(J, r, excess, damping)
+    found = KernelDecomposition(J, r, excess).step(damping)
+    assert (found - expected).norm() <= 1e-7 * expected.norm()
 
 
 @given(shapes, seeds, dampings, flags)
