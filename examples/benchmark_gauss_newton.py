@@ -46,7 +46,7 @@ SETUPS = {
     "poisson5d": Setup(poisson_5d, (5, 70, 8, 1), (1200, 400)),
     "heat4d": Setup(heat_4d, (5, 70, 8, 1), (1400, 450)),
     "burgers": Setup(lambda: burgers(0.01), (2, 18, 18, 18, 18, 1), (9000, 1200)),
-    "burgers_steep": Setup(burgers, (2, 20, 20, 20, 1), (12000, 1000)),
+    "burgers_steep": Setup(burgers, (2, 18, 18, 18, 18, 1), (12000, 1000)),
 }
 
 
