@@ -14,6 +14,7 @@ lora, emission, hyper      adapters; weights that a network emits, for many task
 generated                  emitted weights in the linearisation that every optimizer reads
 levenberg, training        the optimizer for few parameters or few rows; schedules
 regimes, solve, rank       the seven regimes; predict-certify-polish; rank by growth
+parametric                 the plain alternative: the task as a further input
 frames, windows            symmetries of the equation; long times in pieces
 setups, bench, archive     each family as it is measured, continued where it was interrupted
 tables, plots, paper       the paper's tables and figures, and its numbers
@@ -24,6 +25,7 @@ from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count, load, merge, state
+from hyperlora_ext.parametric import AtTask, parametric
 from hyperlora_ext.rank import aimed, common_ranks, direction, grow
 from hyperlora_ext.regimes import (
     by_data,
@@ -51,6 +53,7 @@ from hyperlora_ext.windows import Windows, march, window
 __all__ = [
     "PUBLISHED_HYPER",
     "PUBLISHED_PINN",
+    "AtTask",
     "Condition",
     "Data",
     "Errors",
@@ -84,6 +87,7 @@ __all__ = [
     "load",
     "march",
     "merge",
+    "parametric",
     "pinn",
     "solve",
     "state",

@@ -16,7 +16,9 @@ from hyperlora_ext.archive import Archive, Row
 from hyperlora_ext.family import Errors, Splits
 from hyperlora_ext.frames import in_frame
 from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.parametric import AtTask, parametric
 from hyperlora_ext.setups import SETUPS, Setup
+from hyperlora_ext.training import Levenberg
 
 __all__ = ["Bench", "Budget"]
 
@@ -86,6 +88,17 @@ class Bench:
         """PINN, in the time that the base had."""
         problem, seconds = self.setup.family.problem(task), self.budget.base
         return regimes.pinn(self._network(), problem, self.setup.train_all, seconds=seconds)
+
+    def parametric(self) -> Callable[[Tensor], nn.Module] | None:
+        """One plain network for all tasks, in the time of a hypernetwork; None: not set up."""
+        if self.setup.plain is None:
+            return None
+        family, (new, sizes) = self.setup.family, self.setup.plain
+        torch.manual_seed(0)
+        network, callbacks = new().to(self.device), self.archive.callbacks("parametric")
+        train = Levenberg(sizes, {name: 2 * n for name, n in sizes.items()})
+        train(network, parametric(family), seconds=self.budget.hyper, callbacks=callbacks)
+        return lambda task: AtTask(network, family.space, task[None])
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
         """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""

@@ -36,6 +36,7 @@ class Setup:
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
         hyper_every: steps for which they and their points are kept.
+        plain: a new network of points and task, the alternative to a hypernetwork, and its points.
         baselines: functions of the points to hold every error against, by name.
     """
 
@@ -49,6 +50,7 @@ class Setup:
     every: int = 25
     hyper_tasks: int = 20
     hyper_every: int = 10
+    plain: tuple[Callable[[], nn.Module], Sizes] | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     @property
@@ -96,6 +98,7 @@ def _kovasznay() -> Setup:
         {"interior": 300, "boundary": 100},
         {"interior": 1000, "boundary": 200},
         {"interior": 24, "boundary": 8},
+        plain=(lambda: MLP((3, 24, 24, 3)).double(), {"interior": 800, "boundary": 300}),
     )
 
 

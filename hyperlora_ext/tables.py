@@ -114,6 +114,8 @@ def table_3(bench: Bench) -> Iterator[Row]:
         "F-PINN": (bench.fine_tuned, 1),
         "PINN": (bench.from_scratch, 0),
     }
+    if plain := bench.parametric():
+        ways["parametric PINN"] = plain, None
     for method, (make, place) in ways.items():
         printed = None if place is None else paper.TABLE_3[bench.name][place]
         yield bench.measured(method, make) | {"paper seconds": printed}

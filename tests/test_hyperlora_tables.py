@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,9 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
     def make() -> Setup:
         network = lambda: MLP((2, 6, 6, 3)).double()  # noqa: E731
+        plain = (lambda: MLP((3, 6, 3)).double(), few)
         return Setup(
-            family, network, (number(40.0),), few, few, few, hyper_tasks=3, baselines=baselines
+            family, network, (number(40.0),), few, few, few, None, 25, 3, 10, plain, baselines
         )
 
     monkeypatch.setitem(SETUPS, "kovasznay", make)
@@ -65,6 +67,7 @@ def test_table_3_times_a_new_task(bench: Bench) -> None:
     rows = {r["method"]: r for r in table_3(bench)}
     assert rows["HyperPINN"]["seconds"] < 0.1 < rows["HyperPINN"]["paper seconds"]
     assert {"HyperPINN polished", "L-PINN 4", "F-PINN", "PINN", "classical solver"} <= set(rows)
+    assert 0 < rows["parametric PINN"]["mse"] < math.inf
 
 
 def test_an_archive_is_continued(bench: Bench, tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_an_archive_is_continued(bench: Bench, tmp_path: Path) -> None:
 def test_the_command_prints_markdown(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     main(["3", "kovasznay", "--base", "0.1", "--task", "0.05", "--hyper", "0.05", "--tasks", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 8
+    assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 9
     main(["1", "kovasznay", "--base", "0.1", "--task", "0.05", "--tasks", "1", "--ranks", "2"])
     assert "L-PINN 2" in capsys.readouterr().out
     assert list(markdown(iter([{"a": 1e-9, "b": None, "c": "x"}])))[2] == "| 1e-09 |  | x |"
