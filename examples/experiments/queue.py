@@ -148,6 +148,7 @@ NATURAL = ("engd", "engd_layers", "engd_diagonal", "kernel_engd", "spring")
 OURS = ("kfac_pinn", "gauss_newton")
 EVERY = (*OURS, *BASELINES, *NATURAL)
 LARGE, HUGE, WIDEST = (64, 64, 48, 48), (256, 256, 128, 128), (768, 768, 512, 512)
+FEW = {"points": {"interior": 2000, "boundary": 500}, "settings": {"rows": 700}}
 DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows": 1000}}
 
 FAST = ("kfac_pinn", "kfac_star", "adam")
@@ -162,7 +163,9 @@ QUEUE: tuple[Item, ...] = (
     Stage("heat_4d", LARGE, ("gauss_newton",), 300, seeds=3, **DENSE),
     Stage("heat_4d", LARGE, BASELINES, 60, seeds=3, tuning=20, trials=8),
     Stage("poisson_5d", LARGE, FAST, 100, seeds=3, tuning=20, trials=6),
+    Stage("poisson_5d", LARGE, ("gauss_newton",), 100, seeds=3, settings={"rows": 1000}),
     Stage("poisson_10d", HUGE, FAST, 200, seeds=3, tuning=30, trials=4),
+    Stage("poisson_10d", HUGE, ("gauss_newton",), 200, seeds=3, **FEW),
     Stage("poisson_100d", WIDEST, FAST, 300, seeds=1, tuning=60, trials=3),
     Stage("heat_1d", (), EVERY, 20),
     Stage("heat_4d", LARGE, ("kfac_pinn",), 300),

@@ -55,11 +55,11 @@ def suggest(trial: optuna.Trial, name: str) -> float:
 
 
 def known_settings(experiment: Experiment, best: Path) -> dict[str, float]:
-    """The published settings, else the best of a sweep, else the optimizer's defaults."""
+    """The best of a sweep, else the published settings, else the optimizer's defaults."""
     parameters = sum(p.numel() for p in network_of(experiment).parameters())
     published = SETTINGS.get((experiment.problem, parameters, experiment.optimizer))
     swept = json.loads(best.read_text()) if best.exists() else {}
-    return published or swept.get(key(experiment), {}).get("settings", {})
+    return swept.get(key(experiment), {}).get("settings") or published or {}
 
 
 def remember(experiment: Experiment, study: optuna.Study, best: Path) -> None:
