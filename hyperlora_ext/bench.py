@@ -89,10 +89,14 @@ class Bench:
         problem, seconds = self.setup.family.problem(task), self.budget.base
         return regimes.pinn(self._network(), problem, self.setup.train_all, seconds=seconds)
 
-    def parametric(self) -> Callable[[Tensor], nn.Module] | None:
-        """One plain network for all tasks, in the time of a hypernetwork; None: not set up."""
+    def parametric(self) -> Callable[[Tensor], nn.Module]:
+        """One plain network for all tasks, in the time of a hypernetwork.
+
+        Raises:
+            ValueError: for a setup that has none.
+        """
         if self.setup.plain is None:
-            return None
+            raise ValueError(f"the setup of {self.name} has no plain network: give it one, `plain`")
         family, (new, sizes) = self.setup.family, self.setup.plain
         torch.manual_seed(0)
         network, callbacks = new().to(self.device), self.archive.callbacks("parametric")

@@ -3,13 +3,15 @@
     python -m hyperlora_ext.tables 1 kovasznay --base 90 --task 5 --tasks 20 --folder results
 
 Prints Markdown. The budgets are seconds; the paper's are hours on a P100. With a folder, what has
-been measured is kept there, and an interrupted command continues.
+been measured is kept there, and an interrupted command continues. `--methods "L-PINN 4" F-PINN`
+makes these rows alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,13 @@ __all__ = [
 ]
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
+HYPER = ("data", "weights", "pinns", "physics")
 
 
-def table_1(bench: Bench, ranks: Sequence[int] = RANKS) -> Iterator[Row]:
-    """PINN, F-PINN and L-PINN of every rank, one network a test task."""
+def table_1(
+    bench: Bench, ranks: Sequence[int] = RANKS, methods: Collection[str] = ()
+) -> Iterator[Row]:
+    """PINN, F-PINN and L-PINN of every rank, one network a test task; or some methods alone."""
     ways: dict[str, tuple[Callable[[Tensor], Any], int]] = {
         name: (make, 0) for name, make in bench.baselines().items()
     }
@@ -48,28 +53,47 @@ def table_1(bench: Bench, ranks: Sequence[int] = RANKS) -> Iterator[Row]:
     for rank in ranks:
         trained = count(adapt(bench.base, rank))
         ways[f"L-PINN {rank}"] = lambda task, r=rank: bench.adapted(task, r), trained  # type: ignore[misc]
-    for method, (make, trained) in ways.items():
+    for method in wanted(ways, methods):
+        make, trained = ways[method]
         error, took = paper.TABLE_1[bench.name].get(method, (None, None))
         printed = {"paper mse": error, "paper seconds": took}
         yield bench.measured(method, make) | {"parameters": trained} | printed
     yield bench.reference()
 
 
-def table_2(bench: Bench, ranks: Sequence[int | None] = (1, 2, 4, 8, None)) -> Iterator[Row]:
+def table_2(
+    bench: Bench,
+    ranks: Sequence[int | None] = (1, 2, 4, 8, None),
+    methods: Collection[str] = (),
+) -> Iterator[Row]:
     """Hypernetworks by data, weights, PINNs and physics; None is the whole network."""
-    for method, make in bench.baselines().items():
+    baselines = bench.baselines()
+    names = wanted([*baselines, *HYPER], methods)
+    for method in (name for name in names if name in baselines):
         yield bench.archive.row(
             f"{method} sets",
-            lambda m=method, f=make: {"method": m, **errors_of(bench, f)},  # type: ignore[misc]
+            lambda m=method: {"method": m, **errors_of(bench, baselines[m])},  # type: ignore[misc]
         )
     for rank in ranks:
-        for method in ("data", "weights", "pinns", "physics"):
+        for method in (name for name in names if name in HYPER):
             label = f"{method} {rank or '*'} sets"
             yield bench.archive.row(
                 label,
                 lambda m=method, r=rank: hyper_row(bench, m, r),  # type: ignore[misc]
             )
     yield bench.reference()
+
+
+def wanted(known: Iterable[str], methods: Collection[str]) -> list[str]:
+    """Those of the methods; all if none is named.
+
+    Raises:
+        ValueError: for a method that the table does not have.
+    """
+    names = list(known)
+    if unknown := set(methods) - set(names):
+        raise ValueError(f"the table has {names}, not {sorted(unknown)}")
+    return [name for name in names if not methods or name in methods]
 
 
 def hyper_row(bench: Bench, method: str, rank: int | None) -> Row:
@@ -103,22 +127,29 @@ def polished(bench: Bench, hyper: HyperLoRA, task: Tensor, steps: int = 5) -> nn
     return solve(hyper, bench.setup.family, task, sizes=bench.setup.step, steps=steps).model
 
 
-def table_3(bench: Bench) -> Iterator[Row]:
+def table_3(bench: Bench, methods: Collection[str] = ()) -> Iterator[Row]:
     """Seconds for a new task, and the error: predicted, polished, adapted, from scratch."""
-    hyper, _ = bench.hyper("physics", 4)
-    hyper.pinn(bench.splits.test[0])
-    ways: dict[str, tuple[Callable[[Tensor], Any], int | None]] = {
-        "HyperPINN": (hyper.pinn, 3),
-        "HyperPINN polished": (lambda task: polished(bench, hyper, task), None),
-        "L-PINN 4": (lambda task: bench.adapted(task, 4), 2),
-        "F-PINN": (bench.fine_tuned, 1),
-        "PINN": (bench.from_scratch, 0),
+
+    @cache
+    def hyper() -> HyperLoRA:
+        trained, _ = bench.hyper("physics", 4)
+        trained.pinn(bench.splits.test[0])
+        return trained
+
+    # what must be trained before a task is met is trained outside of its clock
+    ways: dict[str, tuple[Callable[[], Callable[[Tensor], Any]], int | None]] = {
+        "HyperPINN": (lambda: hyper().pinn, 3),
+        "HyperPINN polished": (lambda: partial(polished, bench, hyper()), None),
+        "L-PINN 4": (lambda: partial(bench.adapted, rank=4), 2),
+        "F-PINN": (lambda: bench.fine_tuned, 1),
+        "PINN": (lambda: bench.from_scratch, 0),
     }
-    if plain := bench.parametric():
-        ways["parametric PINN"] = plain, None
-    for method, (make, place) in ways.items():
+    if bench.setup.plain:
+        ways["parametric PINN"] = bench.parametric, None
+    for method in wanted(ways, methods):
+        prepare, place = ways[method]
         printed = None if place is None else paper.TABLE_3[bench.name][place]
-        yield bench.measured(method, make) | {"paper seconds": printed}
+        yield bench.measured(method, prepare()) | {"paper seconds": printed}
     yield bench.reference()
 
 
@@ -163,12 +194,13 @@ def main(given: Sequence[str] | None = None) -> None:
     """The command."""
     parser = arguments(__doc__, "table", (1, 2, 3))
     parser.add_argument("--ranks", type=int, nargs="*", help="0 is the whole network")
+    parser.add_argument("--methods", nargs="*", default=(), help="these rows alone")
     parsed = vars(parser.parse_args(given))
-    table, ranks = parsed.pop("table"), parsed.pop("ranks")
+    table, ranks, methods = (parsed.pop(name) for name in ("table", "ranks", "methods"))
     bench = bench_of(parsed)
-    chosen = {} if ranks is None or table == 3 else {"ranks": [rank or None for rank in ranks]}
-    make: Callable[..., Iterator[Row]] = {1: table_1, 2: table_2, 3: table_3}[table]
-    for line in markdown(make(bench, **chosen)):
+    some = {} if ranks is None or table == 3 else {"ranks": [rank or None for rank in ranks]}
+    tables: dict[int, Callable[..., Iterator[Row]]] = {1: table_1, 2: table_2, 3: table_3}
+    for line in markdown(tables[table](bench, methods=methods, **some)):
         print(line, flush=True)
 
 

@@ -63,6 +63,15 @@ def test_table_2_measures_the_four_task_sets(bench: Bench) -> None:
     assert rows[5]["paper test"] == 1.80e-6 and rows[9]["rank"] == "*"
 
 
+def test_some_rows_alone(bench: Bench) -> None:
+    rows = [r["method"] for r in table_1(bench, (1, 2), ["L-PINN 2"])]
+    assert rows == ["L-PINN 2", "classical solver"]
+    rows = [r["method"] for r in table_2(bench, (1,), ["zero", "physics"])]
+    assert rows == ["zero", "physics", "classical solver"]
+    with pytest.raises(ValueError, match=r"the table has .*L-PINN 2.* not .*L-PINN 3"):
+        list(table_1(bench, (1, 2), ["L-PINN 3"]))
+
+
 def test_table_3_times_a_new_task(bench: Bench) -> None:
     rows = {r["method"]: r for r in table_3(bench)}
     assert rows["HyperPINN"]["seconds"] < 0.1 < rows["HyperPINN"]["paper seconds"]
