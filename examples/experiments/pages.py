@@ -86,7 +86,7 @@ def winners(rows: pd.DataFrame, places: int = 3) -> str:
             {
                 "problem": problem,
                 "parameters": parameters,
-                "points": points_of(problem),
+                "points": "; ".join(sorted(runs["points"].unique())),
                 "dtype": dtype,
                 "device": device,
                 "budget": f"{budget:g} {'s' if unit == 'seconds' else 'steps'}",
@@ -95,11 +95,6 @@ def winners(rows: pd.DataFrame, places: int = 3) -> str:
             }
         )
     return markdown(pd.DataFrame(lines))
-
-
-def points_of(problem: str) -> str:
-    """The published numbers of points."""
-    return " + ".join(str(term.size) for term in PROBLEMS[problem]().terms.values())
 
 
 def plain(settings: str) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from experiments.recipes import NEVER
+from experiments.recipes import NEVER, PROBLEMS
 from kfac_pinn.fit import History
 
 __all__ = [
@@ -105,7 +105,7 @@ class Experiment:
 
 def kept(resample: int | None) -> str:
     """How long a batch is kept, for people and file names."""
-    return "fixed" if resample == NEVER else f"every{resample}" if resample else "as published"
+    return "fixed" if resample == NEVER else f"every{resample}" if resample else "kept as published"
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -182,8 +182,9 @@ def rows_of(content: dict[str, Any]) -> pd.DataFrame:
 
 def points_of(experiment: dict[str, Any]) -> str:
     """Which points a run had: their numbers, and how long they are kept."""
-    sizes = " + ".join(str(n) for n in experiment["points"].values())
-    return ", ".join(part for part in (sizes, kept(experiment["resample"])) if part)
+    published = {name: term.size for name, term in PROBLEMS[experiment["problem"]]().terms.items()}
+    sizes = " + ".join(str(n) for n in (published | experiment["points"]).values())
+    return f"{sizes}, {kept(experiment['resample'])}"
 
 
 def last_rows(rows: pd.DataFrame) -> pd.DataFrame:
