@@ -29,6 +29,7 @@ RESULTS = HERE / "results" / "compare"
 PAGE = HERE.parent / "docs" / "experiments" / "compare.md"
 CHOOSING = HERE.parent / "docs" / "choosing.md"
 FIGURE = HERE.parent / "docs" / "figures" / "compare.png"
+ALL = list(OPTIMIZERS)
 TUNING_SEED = 100
 
 # Small enough for every optimizer, with five rows of the Jacobian a parameter where there is a
@@ -57,7 +58,7 @@ def train(
     seconds: float = 18.0,
     seeds: int = 5,
     jobs: int = 1,
-    optimizer: Annotated[list[str], typer.Option(help="only these; may be repeated")] = tuple(OPTIMIZERS),
+    optimizer: Annotated[list[str], typer.Option(help="only these; may be repeated")] = ALL,
 ) -> None:
     """Train every optimizer with its best settings; what is there already is kept."""
     best = json.loads((RESULTS / "best.json").read_text())
