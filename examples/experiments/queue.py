@@ -149,7 +149,7 @@ OURS = ("kfac_pinn", "gauss_newton")
 EVERY = (*OURS, *BASELINES, *NATURAL)
 LARGE, HUGE, WIDEST = (64, 64, 48, 48), (256, 256, 128, 128), (768, 768, 512, 512)
 FEW = {"points": {"interior": 2000, "boundary": 500}, "settings": {"rows": 700}}
-DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows": 1000}}
+DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows": 1300}}
 
 FAST = ("kfac_pinn", "kfac_star", "adam")
 STEPS_KNOWN = ("kfac", "kfac_star", "adam")  # these end at the published number of steps
