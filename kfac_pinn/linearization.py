@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobians import BlockJacobian, Layer, LayerJacobian, Leaf, second_moment
+from kfac_pinn.linalg import sum_of_squares
 
 __all__ = ["Block", "Linearization", "Tangent"]
 
@@ -129,13 +130,12 @@ class Linearization:
         """J^T J, shape (P, P), or the diagonal block of one block, shape (size, size)."""
         size = self.size if block is None else block.size
         like = self.tangents[0].residual
-        gramian = like.new_zeros(size, size)
         batch = max(1, ROWS_BYTES // (like.element_size() * size))
-        for tangent in self.tangents:
-            for start in range(0, len(tangent.residual), batch):
-                rows = self._rows(tangent, slice(start, start + batch), block)
-                gramian.addmm_(rows.T, rows)
-        return gramian
+        return sum_of_squares(
+            self._rows(tangent, slice(start, start + batch), block)
+            for tangent in self.tangents
+            for start in range(0, len(tangent.residual), batch)
+        )
 
     def gramian_diagonal(self) -> Tensor:
         """diag(J^T J), shape (P,)."""

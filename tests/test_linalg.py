@@ -26,9 +26,11 @@ from kfac_pinn.linalg import (
     dct,
     geometric_indices,
     idct,
+    normal_equations,
     nystrom,
     pinv_solve,
     reduce_rows,
+    sum_of_squares,
 )
 
 seeds = st.integers(0, 10**6)
@@ -198,6 +200,22 @@ class TestDense:
     def test_blocked_qr_of_nothing(self):
         with pytest.raises(ValueError, match="no blocks"):
             reduce_rows([])
+
+    @pytest.mark.parametrize("columns", [1, 7, 499, 500, 503])
+    def test_sum_of_squares(self, columns):
+        J = normal(columns, 60, columns)
+        total = sum_of_squares(J.split(25))
+        torch.testing.assert_close(total, J.mT @ J)
+        assert torch.equal(total, total.mT) or columns < 500
+        with pytest.raises(ValueError, match="no rows"):
+            sum_of_squares([])
+
+    @pytest.mark.parametrize("columns", [5, 600])
+    def test_normal_equations(self, columns):
+        J, r = normal(columns, 60, columns), normal(0, 60)
+        gramian, gradient = normal_equations(zip(J.split(25), r.split(25), strict=True))
+        torch.testing.assert_close(gramian, J.mT @ J)
+        torch.testing.assert_close(gradient, J.mT @ r)
 
 
 class TestConjugateGradients:

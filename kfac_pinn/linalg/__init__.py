@@ -13,6 +13,7 @@ from kfac_pinn.linalg.dense import (
     normal_equations,
     pinv_solve,
     reduce_rows,
+    sum_of_squares,
 )
 from kfac_pinn.linalg.kronecker import KroneckerInverse, KroneckerSum
 from kfac_pinn.linalg.krylov import (
@@ -45,4 +46,5 @@ __all__ = [
     "nystrom",
     "pinv_solve",
     "reduce_rows",
+    "sum_of_squares",
 ]

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["damped_inverse", "damped_solve", "normal_equations", "pinv_solve", "reduce_rows"]
+__all__ = [
+    "damped_inverse",
+    "damped_solve",
+    "normal_equations",
+    "pinv_solve",
+    "reduce_rows",
+    "sum_of_squares",
+]
+
+SMALL = 500  # columns; below, splitting a product costs more than its symmetry saves
 
 
 def damped_solve(matrix: Tensor, rhs: Tensor, damping: float | Tensor = 0.0) -> Tensor:
@@ -91,10 +100,27 @@ def normal_equations(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, T
     Raises:
         ValueError: if there is no block.
     """
-    gramian: Tensor | None = None
-    for rows, residual in blocks:
-        block = torch.cat([rows, residual[:, None]], dim=1)
-        gramian = block.T @ rows if gramian is None else gramian.addmm_(block.T, rows)
-    if gramian is None:
-        raise ValueError("normal_equations was given no blocks; give at least one (rows, residual)")
-    return gramian[:-1], gramian[-1]
+    both = sum_of_squares(torch.cat([J, r[:, None]], dim=1) for J, r in blocks)
+    return both[:-1, :-1].contiguous(), both[-1, :-1].contiguous()
+
+
+def sum_of_squares(blocks: Iterable[Tensor], panels: int = 4) -> Tensor:
+    """J^T J, shape (P, P), from blocks of rows of J, one block in memory at a time.
+
+    Only the panels of columns up to the diagonal are computed, which saves 3/8 of the operations of
+    a product that does not know of the symmetry; a small matrix is one panel.
+
+    Raises:
+        ValueError: if there is no block.
+    """
+    total: Tensor | None = None
+    for rows in blocks:
+        size = rows.shape[1]
+        total = rows.new_zeros(size, size) if total is None else total
+        width = size if size < SMALL else -(-size // panels)
+        for start in range(0, size, width):
+            end = min(start + width, size)
+            total[start:end, :end].addmm_(rows[:, start:end].mT, rows[:, :end])
+    if total is None:
+        raise ValueError("J^T J was asked of no rows; give at least one block")
+    return total if len(total) < SMALL else total.tril_() + total.tril(-1).mT
