@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import re
+import runpy
 import shutil
 import signal
 import sys
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 import torch
 from typer.testing import CliRunner
+
+from hyperlora_ext import training
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
@@ -53,6 +56,21 @@ def _examples_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", ["hyperlora_adapt", "hyperlora_family"])
+def test_hyperlora_scripts_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they are printed in the docs, but one step instead of so many seconds."""
+    fit = training.fit
+    monkeypatch.setattr(
+        training, "fit", lambda *a, **k: fit(*a, **{**k, "seconds": None, "steps": 1})
+    )
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    assert (tmp_path / f"{name}.png").exists()
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
