@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from kfac_pinn.linalg import product, sum_of_squares
 
 __all__ = ["BlockJacobian", "Layer", "LayerInputs", "LayerJacobian", "Leaf", "LeafJacobian"]
 
@@ -105,18 +106,9 @@ class BlockJacobian(Protocol):
         """The rows (N, size), columns in the order of the block's `slices`."""
 
 
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out = a b; on a CPU by NumPy's BLAS, which is faster on thin ones and has syrk for a^T a."""
-    if a.device.type == "cpu":
-        np.matmul(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
-        return out
-    return torch.mm(a, b, out=out)
-
-
 def second_moment(positions: Tensor) -> Tensor:
     """sum_ns z_ns z_ns^T, shape (d, d), for z (S, N, d)."""
-    z = positions.reshape(-1, positions.shape[2])
-    return product(z.T, z, z.new_empty(z.shape[1], z.shape[1]))
+    return sum_of_squares([positions.reshape(-1, positions.shape[2])])
 
 
 def weighted_sum(weights: Tensor, positions: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobians import BlockJacobian, Layer, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobians import BlockJacobian, Layer, LayerJacobian, Leaf
 from kfac_pinn.linalg import sum_of_squares
 
 __all__ = ["Block", "Linearization", "Tangent"]
@@ -152,7 +152,7 @@ class Linearization:
             if self._factored_is_cheaper(block):
                 self._add_factored_kernel(block, kernel)
             else:
-                kernel += second_moment(self.rows(block).T[None])
+                kernel += sum_of_squares([self.rows(block).mT])
         return kernel
 
     def _times(self, tangent: Tangent, v: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn.linalg import sum_of_squares
+
 __all__ = [
     "Decomposition",
     "GramianDecomposition",
@@ -150,7 +152,7 @@ class KernelDecomposition(Decomposition):
     rounding = GramianDecomposition.rounding
 
     def __init__(self, J: Tensor, r: Tensor, excess: Tensor | None = None) -> None:
-        values, vectors = torch.linalg.eigh(J @ J.mT)
+        values, vectors = torch.linalg.eigh(sum_of_squares([J.mT]))
         noise = torch.finfo(J.dtype).eps * values[-1]
         U, self.S = vectors.flip(1), values.flip(0).clamp_min(noise).sqrt()
         self._factors, self._embedding = [J.mT, U / self.S], None

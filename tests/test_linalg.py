@@ -201,12 +201,12 @@ class TestDense:
         with pytest.raises(ValueError, match="no blocks"):
             reduce_rows([])
 
-    @pytest.mark.parametrize("columns", [1, 7, 499, 500, 503])
+    @pytest.mark.parametrize("columns", [1, 7, 300])
     def test_sum_of_squares(self, columns):
         J = normal(columns, 60, columns)
         total = sum_of_squares(J.split(25))
         torch.testing.assert_close(total, J.mT @ J)
-        assert torch.equal(total, total.mT) or columns < 500
+        assert torch.equal(total, total.mT)
         with pytest.raises(ValueError, match="no rows"):
             sum_of_squares([])
 

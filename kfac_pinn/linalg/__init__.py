@@ -12,6 +12,7 @@ from kfac_pinn.linalg.dense import (
     damped_solve,
     normal_equations,
     pinv_solve,
+    product,
     reduce_rows,
     sum_of_squares,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "normal_equations",
     "nystrom",
     "pinv_solve",
+    "product",
     "reduce_rows",
     "sum_of_squares",
 ]
