@@ -190,7 +190,7 @@ class Family:
 
 
 def uniform_points(box: Domain) -> Callable[[int, Tensor, Generator | None], Tensor]:
-    """A sampler of `Condition` that ignores the tasks: uniform points of the domain's interior."""
+    """A sampler of `Condition` that ignores the tasks: points of the interior, as its `fill` is."""
 
     def points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
         flat = box.interior(len(tasks) * n, generator, tasks.dtype, tasks.device)

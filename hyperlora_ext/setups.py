@@ -104,7 +104,7 @@ def _kovasznay() -> Setup:
 
 def _burgers1d() -> Setup:
     family, space = burgers1d(), GaussianField(centred=True)
-    draw = space.sample(1, Generator().manual_seed(2026))
+    draw = space.sample(1, Generator().manual_seed(2029))  # neither gentle nor steep
     own = space.moved(draw, space.offset(draw))[0]  # in its own frame
     return Setup(
         family,
@@ -113,7 +113,7 @@ def _burgers1d() -> Setup:
         {"interior": 4000, "initial": 256},
         {"interior": 8000, "initial": 256},
         {"interior": 10, "initial": 5},
-        whole_step={"interior": 2000, "initial": 128},
+        whole_step={"interior": 3000, "initial": 192},
         every=5,
         hyper_tasks=150,
         hyper_every=2,
