@@ -7,8 +7,8 @@
     python examples/run.py report
 
 An interrupted command continues where it was when given again, and a run that is given more
-seconds goes on. Settings are those of --settings, else the published ones, else the best of a
-sweep, else the optimizer's defaults.
+seconds goes on. Settings are those of --settings, else the best of a sweep here, else the
+published ones, else the optimizer's defaults.
 """
 
 from __future__ import annotations
