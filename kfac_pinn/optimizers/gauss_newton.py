@@ -34,10 +34,11 @@ class GaussNewton(LeastSquaresOptimizer):
     damping does not fall (long steps, under which it falls by many orders of magnitude), high once
     the damping has passed its minimum.
 
-    Take it where J's decomposition is affordable: up to a few thousand parameters or rows in
-    float64 on one CPU core, it is the most accurate optimizer here by orders of magnitude. Take
-    `KFACPINN` for larger networks. A step costs O(R P min(R, P)) operations and O(min(R, P) P)
-    numbers of memory, R rows (points of all residuals) and P parameters.
+    Take it where J's decomposition is affordable: it is the most accurate optimizer here by orders
+    of magnitude. On one CPU core in float64 that means all of J up to about a thousand parameters,
+    and a thousand sketched rows (`Sketch(rows=1300)`, of ten thousand points or more) up to about
+    ten thousand. Take `KFACPINN` for larger networks. A step costs O(R P min(R, P)) operations and
+    O(min(R, P) P) numbers of memory, R rows (points of all residuals) and P parameters.
 
     Args:
         params: as for any torch optimizer.
