@@ -376,7 +376,8 @@ def test_side_by_side_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(compare, "CHOOSING", tmp_path / "choosing.md")
     compare.CHOOSING.write_text("<!-- compare -->\n<!-- end -->\n")
     monkeypatch.setattr(compare, "TASKS", {"poisson_2d": {"network": (4,)}})
-    monkeypatch.setattr(compare, "COMPARED", ["adam", "kfac_pinn"])
+    some = {name: compare.OPTIMIZERS[name] for name in ("adam", "kfac_pinn")}
+    monkeypatch.setattr(compare, "OPTIMIZERS", some)
     monkeypatch.setattr(compare, "run_all", one_after_the_other)
     invoke(compare.app, "tune", "--seconds", 0.02)
     invoke(compare.app, "train", "--seconds", 0.02, "--seeds", 1, "--optimizer", "adam")
