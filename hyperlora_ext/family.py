@@ -87,6 +87,8 @@ class Family:
         space: of the tasks: how they are drawn, embedded, and what was trained on.
         conditions: by name; the loss of a task is sum_k 1/2 mean(r_k^2).
         solution: the exact or reference fields, (x (N, d), task (p,)) -> (N, c).
+        known: a part of the fields that needs no network, likewise; None: zero. Networks represent
+            the rest, of which the residuals must be written; `field` puts both together.
         grid: where errors are measured, shape (M, d).
         counts: numbers of train, validation and test tasks of the paper.
         front: which points (x (N, d), task (p,)) lie where the solution is steep, bools (N,).
@@ -100,6 +102,7 @@ class Family:
     grid: Tensor = field(repr=False)
     counts: tuple[int, int, int] = (20, 20, 20)
     front: Callable[[Tensor, Tensor], Tensor] | None = None
+    known: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""
@@ -157,17 +160,32 @@ class Family:
         terms = {name: _term(condition, task) for name, condition in self.conditions.items()}
 
         def solution(x: Tensor) -> Tensor:
-            return self.solution(x, task.to(x))
+            return self.rest(x, task.to(x))
 
         return Problem(f"{self.name}, task {_short(task)}", self.domain, terms, solution)
 
+    def rest(self, x: Tensor, task: Tensor) -> Tensor:
+        """What a network of the task (p,) should be at the points x (N, d): all but the known."""
+        whole = self.solution(x, task)
+        return whole if self.known is None else whole - self.known(x, task)
+
+    def field(self, network: Function, task: Tensor) -> Callable[[Tensor], Tensor]:
+        """u of the task (p,), x (N, d) -> (N, c): the network and the known part."""
+        if (known := self.known) is None:
+            return network
+        return lambda x: network(x) + known(x, task.to(x))
+
     def reference(self, task: Tensor) -> Tensor:
-        """The solution on the grid, (M, c); computed once a task."""
+        """What a network should be on the grid, (M, c); computed once a task."""
         task = self.space.check(task)[0].to(self.grid)
         key = tuple(task.tolist())
         if key not in self._references:
-            self._references[key] = self.solution(self.grid, task)
+            self._references[key] = self.rest(self.grid, task)
         return self._references[key]
+
+    def _size(self, task: Tensor) -> Tensor:
+        """||u*|| of all of u on the grid."""
+        return self.field(lambda x: self.reference(task), task)(self.grid).norm()
 
     @cached_property
     def _references(self) -> dict[tuple[float, ...], Tensor]:
@@ -179,7 +197,7 @@ class Family:
         tasks = self.space.check(tasks).to(self.grid)
         pairs = [(predict(task), self.reference(task)) for task in tasks]
         differences = [u(self.grid.to(_like(u, self.grid))).to(truth) - truth for u, truth in pairs]
-        sizes = torch.stack([truth.norm() for _, truth in pairs])
+        sizes = torch.stack([self._size(task) for task in tasks])
         steep = [self.front(self.grid, task) for task in tasks] if self.front else []
         inside = [d[where].square().mean() for d, where in zip(differences, steep, strict=False)]
         return Errors(

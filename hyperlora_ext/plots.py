@@ -38,6 +38,7 @@ def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -
 
     plane = family.grid[:, :-2].eq(family.grid[-1, :-2]).all(1)  # the last time, if there is one
     points, truth = family.grid[plane], family.reference(task)[plane]
+    whole = family.field(lambda x: truth, task)(points)
     shape = tuple(len(points[:, i].unique()) for i in (-2, -1))
     with torch.no_grad():
         errors = {name: u(points) - truth for name, u in networks.items()}
@@ -46,7 +47,7 @@ def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -
         rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, constrained_layout=True
     )
     for i, line in enumerate(axes):
-        figure.colorbar(image(line[0], truth[:, i].view(shape)), ax=line[0])
+        figure.colorbar(image(line[0], whole[:, i].view(shape)), ax=line[0])
         line[0].set_title(f"{family.name}, field {i}")
         for axis, (name, error) in zip(line[1:], errors.items(), strict=True):
             logs = error[:, i].abs().clamp_min(1e-12).log10().view(shape)

@@ -13,20 +13,21 @@ from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
     burgers1d,
+    burgers1d_published,
     burgers2d,
     in_front,
     kovasznay,
     solve_burgers,
     step_function,
 )
-from hyperlora_ext.problems.burgers1d import interpolate
+from hyperlora_ext.problems.burgers1d import heat_flow
 from hyperlora_ext.problems.burgers2d import front
 from hyperlora_ext.problems.kovasznay import kovasznay_flow
 from hyperlora_ext.spaces import GaussianField, Interval
 from kfac_pinn.networks import MLP, PeriodicFeatures
 
 F64 = torch.float64
-FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d(soft=True)]
+FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -157,7 +158,7 @@ def test_reference_agrees_with_cole_and_hopf() -> None:
 
 
 def test_reference_is_the_same_on_the_grid_and_at_points() -> None:
-    family = burgers1d()
+    family = burgers1d_published()
     task = family.space.sample(1, seeded(3))
     trajectory = solve_burgers(task, 0.01)
     grid = trajectory.on_grid(128, 101)[0].flatten()
@@ -176,10 +177,48 @@ def test_reference_refuses_what_it_cannot_give() -> None:
         solve_burgers(u0, 0.01, steps=10).on_grid(128, 4)
 
 
-def test_interpolation_goes_through_the_values() -> None:
+def test_heat_flow_starts_at_the_values_and_solves_its_equation() -> None:
     u0 = GaussianField().sample(1, seeded())
-    x = torch.arange(128, dtype=F64) / 128
-    assert (interpolate(u0.expand(128, -1), x) - u0[0]).abs().max() < 1e-13
+    start = torch.stack([torch.zeros(128, dtype=F64), torch.arange(128, dtype=F64) / 128], dim=1)
+    v, _ = heat_flow(u0.expand(128, -1), start, 0.01)
+    assert (v[:, 0] - u0[0]).abs().max() < 1e-13
+    x = torch.rand(20, 2, dtype=F64).requires_grad_()
+    v, v_x = heat_flow(u0.repeat(20, 1), x, 0.01)
+    d = derivatives(v, x)[:, 0]
+    v_xx = derivatives(d[:, 1:], x)[:, 0, 1]
+    assert (d[:, 1] - v_x[:, 0]).abs().max() < 1e-11
+    assert (d[:, 0] - 0.01 * v_xx).abs().max() < 1e-10
+
+
+def test_the_residual_is_that_of_the_whole_solution() -> None:
+    """w + v in Burgers' equation, by nested autograd, at any w."""
+    family, nu = burgers1d(), 0.01
+    task = family.space.sample(1, seeded())[0]
+    w = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).double()
+    points = family.sample(task, seeded(1), {"interior": 30, "initial": 10})
+    x = points["interior"][0].clone().requires_grad_()
+    u = family.field(w, task)(x)
+    d = derivatives(u, x)[:, 0]
+    u_xx = derivatives(d[:, 1:], x)[:, 0, 1]
+    expected = x[:, 0].sqrt() * (d[:, 0] + u[:, 0] * d[:, 1] - nu * u_xx)
+    found = family.residuals(w, task[None], points)
+    assert (found["interior"] - expected).abs().max() < 1e-10
+    start = points["initial"][0]
+    missing = family.field(w, task)(start) - heat_flow(task.expand(10, -1), start, nu)[0]
+    assert (found["initial"] - 10 * missing[:, 0]).abs().max() < 1e-12
+
+
+def test_errors_are_relative_to_all_of_u() -> None:
+    family = burgers1d()
+    tasks = family.space.sample(2, seeded())
+    errors = family.errors(lambda task: lambda x: torch.zeros(len(x), 1, dtype=F64), tasks)
+    for t, task in enumerate(tasks):
+        whole = family.solution(family.grid, task)
+        rest = family.rest(family.grid, task)
+        assert torch.isclose(errors.relative[t], rest.norm() / whole.norm())
+        assert torch.isclose(errors.mse[t], rest.square().mean())
+        exact = family.field(lambda x, k=task: family.rest(x, k), task)
+        assert (exact(family.grid) - whole).abs().max() < 1e-14
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -260,8 +299,10 @@ def test_a_centred_field_is_seen_in_its_own_frame() -> None:
     first = torch.fft.rfft(space.embed(tasks))[:, 1]
     assert offset.shape == (5, 1) and (first.imag.abs() < 1e-12 * first.real).all()
     moved = space.moved(tasks, offset)
-    x = torch.rand(5, dtype=torch.float64)
-    assert (interpolate(moved, x) - interpolate(tasks, x + offset[:, 0])).abs().max() < 1e-12
+    x = torch.rand(5, 2, dtype=torch.float64)
+    there = x + torch.nn.functional.pad(offset, (1, 0))
+    difference = heat_flow(moved, x, 0.01)[0] - heat_flow(tasks, there, 0.01)[0]
+    assert difference.abs().max() < 1e-12
     again = space.moved(tasks, torch.full((5, 1), 0.3, dtype=torch.float64))
     assert (space.embed(again) - space.embed(tasks)).abs().max() < 1e-10
     assert GaussianField().offset(tasks).shape == (5, 0)
