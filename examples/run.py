@@ -38,6 +38,7 @@ Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)
 StudyName = Enum("StudyName", {name: name for name in studies.STUDIES}, type=str)
 Widths = Annotated[str, typer.Option(help="hidden widths, e.g. 64-64-48-48; the smallest if empty")]
 Json = Annotated[str, typer.Option(help='e.g. {"damping": 1e-8}')]
+Sizes = Annotated[str, typer.Option(help='points of each condition, e.g. {"interior": 2000}')]
 
 
 @app.command()
@@ -49,7 +50,7 @@ def train(
     steps: int | None = None,
     seeds: int = 1,
     settings: Json = "",
-    points: Json = "",
+    points: Sizes = "",
     keep: Annotated[int | None, typer.Option(help="steps that a batch is kept")] = None,
     device: str = "cpu",
     dtype: str = "float64",

@@ -69,7 +69,7 @@ def burgers1d_published(viscosity: float = 0.01, weight: float = 10.0) -> Family
     spread evenly, and u and u_x are equal at both ends by residuals of the initial one's weight.
 
     Args:
-        viscosity, weight: as above.
+        viscosity, weight: as of `burgers1d`.
     """
     root = math.sqrt(weight)
 
