@@ -120,9 +120,10 @@ class Bench:
         """Its history, or None where a linear problem was solved."""
         setup, tasks = self.setup, self.splits.train
         family, train = setup.family, setup.hyper_train
+        posed = setup.hyper_family or family
         ways: dict[str, Callable[[], Any]] = {
             "physics": lambda: regimes.by_physics(
-                hyper, family, setup.fresh_tasks, train, setup.hyper_step, **spent
+                hyper, posed, setup.fresh_tasks, train, setup.hyper_step, **spent
             ),
             "data": lambda: regimes.by_data(hyper, family, lambda g: tasks, train, 40, **spent),
             "pinns": lambda: regimes.by_pinns(

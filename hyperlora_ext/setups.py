@@ -36,6 +36,7 @@ class Setup:
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
         hyper_every: steps for which they and their points are kept.
+        hyper_family: what they are trained on, the weights being others; None: the family itself.
         plain: a new network of points and task, the alternative to a hypernetwork, and its points.
         baselines: functions of the points to hold every error against, by name.
     """
@@ -50,6 +51,7 @@ class Setup:
     every: int = 25
     hyper_tasks: int = 20
     hyper_every: int = 10
+    hyper_family: Family | None = None
     plain: tuple[Callable[[], nn.Module], Sizes] | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
@@ -103,7 +105,7 @@ def _kovasznay() -> Setup:
 
 
 def _burgers1d() -> Setup:
-    family, space = burgers1d(), GaussianField(centred=True)
+    family, space = burgers1d(weight=100.0), GaussianField(centred=True)
     draw = space.sample(1, Generator().manual_seed(2029))  # neither gentle nor steep
     own = space.moved(draw, space.offset(draw))[0]  # in its own frame
     return Setup(
@@ -117,6 +119,7 @@ def _burgers1d() -> Setup:
         every=5,
         hyper_tasks=150,
         hyper_every=2,
+        hyper_family=burgers1d(weight=10.0),
         baselines={"heat flow": lambda x: torch.zeros_like(x[:, :1])},
     )
 
