@@ -54,6 +54,11 @@ class Bench:
         """Networks, points, schedules."""
         return SETUPS[self.name]()
 
+    @property
+    def printed(self) -> str:
+        """The family's name in the paper's tables."""
+        return self.setup.printed or self.name
+
     @cached_property
     def base(self) -> nn.Module:
         """W0."""
@@ -120,10 +125,9 @@ class Bench:
         """Its history, or None where a linear problem was solved."""
         setup, tasks = self.setup, self.splits.train
         family, train = setup.family, setup.hyper_train
-        posed = setup.hyper_family or family
         ways: dict[str, Callable[[], Any]] = {
             "physics": lambda: regimes.by_physics(
-                hyper, posed, setup.fresh_tasks, train, setup.hyper_step, **spent
+                hyper, family, setup.fresh_tasks, train, setup.hyper_step, **spent
             ),
             "data": lambda: regimes.by_data(hyper, family, lambda g: tasks, train, 40, **spent),
             "pinns": lambda: regimes.by_pinns(

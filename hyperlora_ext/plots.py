@@ -87,7 +87,7 @@ def ranks(bench: Bench) -> Any:
     figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
     for name, style in (("mse", "o-"), ("median_mse", "s-"), ("worst_mse", "^:")):
         axis.loglog(tried, [row[name] for row in rows], style, base=2, label=name)
-    printed = [paper.TABLE_1[bench.name][f"L-PINN {rank}"][0] for rank in tried]
+    printed = [paper.TABLE_1[bench.printed][f"L-PINN {rank}"][0] for rank in tried]
     axis.loglog(tried, printed, "k--", base=2, label="paper, mean")
     axis.set_yscale("log", base=10)
     axis.set(xlabel="rank", ylabel="MSE", title=bench.setup.family.name)

@@ -55,7 +55,7 @@ def table_1(
         ways[f"L-PINN {rank}"] = lambda task, r=rank: bench.adapted(task, r), trained  # type: ignore[misc]
     for method in wanted(ways, methods):
         make, trained = ways[method]
-        error, took = paper.TABLE_1[bench.name].get(method, (None, None))
+        error, took = paper.TABLE_1[bench.printed].get(method, (None, None))
         printed = {"paper mse": error, "paper seconds": took}
         yield bench.measured(method, make) | {"parameters": trained} | printed
     yield bench.reference()
@@ -101,7 +101,7 @@ def hyper_row(bench: Bench, method: str, rank: int | None) -> Row:
     hyper, seconds = bench.hyper(method, rank)
     row = {"method": method, "rank": rank or "*", "emitted": hyper.size}
     row |= errors_of(bench, lambda task: prediction(hyper, task)) | {"seconds": seconds}
-    test, epoch = paper.TABLE_2[bench.name][method].get(rank, (None,) * 4)[2:]
+    test, epoch = paper.TABLE_2[bench.printed][method].get(rank, (None,) * 4)[2:]
     return row | {"paper test": test, "paper seconds": epoch and 15_000 * epoch}
 
 
@@ -148,7 +148,7 @@ def table_3(bench: Bench, methods: Collection[str] = ()) -> Iterator[Row]:
         ways["parametric PINN"] = bench.parametric, None
     for method in wanted(ways, methods):
         prepare, place = ways[method]
-        printed = None if place is None else paper.TABLE_3[bench.name][place]
+        printed = None if place is None else paper.TABLE_3[bench.printed][place]
         yield bench.measured(method, prepare()) | {"paper seconds": printed}
     yield bench.reference()
 

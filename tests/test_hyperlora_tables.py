@@ -169,3 +169,17 @@ def test_every_figure_has_a_command(bench: Bench, tmp_path: Path) -> None:
     for name in ("maps", "ranks", "tasks"):
         plots.main([name, "kovasznay", *budgets, "--out", str(tmp_path / f"{name}.png")])
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_one_problem_is_posed_in_two_ways() -> None:
+    """An error of w is an error of u = v + w, and the paper has one row for both."""
+    ours, whole = SETUPS["burgers1d"]().family, SETUPS["burgers1d_whole"]().family
+    assert {Bench(name).printed for name in ("burgers1d", "burgers1d_whole")} == {"burgers1d"}
+    task = ours.space.sample(1, torch.Generator().manual_seed(0))[0]
+
+    def zero(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x[:, :1])
+
+    one = ours.errors(lambda _: zero, task)
+    other = whole.errors(lambda _: ours.field(zero, task), task)
+    assert torch.allclose(one.mse, other.mse) and torch.allclose(one.relative, other.relative)

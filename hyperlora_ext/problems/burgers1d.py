@@ -19,7 +19,7 @@ __all__ = ["burgers1d", "burgers1d_published", "heat_flow"]
 DOMAIN = TimeSpace(0.0, 1.0, Box((0.0,), (1.0,), sobol))
 
 
-def burgers1d(viscosity: float = 0.01, weight: float = 10.0) -> Family:
+def burgers1d(viscosity: float = 0.01, weight: float = 100.0) -> Family:
     """u_t + (u^2 / 2)_x = nu u_xx for (t, x) in [0, 1]^2, periodic, u(0, x) = u0(x).
 
     A task is u0 at 128 points, drawn from N(0, 625 (-Laplace + 25)^-2) without its mean: rough, and
@@ -37,8 +37,7 @@ def burgers1d(viscosity: float = 0.01, weight: float = 10.0) -> Family:
 
     Args:
         viscosity: nu.
-        weight: of the initial mean square against the equation's; a hundred is good for a single
-            network, ten for a hypernetwork, which has few points a task.
+        weight: of the initial mean square against the equation's.
 
     Source: HyperLoRA for PDEs, eq. 9, which prints u_x^2 / 2 for the flux (u^2 / 2)_x; the end
     time 1 is not stated there, but is that of the same data set elsewhere.

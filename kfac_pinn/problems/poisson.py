@@ -94,8 +94,9 @@ def poisson_10d() -> Problem:
 
 
 def poisson_100d() -> Problem:
-    """-Laplace u = -200 / s, u* = ||x||^2 / s with s = 33.47, as in the recorded runs: its root mean
-    square is 1. Printed is s = 1, from which the first steps have thirty times as far to go.
+    """-Laplace u = -200 / s, u* = ||x||^2 / s with s = 33.47, as in the recorded runs.
+
+    Its root mean square is 1. Printed is s = 1: the first steps have thirty times as far to go.
     """
     scale = 33.47
 
