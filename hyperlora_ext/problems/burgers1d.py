@@ -27,8 +27,8 @@ def burgers1d(viscosity: float = 0.01, weight: float = 100.0) -> Family:
 
     - networks represent w = u - v only, v = S(t) u0 being the heat flow, which is `known`:
       w_t + u u_x = nu w_xx, w(0, x) = 0, with u = v + w;
-    - half of the points lie in t < 1/4 (t is the square of an even variable), where residuals weigh
-      sqrt(t) less: few points there let its noise move the mean of u and its fronts, which nothing
+    - half of the points lie in t < 1/4 (t is the square of an even variable), and residuals count
+      sqrt(t) times: few points there let its noise move the mean of u and its fronts, which nothing
       later moves back;
     - points are a Sobol sequence: chance leaves gaps in the front.
 
