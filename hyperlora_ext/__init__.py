@@ -10,7 +10,8 @@
 Shape letters: those of kfac_pinn, and T tasks of p numbers, n points a task, r rank.
 
 family, spaces, problems   tasks, points, residuals, references
-lora, emission, hyper      adapters; weights that a network emits, for many tasks at once
+lora, saved                adapters; their factors alone, saved and loaded
+emission, hyper            weights that a network emits, for many tasks at once
 generated                  emitted weights in the linearisation that every optimizer reads
 levenberg, training        the optimizer for few parameters or few rows; schedules
 regimes, solve, rank       the seven regimes; predict-certify-polish; rank by growth
@@ -24,7 +25,7 @@ from hyperlora_ext.family import Condition, Errors, Family, Splits, uniform_poin
 from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.lora import adapt, adapters, count, load, merge, state
+from hyperlora_ext.lora import adapt, adapters, count, merge
 from hyperlora_ext.parametric import AtTask, parametric
 from hyperlora_ext.rank import aimed, common_ranks, direction, grow
 from hyperlora_ext.regimes import (
@@ -37,6 +38,7 @@ from hyperlora_ext.regimes import (
     pinn,
     teachers,
 )
+from hyperlora_ext.saved import load, state
 from hyperlora_ext.solve import Solved, certificate, solve
 from hyperlora_ext.spaces import GaussianField, Interval, TaskSpace
 from hyperlora_ext.training import (

@@ -22,12 +22,12 @@ __all__ = [
     "adapt",
     "adapters",
     "count",
+    "frozen",
     "linear_layers",
-    "load",
     "merge",
     "ranks_for",
     "rewired",
-    "state",
+    "start_of",
     "widest",
 ]
 
@@ -89,7 +89,8 @@ def adapt(
     B = 0, so the copy starts as the model. Only adapters are trained: `optimizer(v.parameters())`.
 
     Args:
-        model: any module; the layers must be called as modules.
+        model: any module; the layers must be called as modules. Classes that derive from nn.Linear
+            with a forward of their own are not linear layers, and stay as they are.
         rank: of every layer, or by the layer's name (layers not named get none).
         bias: also train the biases.
         cap: use at most min(d_in, d_out) in a layer; the paper does not, and trains redundant
@@ -98,8 +99,8 @@ def adapt(
             N(0, 1 / d_in) otherwise.
 
     Raises:
-        ValueError: for a model without linear layers, a rank above every layer's, or a rank by
-            name above its own layer's.
+        ValueError: for a model without linear layers, or with adapters already, a rank below one
+            or above every layer's, or a rank by name above its own layer's.
     """
     ranks = ranks_for(model, rank, cap)
     starts = directions or {}
@@ -125,56 +126,11 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """The model with plain linear layers of weight W0 + B A: as fast as before the adaptation."""
-
-    def plain(name: str, adapter: LoRALinear) -> nn.Module:
-        linear = copy.deepcopy(adapter.frozen)
-        with torch.no_grad():
-            linear.weight.copy_(adapter.weight)
-            if (bias := adapter.bias) is not None:
-                linear.bias = nn.Parameter(bias.clone())
-        return linear.requires_grad_()
-
-    memo: dict[int, Any] = {id(m): plain(n, m) for n, m in adapters(model).items()}
-    return copy.deepcopy(model, memo)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """The factors alone, by name: what to save for a task (20 kB instead of the network)."""
-    return {
-        f"{name}.{key}": value.detach().clone()
-        for name, adapter in adapters(model).items()
-        for key, value in adapter.named_parameters(recurse=False)
-    }
-
-
-def load(model: nn.Module, factors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the base model adapted by saved factors (`state`).
-
-    Raises:
-        ValueError: if a layer is missing from the model or has other widths.
+    """A copy with plain linear layers of weight W0 + B A, as fast as before the adaptation; all its
+    parameters are trained again.
     """
-    layers = linear_layers(model)
-    names = dict.fromkeys(key.rpartition(".")[0] for key in factors)
-    if unknown := [name for name in names if name not in layers]:
-        raise ValueError(f"the model has no linear layer {unknown}; it has {list(layers)}")
-
-    def adapter(name: str, linear: nn.Linear) -> nn.Module:
-        if name not in names:
-            return frozen(linear)
-        A, B = factors[f"{name}.A"], factors[f"{name}.B"]
-        if (B.shape[0], A.shape[1]) != tuple(linear.weight.shape):
-            raise ValueError(
-                f"layer {name} has weight {tuple(linear.weight.shape)}, but the saved factors "
-                f"update one of shape {(B.shape[0], A.shape[1])}: they belong to another base"
-            )
-        shift = factors.get(f"{name}.shift")
-        made = LoRALinear(linear, A.clone(), B.clone(), bias=shift is not None)
-        if shift is not None and made.shift is not None:
-            made.shift.data.copy_(shift)
-        return made
-
-    return rewired(model, adapter)
+    memo: dict[int, Any] = {id(adapter): plain(adapter) for adapter in adapters(model).values()}
+    return copy.deepcopy(model, memo).requires_grad_()
 
 
 def count(model: nn.Module) -> int:
@@ -186,9 +142,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers by name.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or if they have adapters already.
     """
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if any(isinstance(m, LoRALinear) for m in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has adapters already: start from its base, or make plain "
+            "layers of them first, by merge(model)"
+        )
+    found = {n: m for n, m in model.named_modules() if is_linear(m)}
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear layer to adapt. Low-rank updates act on "
@@ -201,13 +162,14 @@ def ranks_for(model: nn.Module, rank: Ranks, cap: bool = True) -> dict[str, int]
     """The rank of each layer by name; arguments and errors as `adapt`."""
     full = full_ranks(model)
     if isinstance(rank, Mapping):
+        if not rank:
+            raise ValueError(f"ranks of no layer at all; the model has {list(full)}")
         for name, r in rank.items():
             if name not in full:
                 raise ValueError(f"no linear layer {name!r}; the model has {list(full)}")
             check_rank(r, full[name], f"layer {name}")
         return dict(rank)
-    if cap:
-        check_rank(rank, widest(model), "the largest layer")
+    check_rank(rank, widest(model) if cap else None, "the largest layer")
     return {name: min(rank, bound) if cap else rank for name, bound in full.items()}
 
 
@@ -221,9 +183,11 @@ def widest(model: nn.Module) -> int:
     return max(full_ranks(model).values())
 
 
-def check_rank(rank: int, bound: int, layer: str) -> None:
-    """1 <= rank <= min(d_in, d_out), or an error that says so."""
-    if not 1 <= rank <= bound:
+def check_rank(rank: int, bound: int | None, layer: str) -> None:
+    """1 <= rank <= min(d_in, d_out), where there is a bound, or an error that says so."""
+    if rank < 1 and bound is None:
+        raise ValueError(f"rank {rank}: give at least 1")
+    if bound is not None and not 1 <= rank <= bound:
         raise ValueError(f"rank {rank} for {layer}, whose full rank is {bound}: give 1 to {bound}")
 
 
@@ -241,6 +205,22 @@ def frozen(linear: nn.Linear) -> nn.Linear:
     """A linear layer on the same memory that is not trained."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), False) for p in linear.parameters()}
     return copy.deepcopy(linear, memo)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it computes W x + b; a subclass may do otherwise."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+def plain(adapter: LoRALinear) -> nn.Linear:
+    """A new layer of weight W0 + B A: that of W0 may be parametrised (`weight_norm`)."""
+    weight, bias = adapter.weight.detach(), adapter.bias
+    d_out, d_in = weight.shape
+    made = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")  # draws no numbers
+    made.weight = nn.Parameter(weight)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone())
+    return made
 
 
 def start_of(linear: nn.Linear, rank: int, rows: Tensor | None = None) -> Tensor:

@@ -33,11 +33,11 @@ class Windows:
 
     Attributes:
         ends: of the windows, increasing.
-        pieces: one function of (t, x) a window.
+        pieces: one network of (t, x) a window; what to keep of each is its `state`.
     """
 
     ends: tuple[float, ...]
-    pieces: tuple[Shifted, ...]
+    pieces: tuple[nn.Module, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         """u at points (t, x) of shape (N, 1 + d), each by its own window: (N, C)."""

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import copy
 import io
+from collections import OrderedDict
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from hyperlora_ext.lora import LoRALinear, adapt, adapters, count, load, merge, state
+from hyperlora_ext.frames import Shifted
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.lora import LoRALinear, adapt, adapters, count, merge
+from hyperlora_ext.saved import load, state
+from hyperlora_ext.spaces import GaussianField, Interval
 from kfac_pinn.linearize import linearize
 from kfac_pinn.networks import MLP, HardConstraint, ModifiedMLP, PirateNet
 from kfac_pinn.operators import taylor
@@ -34,10 +41,12 @@ def bases() -> list[nn.Module]:
         nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1, bias=False)),
         HardConstraint(MLP((2, 6, 1)), lambda x: x[:, :1], lambda x: x[:, 1:]),
         nn.Linear(2, 3),
+        nn.Sequential(weight_norm(nn.Linear(2, 5)), nn.Tanh(), nn.Linear(5, 1)),
+        nn.Sequential(OrderedDict(inner=MLP((2, 4, 4)), outer=nn.Sequential(nn.Linear(4, 1)))),
     ]
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(8))
 @pytest.mark.parametrize("bias", [False, True])
 def test_adapted_starts_as_the_base_and_merges_to_itself(index: int, bias: bool) -> None:
     base = bases()[index].double()
@@ -49,6 +58,7 @@ def test_adapted_starts_as_the_base_and_merges_to_itself(index: int, bias: bool)
     merged = merge(v)
     assert (merged(x) - v(x)).abs().max() < 1e-12
     assert not any(isinstance(m, LoRALinear) for m in merged.modules())
+    assert all(p.requires_grad for p in merged.parameters())
     restored = load(base, state(v))
     assert torch.equal(restored(x), v(x))
 
@@ -82,6 +92,37 @@ def test_a_layer_used_twice_stays_one_layer() -> None:
     assert v.a is v.b and count(v) == 2 * 8
 
 
+def test_attention_reads_the_adapted_weight() -> None:
+    """A module that uses a layer's weight itself, and one that has layers of other kinds."""
+    base = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).double()
+    v, x = trained(adapt(base, 2)), torch.randn(3, 5, 4, dtype=F64)
+    assert list(adapters(v)) == ["self_attn.out_proj", "linear1", "linear2"]
+    assert (merge(v)(x) - v(x)).abs().max() < 1e-13 < 1e-3 < (v(x) - base(x)).abs().max()
+    mixed = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(4, 1))
+    assert list(adapters(adapt(mixed, 1))) == ["2"]
+
+
+class Sine(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(super().forward(x))
+
+
+def test_a_subclass_with_its_own_forward_is_not_linear() -> None:
+    base = nn.Sequential(Sine(2, 5), nn.Linear(5, 1)).double()
+    v, x = trained(adapt(base, 1)), torch.randn(7, 2, dtype=F64)
+    assert list(adapters(v)) == ["1"] and isinstance(v[0], Sine)
+    assert (merge(v)(x) - v(x)).abs().max() < 1e-13
+    with pytest.raises(ValueError, match=r"no linear layer '0'"):
+        adapt(base, {"0": 1})
+
+
+def test_merging_draws_no_random_numbers() -> None:
+    v = adapt(MLP((2, 4, 1)), 1)
+    before = torch.get_rng_state()
+    merge(v)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @given(st.integers(1, 6), st.booleans())
 def test_the_jacobian_needs_no_new_rule(rank: int, bias: bool) -> None:
     v = trained(adapt(MLP((2, 6, 6, 1)).double(), rank, bias=bias))
@@ -110,6 +151,32 @@ def test_saved_factors_are_small_and_safe_to_load() -> None:
     restored = load(base, torch.load(file, weights_only=True))
     x = torch.randn(3, 2, dtype=F64)
     assert torch.equal(restored(x), v(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_factors_follow_the_base_they_are_put_on(bias: bool) -> None:
+    base, x = MLP((2, 8, 1)).double(), torch.rand(5, 2)
+    v = trained(adapt(base, 2, bias=bias))
+    single = load(copy.deepcopy(base).float(), state(v))
+    assert single(x).dtype == torch.float32
+    assert (single(x) - v(x.double())).abs().max() < 1e-6
+    with torch.no_grad():
+        for adapter in adapters(single).values():
+            adapter.A.zero_()
+    assert all(a.A.abs().max() > 0 for a in adapters(v).values())
+
+
+def test_a_network_in_a_frame_of_its_own_is_restored() -> None:
+    base, space = MLP((2, 8, 1)).double(), GaussianField(16, centred=True)
+    h = HyperLoRA(base, space, 2, hidden=(5,))
+    task, x = space.sample(1)[0], torch.rand(5, 2, dtype=F64)
+    v = h.pinn(task)
+    restored = load(base, state(v))
+    assert isinstance(v, Shifted) and "offset" in state(v)
+    assert torch.equal(restored(x), v(x))
+    again = state(restored)
+    assert all(torch.equal(value, again[name]) for name, value in state(v).items())
+    assert (merge(restored)(x) - v(x)).abs().max() < 1e-13
 
 
 def test_ranks_are_capped_or_not() -> None:
@@ -177,5 +244,21 @@ def test_bad_input_is_named() -> None:
         merge(base)
     with pytest.raises(ValueError, match="belong to another base"):
         load(MLP((3, 8, 1)), state(adapt(base, 1)))
+    for rank in (0, -2):
+        with pytest.raises(ValueError, match=f"rank {rank} for the largest layer.*give 1 to 2"):
+            adapt(base, rank)
+        with pytest.raises(ValueError, match=f"rank {rank}: give at least 1"):
+            adapt(base, rank, cap=False)
+    with pytest.raises(ValueError, match="ranks of no layer"):
+        adapt(base, {})
+    with pytest.raises(ValueError, match=r"has adapters already.*merge\(model\)"):
+        adapt(adapt(base, 1), 1)
+    with pytest.raises(ValueError, match="has adapters already"):
+        load(adapt(base, 1), state(adapt(base, 1)))
+    with pytest.raises(ValueError, match="has adapters already"):
+        HyperLoRA(adapt(base, 1), Interval(0, 1))
+    for other in ({}, base.state_dict(), {"layers.0.A": torch.ones(1, 2)}):
+        with pytest.raises(ValueError, match="expected factors A and B of each layer"):
+            load(base, other)
     with pytest.raises(ValueError, match="no linear layer"):
         load(nn.Sequential(nn.Linear(2, 1)), state(adapt(base, 1)))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hyperlora_ext.frames import Shifted
 from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.lora import adapters, state
+from hyperlora_ext.lora import adapters
+from hyperlora_ext.saved import load, state
 from hyperlora_ext.training import Levenberg
 from hyperlora_ext.windows import Windows, delay, march, window
 from kfac_pinn import taylor
@@ -44,7 +45,7 @@ def transport() -> Problem:
 def base() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, 12, 12, 1))).double()
-    Levenberg(start=0.5)(network, window(transport(), (0.0, 0.5)), steps=25)
+    Levenberg()(network, window(transport(), (0.0, 0.5)), steps=25)
     return network
 
 
@@ -65,10 +66,14 @@ def test_windows_go_on_where_one_network_stops(base: nn.Module) -> None:
         shared = zip(adapters(one).values(), adapters(other).values(), strict=True)
         assert all(a.frozen.weight.data_ptr() == b.frozen.weight.data_ptr() for a, b in shared)
         assert any(not torch.equal(a, b) for a, b in zip(*map(factors, (one, other)), strict=True))
+    kept = [state(piece) for piece in solved.pieces]
+    again = Windows(solved.ends, tuple(load(base, factors) for factors in kept))
+    x = torch.rand(50, 2, dtype=F64) * torch.tensor([2.0, 1.0], dtype=F64)
+    assert torch.equal(again(x), solved(x))
 
 
-def factors(piece: Shifted) -> list[Tensor]:
-    return list(state(piece).values())
+def factors(piece: nn.Module) -> list[Tensor]:
+    return [value for name, value in state(piece).items() if name != "offset"]
 
 
 def test_a_window_has_its_own_time_and_initial_condition() -> None:
