@@ -22,6 +22,8 @@ __all__ = ["RULES", "Basis", "Jet", "rule"]
 
 RULES: dict[Any, Callable[..., Any]] = {}  # torch function -> what it does to jets
 IN_PLACE: set[Any] = set()  # those among them that change their first argument
+OPERANDS = ("input", "other")  # the names of the first one or two arguments in torch
+OF_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # what torch takes for its own names, too
 NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -91,10 +93,10 @@ class Jet:
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        in_place = kwargs.pop("inplace", False) or func in IN_PLACE
         if func not in RULES:
             raise NotImplementedError(missing(func))
+        args, kwargs = positional(args, kwargs or {})
+        in_place = kwargs.pop("inplace", False) or func in IN_PLACE
         check([*args, *kwargs.values()])
         result = RULES[func](*args, **kwargs)
         return args[0].replace(result) if in_place and isinstance(args[0], Jet) else result
@@ -236,6 +238,7 @@ def operator(method: str) -> Callable[..., Any]:
 # __add__ is Tensor.add, and so on; some operators have methods of other names.
 SAME = ("add", "sub", "mul", "pow", "matmul", "neg", "abs", "lt", "le", "gt", "ge", "eq", "ne")
 RENAMED = {"radd": "add", "rmul": "mul", "truediv": "div", "pos": "positive", "itruediv": "div_"}
+RENAMED |= {"mod": "remainder", "floordiv": "floor_divide"}
 RENAMED |= {f"i{name}": f"{name}_" for name in ("add", "sub", "mul", "pow")}
 OWN = ("getitem", "setitem", "rsub", "rtruediv", "rpow", "rmatmul")
 RENAMED |= {name: f"__{name}__" for name in OWN}
@@ -257,6 +260,14 @@ def check(arguments: list[Any]) -> None:
             "this jet shares memory with one that was changed in place, and does not know it. "
             "Write the change out of place: y = y + z for y += z, torch.tanh(y) for y.tanh_()."
         )
+
+
+def positional(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments as rules take them: operands by position, and torch's names for NumPy's."""
+    named = {OF_NUMPY.get(key, key): value for key, value in kwargs.items()}
+    return (*args, *(named.pop(key) for key in OPERANDS if key in named)), named
 
 
 def jets_among(arguments: Any) -> list[Jet]:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,12 +122,15 @@ ARITHMETIC = {
     "matmul aligned": lambda x: (x @ constant(2, d, d)).sum(0) + (MATRIX @ x[:, :, None])[..., 0],
     "mm bmm mv": lambda x: torch.mm(x, MATRIX) + torch.bmm(x[:, None], x[:, :, None])[:, :, 0]
     + torch.mv(x, row)[:, None] + torch.dot(x[0], x[1]) + torch.inner(row, x[0]),
+    "inner": lambda x: torch.inner(torch.sin(x), MATRIX) + torch.inner(x, x[0])[:, None],
     "outer": lambda x: torch.outer(x[:, 0], x[0]) + torch.outer(col[:, 0], x[1]),
     "tensordot": lambda x: torch.tensordot(x, MATRIX, 1) + torch.tensordot(x, x, ([1], [1])).sum(),
     "einsum": lambda x: torch.einsum("ni,ij,nj->n", x, MATRIX, torch.sin(x)),
     "einsum implicit": lambda x: torch.einsum("ni, nj", x, x).sum() * torch.einsum("ij->ji", x).sum(),
     "einsum three jets": lambda x: torch.einsum("ni,nj,mj->nim", x, x, torch.cos(x)),
     "einsum constants first": lambda x: torch.einsum("ij,jk,nk->ni", MATRIX, MATRIX, x),
+    "einsum dots": lambda x: torch.einsum("...i,oi->...o", x * x, W).sum() + torch.einsum("i...", x).T
+    + torch.einsum("...i,...i,j", x, x[0], row),
     "bilinear": lambda x: norms["bilinear"](x, torch.sin(x)),
     "addmm": lambda x: torch.addmm(x, x, MATRIX, beta=2, alpha=3),
     "addcmul": lambda x: torch.addcmul(x, x, row, value=2) + torch.addcdiv(x, row, x + 1),
@@ -133,6 +138,9 @@ ARITHMETIC = {
     "prod": lambda x: torch.prod(x, 1, keepdim=True) + x.prod(0) + 1e-3 * x.prod(),
     "hypot": lambda x: torch.hypot(x, row) + torch.hypot(x[:, :1], x),
     "atan2": lambda x: torch.atan2(x - 0.5, x[:, :1] - 0.7) + torch.atan2(x, row),
+    "tensor to a jet": lambda x: torch.tensor(2.0, dtype=f64) ** x,
+    "keywords": lambda x: torch.sum(input=x * x, axis=1, keepdims=True) + torch.mul(x, other=x)
+    + F.linear(input=torch.tanh(input=x), weight=MATRIX) + torch.cat([x, x], axis=1)[:, :d],
     "where": lambda x: torch.where(x > 0.5, x * x, torch.sin(x)) + torch.where(MASK, x, 0.0),
     "where broadcasts": lambda x: torch.where(x[:, :1] > 0.5, x, 1) + (x * x).where(MASK, row),
     "masked_fill": lambda x: (x * x).masked_fill(MASK, 2.0),
@@ -211,8 +219,13 @@ LAYERS = {
     "batch_norm": lambda x: norms["batch"](x) * F.batch_norm(x, row, row),
     "var": lambda x: x.var(1) + torch.var(x, dim=1, correction=0) + x.var(),
     "std": lambda x: x.std(1, keepdim=True) * x,
+    "biased var": lambda x: (
+        x.var(1, unbiased=False, keepdim=True) + x.std(1, False)[:, None] + x.var(False)
+    ),
     "vector_norm": lambda x: torch.linalg.vector_norm(x, dim=1) + x.norm() + x.norm(2, 1),
     "other norms": lambda x: torch.linalg.vector_norm(x, 1, 1) * torch.linalg.norm(x, 3, 1),
+    "norm of order one": lambda x: torch.linalg.norm(x, ord=1, dim=1) * torch.norm(x, p=1, dim=1),
+    "matrix norms": lambda x: torch.linalg.norm(x) * torch.linalg.norm(x, "fro", (0, 1)),
     "normalize": lambda x: F.normalize(x, dim=1),
     "amax": lambda x: (x * x).amax(1) * torch.amin(x, 1, keepdim=True),
     "logsumexp": lambda x: torch.logsumexp(x, 1) * x.logsumexp(1, keepdim=True),
@@ -297,6 +310,16 @@ def of_the_value(x):
     return [*unary, *binary, *other, x.half().dtype, x.float().dtype, x.bfloat16().dtype]
 
 
+def test_powers_at_zero():
+    """Monomials are smooth there, whatever the exponents come in."""
+    x, v = torch.tensor([[0.0], [-0.5], [0.0]], dtype=f64), torch.ones(1, 1, dtype=f64)
+    one_by_one = lambda x: torch.cat([x**k for k in range(4)], 1)  # noqa: E731
+    for u in (one_by_one, lambda x: x ** torch.arange(4), lambda x: x ** torch.arange(4.0)):
+        for k, rows in enumerate(taylor(u, x, 4, v)):
+            expected = [math.factorial(k) * (p == k) for p in range(4)]  # of x^p at 0
+            assert rows.reshape(3, 4)[0].tolist() == rows.reshape(3, 4)[2].tolist() == expected
+
+
 def test_functions_of_the_value():
     x, seen = points_and_directions()[0], []
     taylor(lambda jet: seen.append(of_the_value(jet)) or jet, x)
@@ -358,6 +381,9 @@ def test_one_decorated_function_adds_a_rule():
 
 
 ERRORS = {
+    "largest entry": (lambda x: torch.linalg.vector_norm(x, float("inf"), 1), "torch.amax"),
+    "spectral norm": (lambda x: torch.linalg.norm(x, 2), "one dim"),
+    "remainder": (lambda x: x % 1.0, "remainder has no rule"),
     "autograd inside": (lambda x: torch.autograd.grad(x.sum(), x), "Taylor mode"),
     "batch norm": (nn.BatchNorm1d(d).double(), "model.eval"),
     "dropout": (lambda x: F.dropout(x), "model.eval"),

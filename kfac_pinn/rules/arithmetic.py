@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def rdiv(x: Operand, y: Operand) -> Operand:
     return div(y, x)
 
 
-@rule(torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot, torch.inner)
+@rule(torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot)
 def matmul(x: Operand, y: Operand) -> Operand:
     ndim = max(x.ndim, y.ndim)
     if min(x.ndim, y.ndim) >= 2:  # matrices, maybe in batches: rows are one more batch axis
@@ -100,6 +101,11 @@ def matmul(x: Operand, y: Operand) -> Operand:
 @rule(torch.Tensor.__rmatmul__)
 def rmatmul(x: Operand, y: Operand) -> Operand:
     return matmul(y, x)
+
+
+@rule(torch.inner)
+def inner(x: Operand, y: Operand) -> Operand:
+    return multiply(over_rows(torch.inner), x, y)
 
 
 @rule(torch.outer)
@@ -115,7 +121,7 @@ def tensordot(x: Operand, y: Operand, dims: Any = 2, out: None = None) -> Operan
 @rule(torch.einsum)
 def einsum(equation: str, *operands: Any) -> Operand:
     x, *others = unpack(operands)
-    inputs, out = indices_of(equation)
+    inputs, out = indices_of(spelled_out(equation, [x, *others]))
     if not others:
         return x.like(torch.einsum(f"...{inputs[0]}->...{out}", x.data))
     a, b, *rest = inputs
@@ -129,6 +135,20 @@ def contract(equation: str, x: Operand, y: Operand) -> Any:
     if not jets_among([x, y]):
         return torch.einsum(equation, x, y)
     return multiply(lambda a, b: torch.einsum(equation, a, b), x, y)
+
+
+def spelled_out(equation: str, operands: Sequence[Any]) -> str:
+    """An equation with letters in place of its dots, which stand for leading dimensions."""
+    if "..." not in equation:
+        return equation
+    inputs, *output = equation.replace(" ", "").replace("...", ".").split("->")
+    out = output[0] if output else "." + indices_of(inputs.replace(".", ""))[1]
+    named = inputs.split(",")
+    counts = [x.ndim + 1 - len(i) for i, x in zip(named, operands, strict=True) if "." in i]
+    letters = [c for c in string.ascii_letters if c not in equation][: max(counts)]
+    dots = iter("".join(letters[len(letters) - n :]) for n in counts)
+    spelled = [i.replace(".", next(dots)) if "." in i else i for i in named]
+    return ",".join(spelled) + "->" + out.replace(".", "".join(letters))
 
 
 def indices_of(equation: str) -> tuple[list[str], str]:
@@ -191,7 +211,7 @@ def prod(x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
 # --- powers -----------------------------------------------------------------------------------
 
 
-@rule(torch.pow, torch.Tensor.pow, torch.float_power)
+@rule(torch.pow, torch.Tensor.pow, torch.Tensor.__pow__, torch.float_power)
 def power(x: Operand, exponent: Operand) -> Operand:
     if isinstance(exponent, Jet):
         base: Operand = x if isinstance(x, Jet) else tensor_like(x, exponent)

@@ -46,15 +46,17 @@ def cycle(signs: tuple[int, ...], pair: tuple[Tensor, Tensor], order: int) -> De
 
 
 def powers(v: Tensor, exponent: Any, order: int) -> Derivatives:
-    """Of v^p: p (p - 1) ... (p - k + 1) v^(p - k), ending where that is zero."""
+    """Of v^p: p (p - 1) ... (p - k + 1) v^(p - k), ending where that is zero; 0 / 0 is zero."""
     rows: Derivatives = []
     factor = exponent
     for k in range(1, order + 1):
+        if isinstance(factor, Tensor):
+            v = torch.where((v == 0) & (factor == 0), 1, v)
+        elif factor == 0:
+            break
         rows.append(factor * torch.pow(v, exponent - k))
         factor = factor * (exponent - k)
-        if not isinstance(factor, Tensor) and factor == 0:
-            break
-    return rows
+    return rows or [torch.zeros_like(v)]
 
 
 def divided(y: Tensor, v: Tensor, exponent: float, order: int) -> Derivatives:

@@ -75,15 +75,21 @@ def glu(x: Operand, dim: int = -1) -> Operand:
 
 
 @rule(torch.var)
-def var(x: Operand, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Operand:
+def var(
+    x: Operand, dim: Any = None, unbiased: bool = True, keepdim: bool = False,
+    *, correction: float | None = None,
+) -> Operand:  # fmt: skip
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
     centred = x - torch.mean(x, dim, keepdim=True) if dim is not None else x - torch.mean(x)
     squares = torch.sum(torch.square(centred), dim, keepdim=keepdim)
+    correction = int(unbiased) if correction is None else correction
     return squares / (x.numel() / squares.numel() - correction)
 
 
 @rule(torch.std)
-def std(x: Operand, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Operand:
-    return torch.sqrt(var(x, dim, correction=correction, keepdim=keepdim))
+def std(x: Operand, *args: Any, **kwargs: Any) -> Operand:
+    return torch.sqrt(var(x, *args, **kwargs))
 
 
 @rule(F.layer_norm)
@@ -145,14 +151,31 @@ def vector_norm(x: Operand, ord: Any = 2, dim: Any = None, keepdim: bool = False
         return torch.sqrt(torch.sum(torch.square(x), dim, keepdim=keepdim))
     if ord == 1:
         return torch.sum(torch.abs(x), dim, keepdim=keepdim)
+    if ord == 0 or math.isinf(ord):
+        raise NotImplementedError(
+            f"the norm of order {ord} on jets: write torch.amax(torch.abs(x), dim) for inf, amin "
+            "for -inf; that of order 0 has no derivatives"
+        )
     return torch.sum(torch.abs(x) ** ord, dim, keepdim=keepdim) ** (1 / ord)
 
 
-@rule(torch.norm, torch.linalg.norm)
+@rule(torch.norm)
 def norm(
     x: Operand, p: Any = None, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Operand:
     return vector_norm(x, 2 if p in (None, "fro") else p, dim, keepdim)
+
+
+@rule(torch.linalg.norm)
+def vector_or_matrix_norm(
+    x: Operand, ord: Any = None, dim: Any = None, keepdim: bool = False
+) -> Operand:
+    of_matrix = isinstance(dim, (tuple, list)) or (dim is None and x.ndim == 2)
+    if of_matrix and ord not in (None, "fro"):
+        raise NotImplementedError(
+            f"the matrix norm of order {ord} on jets: for that of vectors give one dim"
+        )
+    return norm(x, ord, dim, keepdim)
 
 
 @rule(F.normalize)
