@@ -53,7 +53,7 @@ def taylor(
         order: the highest order K >= 1.
         directions: v, (D, d) or one set a point (D, N, d); the d unit vectors by default.
         weights: w (D,) or (C, D): the top order is kept as its sums over directions only, which is
-            cheaper.
+            cheaper.  They may be trained, all of them or some entries of a list.
 
     Returns:
         K + 1 tensors: the value (N, *), orders 1 .. K-1 (D, N, *), and the top order: (D, N, *)
@@ -68,12 +68,20 @@ def taylor(
     check_points(x)
     v = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) if directions is None else directions
     check_directions(v, x)
-    w = None if weights is None else torch.as_tensor(weights, dtype=x.dtype, device=x.device)
+    w = None if weights is None else coefficients(weights, x)
     if w is not None and (w.ndim not in (1, 2) or w.shape[-1] != len(v)):
         raise ValueError(f"weights must be ({len(v)},) or (C, {len(v)}), found {tuple(w.shape)}")
     basis = Basis(order, len(v), None if w is None else w.reshape(-1, len(v)))
     *lower, top = as_jet(u(line(x, v, basis)), basis).coefficients()
     return (*lower, top[0] if w is not None and w.ndim == 1 else top)
+
+
+def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
+    """Weights as one tensor; trained ones, among numbers too, stay in the autograd graph."""
+    nested = isinstance(weights, (list, tuple))
+    if nested and not all(isinstance(w, (int, float)) for w in weights):
+        return torch.stack([coefficients(each, like) for each in weights])
+    return torch.as_tensor(weights, dtype=like.dtype, device=like.device)
 
 
 def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:
@@ -124,7 +132,7 @@ def laplacian(u: Function, x: Tensor, weights: Tensor | Sequence[float] | None =
     check_points(x)
     if weights is None:
         return taylor(u, x, weights=x.new_ones(x.shape[1]))[-1]
-    w = torch.as_tensor(weights, dtype=x.dtype, device=x.device)
+    w = coefficients(weights, x)
     N, d = x.shape
     if w.shape == (d,):
         return taylor(u, x, weights=w)[-1]
@@ -192,7 +200,12 @@ def partial(u: Function, x: Tensor, axes: Sequence[int]) -> Tensor:
     """One partial derivative of any order: d_0 d_0 d_1 u for the axes (0, 0, 1).
 
     Returns a tensor of the shape of u(x).  See `homogeneous`.
+
+    Raises:
+        TypeError: if the axes are one number; the others of `homogeneous`.
     """
+    if isinstance(axes, int):
+        raise TypeError(f"axes must be a tuple, one entry a derivative: ({axes},), not {axes}")
     return homogeneous(u, x, {tuple(axes): 1.0})
 
 
@@ -203,12 +216,12 @@ def bilaplacian(u: Function, x: Tensor) -> Tensor:
     return homogeneous(u, x, {(i, i, j, j): 1.0 + (i < j) for i in axes for j in axes if i <= j})
 
 
-def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float]) -> Tensor:
+def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float | Tensor]) -> Tensor:
     """sum_a c_a d_a1 ... d_ak u for terms {(a1, ..., ak): c_a}, all of one order k, in one pass.
 
         homogeneous(u, x, {(0, 0): 1.0, (1, 1): -c**2})     # the wave operator
 
-    Returns a tensor of the shape of u(x).
+    Coefficients may be trained.  Returns a tensor of the shape of u(x).
 
     Raises:
         ValueError: if the orders differ or an axis is none of 0 .. d-1.
@@ -226,7 +239,7 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float]) -> Tensor:
     return taylor(u, x, orders.pop(), directions, list(found.values()))[-1]
 
 
-def directions_of(terms: Mapping[Axes, float], d: int) -> dict[Axes, float]:
+def directions_of(terms: Mapping[Axes, Any], d: int) -> dict[Axes, Any]:
     """Integer directions v and weights w with sum_a c_a ξ_a1 ... ξ_ak = sum_v w_v (v . ξ)^k.
 
     Polarisation, ξ_1 ... ξ_k = 1 / (2^(k-1) k!) sum_{s in {1} x {±1}^(k-1)} s_1 ... s_k (s . ξ)^k;
@@ -234,7 +247,7 @@ def directions_of(terms: Mapping[Axes, float], d: int) -> dict[Axes, float]:
 
     Source: Griewank, Utke, Walther (2000) interpolate the same sums.
     """
-    weights: defaultdict[Axes, float] = defaultdict(float)
+    weights: defaultdict[Axes, Any] = defaultdict(float)
     for axes, coefficient in terms.items():
         k = len(axes)
         for signs in product((1, -1), repeat=k - 1):
@@ -244,7 +257,7 @@ def directions_of(terms: Mapping[Axes, float], d: int) -> dict[Axes, float]:
             primitive, factor = reduced(v)
             scale = math.prod(signs) * factor**k / (2 ** (k - 1) * math.factorial(k))
             weights[primitive] += coefficient * scale
-    nonzero = {v: float(w) for v, w in weights.items() if w and any(v)}
+    nonzero = {v: w for v, w in weights.items() if any(v) and (isinstance(w, Tensor) or w)}
     return nonzero or {tuple([1] + [0] * (d - 1)): 0.0}
 
 

@@ -115,6 +115,24 @@ def test_laplacian_with_any_weights(shape, outputs, trained):
         close(*gradients)
 
 
+def test_trained_numbers_among_the_weights():
+    """Coefficients of the equation to be found, where numbers stand too."""
+    u, x = network(), points()
+    c = torch.tensor(0.7, dtype=f64, requires_grad=True)
+    second = taylor(u, x)[-1].detach()
+    operators = {
+        "laplacian": (lambda: laplacian(u, x, [1.0, c, 0.0]), second[1]),
+        "taylor": (lambda: taylor(u, x, weights=[[c, 0, 1.0], [0, 0, 2]])[-1][0], second[0]),
+        "homogeneous": (
+            lambda: homogeneous(u, x, {(0, 0): 1.0, (2, 2): -(c**2)}),
+            -2 * c * second[2],
+        ),
+    }
+    for operator, slope in operators.values():
+        (found,) = torch.autograd.grad(operator().sum(), c)
+        close(found, slope.sum())
+
+
 def test_definite_weights_need_d_directions_only():
     x, seen = points(), []
     spy = lambda z: seen.append(z.basis.count) or z.sum(1)  # noqa: E731
@@ -271,6 +289,7 @@ ERRORS = {
     "no order": (lambda u, x: partial(u, x, ()), "one order"),
     "axis": (lambda u, x: partial(u, x, (0, d)), "0 .. 2"),
     "negative axis": (lambda u, x: partial(u, x, (-1,)), "0 .. 2"),
+    "one axis": (lambda u, x: partial(u, x, 0), r"\(0,\), not 0"),
     "order zero": (lambda u, x: taylor(u, x, 0), "order >= 1"),
     "weights to estimate": (lambda u, x: hutchinson_laplacian(u, x, weights=x), r"\(3, 3\)"),
     "no axes": (lambda u, x: subsampled_laplacian(u, x, 0), "1 .. 3"),
