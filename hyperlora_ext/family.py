@@ -14,14 +14,22 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.spaces import TaskSpace
+from hyperlora_ext.spaces import Task, TaskSpace, single
 from kfac_pinn.domains import Domain
 from kfac_pinn.problem import Problem, Term
 
-__all__ = ["Condition", "Errors", "Family", "Splits", "uniform_points"]
+__all__ = ["Condition", "Errors", "Family", "Splits", "uniform_points", "values"]
 
 Function: TypeAlias = Callable[[Any], Any]
 Points: TypeAlias = "dict[str, Tensor]"
+
+
+def unknown(x: Tensor, task: Tensor) -> Tensor:
+    """The solution of a family whose solution is not known."""
+    raise ValueError(
+        "no solution of this family is known, so there are no errors and no data. How good a "
+        "network is, its loss on new points tells: `solve`, or `certificate`"
+    )
 
 
 @dataclass(frozen=True)
@@ -86,10 +94,11 @@ class Family:
         domain: of the points.
         space: of the tasks: how they are drawn, embedded, and what was trained on.
         conditions: by name; the loss of a task is sum_k 1/2 mean(r_k^2).
-        solution: the exact or reference fields, (x (N, d), task (p,)) -> (N, c).
+        solution: the exact or reference fields, (x (N, d), task (p,)) -> (N, c), if they are known:
+            errors and training by data need them, training by physics does not.
         known: a part of the fields that needs no network, likewise; None: zero. Networks represent
             the rest, of which the residuals must be written; `field` puts both together.
-        grid: where errors are measured, shape (M, d).
+        grid: where errors are measured, shape (M, d); not needed without a solution.
         counts: numbers of train, validation and test tasks of the paper.
         front: which points (x (N, d), task (p,)) lie where the solution is steep, bools (N,).
     """
@@ -98,8 +107,8 @@ class Family:
     domain: Domain
     space: TaskSpace
     conditions: Mapping[str, Condition]
-    solution: Callable[[Tensor, Tensor], Tensor]
-    grid: Tensor = field(repr=False)
+    solution: Callable[[Tensor, Tensor], Tensor] = unknown
+    grid: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
     counts: tuple[int, int, int] = (20, 20, 20)
     front: Callable[[Tensor, Tensor], Tensor] | None = None
     known: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -150,19 +159,20 @@ class Family:
             )
         return found
 
-    def problem(self, task: Tensor) -> Problem:
+    def problem(self, task: Task) -> Problem:
         """The single task (p,) as a kfac_pinn problem, ready for `kfac_pinn.fit`.
 
         Raises:
-            ValueError: for a task of the wrong size.
+            ValueError: for a task of the wrong size, or several.
         """
-        task = self.space.check(task)[0]
-        terms = {name: _term(condition, task) for name, condition in self.conditions.items()}
+        one = single(self.space, task)
+        terms = {name: _term(condition, one) for name, condition in self.conditions.items()}
 
         def solution(x: Tensor) -> Tensor:
-            return self.rest(x, task.to(x))
+            return self.rest(x, one.to(x))
 
-        return Problem(f"{self.name}, task {_short(task)}", self.domain, terms, solution)
+        known = None if self.solution is unknown else solution
+        return Problem(f"{self.name}, task {_short(one)}", self.domain, terms, known)
 
     def rest(self, x: Tensor, task: Tensor) -> Tensor:
         """What a network of the task (p,) should be at the points x (N, d): all but the known."""
@@ -175,9 +185,13 @@ class Family:
             return network
         return lambda x: network(x) + known(x, task.to(x))
 
-    def reference(self, task: Tensor) -> Tensor:
-        """What a network should be on the grid, (M, c); computed once a task."""
-        task = self.space.check(task)[0].to(self.grid)
+    def reference(self, task: Task) -> Tensor:
+        """What a network should be on the grid, (M, c); computed once a task.
+
+        Raises:
+            ValueError: if the family has no solution.
+        """
+        task = single(self.space, task).to(self.grid)
         key = tuple(task.tolist())
         if key not in self._references:
             self._references[key] = self.rest(self.grid, task)
@@ -193,10 +207,14 @@ class Family:
 
     @torch.no_grad()
     def errors(self, predict: Callable[[Tensor], Function], tasks: Tensor) -> Errors:
-        """Errors on the grid of predict(task) -> u, for each of the tasks (T, p)."""
+        """Errors on the grid of predict(task) -> u, for each of the tasks (T, p).
+
+        Raises:
+            ValueError: if the family has no solution, or u other fields than it.
+        """
         tasks = self.space.check(tasks).to(self.grid)
         pairs = [(predict(task), self.reference(task)) for task in tasks]
-        differences = [u(self.grid.to(_like(u, self.grid))).to(truth) - truth for u, truth in pairs]
+        differences = [values(u, self.grid, truth) - truth for u, truth in pairs]
         sizes = torch.stack([self._size(task) for task in tasks])
         steep = [self.front(self.grid, task) for task in tasks] if self.front else []
         inside = [d[where].square().mean() for d, where in zip(differences, steep, strict=False)]
@@ -243,7 +261,18 @@ def _short(task: Tensor) -> str:
     return ", ".join(shown + ["..."] * (len(task) > 3))
 
 
-def _like(u: Any, default: Tensor) -> Tensor:
-    """A tensor whose dtype and device the function computes in."""
+def values(u: Function, grid: Tensor, truth: Tensor) -> Tensor:
+    """u on the grid, computed in its own dtype and device, returned in the truth's.
+
+    Raises:
+        ValueError: if u has other fields than the truth (M, c): (M, 1) would broadcast.
+    """
     parameters = getattr(u, "parameters", None)
-    return next(parameters(), default) if callable(parameters) else default
+    like = next(parameters(), grid) if callable(parameters) else grid
+    found: Tensor = u(grid.to(like)).to(truth)
+    if found.shape != truth.shape:
+        raise ValueError(
+            f"the network returns shape {tuple(found.shape)} and the solution has "
+            f"{tuple(truth.shape)}: give the network one output a field"
+        )
+    return found

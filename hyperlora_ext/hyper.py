@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hyperlora_ext.emission import LowRank, TaskLinear, Whole
 from hyperlora_ext.frames import Shifted, in_frame, shifted
 from hyperlora_ext.lora import frozen, ranks_for, rewired
-from hyperlora_ext.spaces import TaskSpace
+from hyperlora_ext.spaces import Task, TaskSpace, single
 from kfac_pinn.networks import MLP
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
@@ -88,13 +88,16 @@ class HyperLoRA(nn.Module):
         return self.fields(tasks)(points.flatten(0, 1)).unflatten(0, points.shape[:2])
 
     @torch.no_grad()
-    def pinn(self, task: Tensor) -> nn.Module:
+    def pinn(self, task: Task) -> nn.Module:
         """The predicted network of one task (p,), ready to be used, or polished: adapters on it.
 
         Warns where the task lies outside the trained range.
+
+        Raises:
+            ValueError: for a task of the wrong size, or several.
         """
-        task = self.space.check(task)
-        self.space.warn(task)
+        task = single(self.space, task)
+        self.space.warn(task[None])
         return self.made_of(self.factors(task)[0], task)
 
     @torch.no_grad()
@@ -103,7 +106,7 @@ class HyperLoRA(nn.Module):
         parts = zip(self.layers, self.split(theta), strict=True)
         memo: dict[int, Any] = {id(layer): layer.emission.module(part) for layer, part in parts}
         network = copy.deepcopy(self.template, memo)
-        return in_frame(network, self.space.offset(self.space.check(task))[0].to(theta))
+        return in_frame(network, self.space.offset(task[None])[0].to(theta))
 
     def numbers(self, pinn: nn.Module) -> Tensor:
         """theta (size,) of a network made by `pinn` and trained further: a regression target."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyperlora_ext import paper
 from hyperlora_ext.bench import Bench
-from hyperlora_ext.family import Family
+from hyperlora_ext.family import Family, values
 from hyperlora_ext.lora import widest
 from hyperlora_ext.tables import RANKS, arguments, bench_of, polished
 
@@ -41,7 +41,7 @@ def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -
     whole = family.field(lambda x: truth, task)(points)
     shape = tuple(len(points[:, i].unique()) for i in (-2, -1))
     with torch.no_grad():
-        errors = {name: u(points) - truth for name, u in networks.items()}
+        errors = {name: values(u, points, truth) - truth for name, u in networks.items()}
     rows, columns = truth.shape[1], 1 + len(networks)
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, constrained_layout=True

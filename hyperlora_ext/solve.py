@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
+from hyperlora_ext.spaces import Task
+from kfac_pinn.problem import Problem
 from kfac_pinn.residuals import total_loss
 
 __all__ = ["Solved", "certificate", "solve"]
+
+Closure: TypeAlias = Callable[[], Any]
+Draw: TypeAlias = Callable[[int], Closure]
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class Solved:
     """A network for one task, and how good it is, without knowing the solution.
 
     Attributes:
-        model: adapters on the base; `merge(model)` is a plain network.
+        model: adapters on the base; `merge(model)` is a plain network. Of the steps taken, the one
+            with the smallest loss on the points held out.
         predicted, loss: sum_k 1/2 mean r_k^2 on points that were not trained on, of the
             prediction and of `model`.
         steps: of polishing.
@@ -39,7 +47,7 @@ class Solved:
 def solve(
     hyper: HyperLoRA,
     family: Family,
-    task: Tensor,
+    task: Task,
     tolerance: float = 0.0,
     steps: int = 10,
     *,
@@ -50,27 +58,54 @@ def solve(
     otherwise polished by at most so many Levenberg-Marquardt steps on its adapters.
 
     Args:
-        sizes: points of a step, by condition; twice as many are held out.
+        sizes: points of a step, by condition, the family's own unless given; twice as many are held
+            out. When these refuse a step, new points are drawn for the next.
 
     Raises:
         ValueError: for a task of the wrong size. Warns where it lies outside the trained range.
     """
     start = time.perf_counter()
     model = hyper.pinn(task)
-    problem, generator = family.problem(task), Generator().manual_seed(seed)
-    like = next(model.parameters())
-    more = {k: 2 * n for k, n in (sizes or {}).items()}
-    judges = problem.sample(generator, more, like.dtype, like.device).residuals(model)
-    loss = predicted = certificate(judges)
-    points = problem.sample(generator, sizes, like.dtype, like.device).residuals(model)
-    optimizer, taken = LevenbergMarquardt(model.parameters(), held_out=judges), 0
-    while loss > tolerance and taken < steps:
-        optimizer.step(points)
-        loss, taken = certificate(judges), taken + 1
+    draw = drawing(family.problem(task), model, sizes or {}, Generator().manual_seed(seed))
+    judges = draw(2)
+    predicted = certificate(judges)
+    loss, taken = polish(model, judges, draw, tolerance, steps)
     return Solved(model, predicted, loss, taken, time.perf_counter() - start)
 
 
+def polish(
+    model: nn.Module, judges: Closure, draw: Draw, tolerance: float, steps: int
+) -> tuple[float, int]:
+    """The smallest held-out loss, at which the model is left, and the steps that were taken."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = LevenbergMarquardt(trained, held_out=judges)
+    best, numbers, taken = certificate(judges), parameters_to_vector(trained).detach(), 0
+    points = draw(1)
+    while best > tolerance and taken < steps:
+        optimizer.step(points)
+        loss, taken = certificate(judges), taken + 1
+        if loss < best:
+            best, numbers = loss, parameters_to_vector(trained).detach()
+        points = draw(1) if optimizer.vetoed else points
+    vector_to_parameters(numbers, trained)
+    return best, taken
+
+
+def drawing(
+    problem: Problem, model: nn.Module, sizes: Mapping[str, int], generator: Generator
+) -> Draw:
+    """Residuals of the model on so many times the points, new ones with every call."""
+    like = next(model.parameters())
+    whole = {name: term.size for name, term in problem.terms.items()} | dict(sizes)
+
+    def draw(times: int) -> Closure:
+        many = {name: times * n for name, n in whole.items()}
+        return problem.sample(generator, many, like.dtype, like.device).residuals(model)
+
+    return draw
+
+
 @torch.no_grad()
-def certificate(residuals: object) -> float:
+def certificate(residuals: Closure) -> float:
     """The loss of a closure on its points: a certificate where they were not trained on."""
-    return float(total_loss(residuals()))  # type: ignore[operator]
+    return float(total_loss(residuals()))

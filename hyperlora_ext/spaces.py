@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["GaussianField", "Interval", "TaskSpace"]
+__all__ = ["GaussianField", "Interval", "Task", "TaskSpace", "single"]
+
+Task: TypeAlias = Tensor | float
 
 OUTSIDE = (
     "{n} of {total} tasks lie outside the trained range ({range}): a prediction there is an "
@@ -41,8 +43,8 @@ class TaskSpace(Protocol):
     def contains(self, tasks: Tensor) -> Tensor:
         """Which tasks lie in the trained range, bools (T,)."""
 
-    def check(self, tasks: Tensor) -> Tensor:
-        """The tasks as (T, p).
+    def check(self, tasks: Task) -> Tensor:
+        """The tasks as (T, p), real numbers.
 
         Raises:
             ValueError: for tasks of the wrong size.
@@ -50,6 +52,18 @@ class TaskSpace(Protocol):
 
     def warn(self, tasks: Tensor) -> None:
         """Warn where tasks lie outside the trained range."""
+
+
+def single(space: TaskSpace, task: Task) -> Tensor:
+    """One task as (p,).
+
+    Raises:
+        ValueError: for a task of the wrong size, or several.
+    """
+    found = space.check(task)
+    if len(found) != 1:
+        raise ValueError(f"one task is expected, found a stack of {len(found)}: take one of them")
+    return found[0]
 
 
 def identity(value: Tensor) -> Tensor:
@@ -67,6 +81,9 @@ class Interval:
             where the solution depends on 1 / value.
         inverse: of `scale`.
         margin: how far `outside` reaches, as a fraction of the range (in `scale`).
+
+    Raises:
+        ValueError: if the range is empty.
     """
 
     lower: float
@@ -76,6 +93,10 @@ class Interval:
     margin: float = 0.25
 
     inputs = 1
+
+    def __post_init__(self) -> None:
+        if not self.lower < self.upper:
+            raise ValueError(f"tasks from {self.lower:g} to {self.upper:g}: give a longer range")
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Uniform in the value itself."""
@@ -107,8 +128,8 @@ class Interval:
         slack = 1e-6 * (self.upper - self.lower)
         return ((tasks >= self.lower - slack) & (tasks <= self.upper + slack)).all(-1)
 
-    def check(self, tasks: Tensor) -> Tensor:
-        """A task or a stack of them."""
+    def check(self, tasks: Task) -> Tensor:
+        """A task (the number itself will do) or a stack of them."""
         return _stacked(tasks, 1)
 
     def warn(self, tasks: Tensor) -> None:
@@ -181,16 +202,25 @@ class GaussianField:
         return torch.fft.irfft(torch.fft.rfft(tasks) * waves, n=self.inputs)
 
     def contains(self, tasks: Tensor) -> Tensor:
-        """Fields whose root mean square is at most three times that of the distribution."""
-        return tasks.square().mean(-1).sqrt() <= 3 * self.deviation
+        """Functions without a mean, as large and as rough as those drawn, (T,) bools.
 
-    def check(self, tasks: Tensor) -> Tensor:
+        The root mean square is at most three times that of the distribution, and the mean over k of
+        |c_k|^2 / s_k^2, which is 1 +- 0.13 for draws, at most 2.
+        """
+        modes = torch.fft.rfft(tasks)[:, : self.inputs // 2].abs() / self.inputs
+        rough = (modes[:, 1:] / self.spectrum.to(modes)).square().mean(-1)
+        large = tasks.square().mean(-1).sqrt()
+        mean = modes[:, 0]
+        near = (large <= 3 * self.deviation) & (mean <= 0.01 * self.deviation)
+        return near & (rough <= 2)
+
+    def check(self, tasks: Task) -> Tensor:
         """A function or a stack of them."""
         return _stacked(tasks, self.inputs)
 
     def warn(self, tasks: Tensor) -> None:
-        """Say so where functions are much larger than those drawn."""
-        _warn(self.contains(tasks), f"root mean square up to {3 * self.deviation:.2g}")
+        """Say so where functions are larger or rougher than those drawn, or have a mean."""
+        _warn(self.contains(tasks), "functions without a mean, as large and as rough as draws")
 
     @property
     def spectrum(self) -> Tensor:
@@ -204,9 +234,11 @@ class GaussianField:
         return float((2 * self.spectrum.square().sum()).sqrt())
 
 
-def _stacked(tasks: Tensor, inputs: int) -> Tensor:
+def _stacked(tasks: Task, inputs: int) -> Tensor:
     """Tasks as (T, inputs)."""
-    if tasks.ndim not in (0, 1, 2) or (tasks.ndim and tasks.shape[-1] != inputs):
+    if not isinstance(tasks, Tensor) or not tasks.is_floating_point():
+        tasks = torch.as_tensor(tasks, dtype=torch.float64)
+    if tasks.ndim > 2 or (tasks.shape[-1] if tasks.ndim else 1) != inputs:
         raise ValueError(
             f"a task of this family has {inputs} number(s); found shape {tuple(tasks.shape)}. Pass "
             f"one task ({inputs},) or a stack (T, {inputs})"

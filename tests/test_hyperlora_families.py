@@ -23,7 +23,10 @@ from hyperlora_ext.problems import (
 from hyperlora_ext.problems.burgers1d import heat_flow
 from hyperlora_ext.problems.burgers2d import front
 from hyperlora_ext.problems.kovasznay import kovasznay_flow
+from hyperlora_ext.regimes import by_physics, pinn
+from hyperlora_ext.solve import solve
 from hyperlora_ext.spaces import GaussianField, Interval
+from hyperlora_ext.training import Levenberg, task_problem
 from kfac_pinn.networks import MLP, PeriodicFeatures
 
 F64 = torch.float64
@@ -232,8 +235,30 @@ def test_splits_are_reproducible_and_of_the_papers_sizes(family: Family) -> None
         assert not torch.equal(getattr(one, name), getattr(other, name))
     assert (len(one.train), len(one.valid), len(one.test)) == family.counts
     assert family.space.contains(one.test).all()
-    assert not family.space.contains(one.extrapolation).any() or "1D" in family.name
+    assert not family.space.contains(one.extrapolation).any()
     assert not torch.equal(one.train[:20], one.test)
+
+
+@pytest.mark.parametrize("family", [kovasznay(), burgers2d()], ids=ids)
+def test_extrapolation_keeps_to_numbers_that_make_sense(family: Family) -> None:
+    """Viscosities and Reynolds numbers are positive; in 1 / nu a quarter further is beyond zero."""
+    tasks = torch.cat([family.splits(seed).extrapolation for seed in range(20)])
+    assert (tasks > 0).all()
+    assert (tasks > family.space.upper).any() and (tasks < family.space.lower).any()
+    assert tasks.max() < 2 * family.space.upper
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_functions_unlike_those_drawn_lie_outside(centred: bool) -> None:
+    space = GaussianField(centred=centred)
+    draws = space.sample(500, seeded())
+    assert space.contains(draws).all() and space.contains(draws.float()).all()
+    x = torch.arange(128, dtype=F64) / 128
+    sine, saw = torch.sin(2 * math.pi * x), (2 * x - 1) / 2
+    inside = [sine, 0.01 * sine]
+    outside = [5 * sine, sine + 0.1, saw - saw.mean(), 0.01 * torch.sin(80 * math.pi * x)]
+    assert space.contains(torch.stack(inside)).all()
+    assert not space.contains(torch.stack(outside)).any()
 
 
 @given(st.integers(1, 30))
@@ -290,6 +315,60 @@ def test_bad_tasks_are_named() -> None:
         family.space.warn(torch.tensor([[300.0]], dtype=F64))
     with pytest.warns(UserWarning, match="outside the trained range"):
         GaussianField().warn(torch.full((1, 128), 5.0, dtype=F64))
+
+
+def test_a_task_is_a_number_too_but_not_several() -> None:
+    family = kovasznay()
+    for given_task in (60, 60.0, torch.tensor(60), torch.tensor([60])):
+        assert torch.equal(family.space.check(given_task), torch.tensor([[60.0]], dtype=F64))
+        assert family.problem(given_task).name == "Kovasznay flow, task 60"
+    with pytest.raises(ValueError, match="has 128 number"):
+        burgers1d().problem(1.0)
+    for takes_one in (family.problem, family.reference):
+        with pytest.raises(ValueError, match="one task is expected, found a stack of 3"):
+            takes_one(family.space.nodes(3))
+    for lower, upper in ((1.0, 1.0), (2.0, 1.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match="give a longer range"):
+            Interval(lower, upper)
+
+
+def test_a_family_without_a_solution() -> None:
+    """It is trained and certified by its residuals; what needs a solution says so."""
+    whole = kovasznay()
+    family = Family(whole.name, whole.domain, whole.space, whole.conditions)
+    few = {"interior": 30, "boundary": 20}
+    base = pinn(MLP((2, 8, 3)).double(), family.problem(40), Levenberg(few), steps=2)
+    h = HyperLoRA(base, family.space, 2, hidden=(6,))
+    by_physics(h, family, lambda g: family.space.nodes(2), Levenberg(), few, steps=2)
+    solved = solve(h, family, 60, steps=2, sizes=few)
+    assert solved.loss <= solved.predicted
+    for asks in (family.reference, lambda t: family.errors(h.pinn, torch.tensor([[t]]))):
+        with pytest.raises(ValueError, match="no solution of this family is known"):
+            asks(60.0)
+
+
+def test_a_network_of_other_fields_is_not_compared() -> None:
+    with pytest.raises(ValueError, match=r"shape \(10201, 1\) and the solution has \(10201, 3\)"):
+        kovasznay().errors(lambda task: MLP((2, 4, 1)).double(), torch.tensor([[40.0]]))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=ids)
+def test_points_and_residuals_are_made_on_the_networks_device(family: Family) -> None:
+    """Mixing a CPU tensor with one on the device without data is an error."""
+    fields = fields_of(family)
+    u = nn.Sequential(nn.Linear(family.domain.dim, 5), nn.Tanh(), nn.Linear(5, fields)).to("meta")
+    sizes = dict.fromkeys(family.conditions, 8)
+    one = family.problem(family.space.sample(1)).sample(seeded(), sizes, torch.float32, "meta")
+    h = HyperLoRA(u, family.space, 2, hidden=(7,))
+    problem = task_problem(family, lambda g: family.space.sample(3, g), sizes=sizes)
+    many = problem.sample(seeded(), dtype=torch.float32, device="meta")
+    for batch, network in ((one, u), (many, h)):
+        for x in (*batch.points.values(), *batch.residuals(network)().values()):
+            assert x.device.type == "meta" and x.dtype == torch.float32
+
+
+def fields_of(family: Family) -> int:
+    return {"Kovasznay flow": 3, "2D Burgers": 2}.get(family.name, 1)
 
 
 def test_a_centred_field_is_seen_in_its_own_frame() -> None:

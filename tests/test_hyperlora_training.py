@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
 from hyperlora_ext.lora import adapt, adapters, count
 from hyperlora_ext.problems import kovasznay
 from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
-from hyperlora_ext.solve import certificate, solve
+from hyperlora_ext.solve import Closure, certificate, drawing, polish, solve
 from hyperlora_ext.training import (
     PUBLISHED_HYPER,
     PUBLISHED_PINN,
@@ -198,6 +199,35 @@ def test_predict_certify_polish(base: nn.Module) -> None:
     assert mse(polished.model, 60) < mse(h.pinn(task(60)), 60)
     with pytest.warns(UserWarning, match="outside the trained range"):
         solve(h, FAMILY, task(120), steps=1, sizes=SIZES)
+
+
+def test_polishing_ends_at_its_best_and_draws_anew_after_a_veto(base: nn.Module) -> None:
+    h = HyperLoRA(base, FAMILY.space, 2, hidden=(8,))
+    model, sizes = h.pinn(task(60)), {"interior": 3, "boundary": 2}
+    few = drawing(FAMILY.problem(task(60)), model, sizes, Generator().manual_seed(0))
+    judges, drawn = few(100), []
+
+    def draw(times: int) -> Closure:
+        drawn.append(times)
+        return few(times)
+
+    start = certificate(judges)
+    loss, taken = polish(model, judges, draw, 0.0, 12)
+    assert taken == 12 and loss < start
+    assert certificate(judges) == pytest.approx(loss, rel=1e-12)  # the model is left there
+    assert len(drawn) > 1  # five points are soon exhausted
+
+
+def test_a_task_is_solved_with_the_familys_own_points() -> None:
+    few = {
+        name: replace(c, size=n)
+        for (name, c), n in zip(FAMILY.conditions.items(), (30, 20), strict=True)
+    }
+    family = replace(FAMILY, conditions=few)
+    h = HyperLoRA(MLP((2, 6, 3)).double(), family.space, 2, hidden=(6,))
+    all_of_them = solve(h, family, 60, steps=3, sizes={"interior": 30, "boundary": 20})
+    default = solve(h, family, 60, steps=3)
+    assert default.loss == all_of_them.loss <= default.predicted == all_of_them.predicted
 
 
 # --- rank ----------------------------------------------------------------------------------------

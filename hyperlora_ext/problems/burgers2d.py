@@ -54,7 +54,8 @@ def burgers2d(
         "initial": Condition(_initial_points, given, 500),
         "boundary": Condition(_boundary_points, given, 400),
     }
-    space = Interval(*viscosity, torch.reciprocal, torch.reciprocal)
+    # 1 / nu to either side by a twentieth of its range: a quarter would lead to negative nu.
+    space = Interval(*viscosity, torch.reciprocal, torch.reciprocal, margin=0.05)
     return Family("2D Burgers", DOMAIN, space, conditions, solution, _grid(), front=in_front)
 
 
