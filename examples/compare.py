@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 from experiments.figures import errors
-from experiments.pages import fill, hardware, winners
+from experiments.pages import fill, hardware, plain, winners
 from experiments.recipes import OPTIMIZERS
 from experiments.results import Experiment, best_settings, last_rows, load, markdown, summary
 from experiments.training import run_all
@@ -31,6 +31,7 @@ CHOOSING = HERE.parent / "docs" / "choosing.md"
 FIGURE = HERE.parent / "docs" / "figures" / "compare.png"
 ALL = list(OPTIMIZERS)
 TUNING_SEED = 100
+HIDDEN = ["points", "dtype", "device", "unit", "budget", "mean", "deviation"]  # said above it
 
 # Small enough for every optimizer, with five rows of the Jacobian a parameter where there is a
 # front: fewer would be interpolated without solving the equation between them.
@@ -75,8 +76,10 @@ def report() -> None:
     """Table and figure of what has been trained."""
     rows = load(RESULTS)
     table = summary(rows)
+    table = table.drop(columns=["limit", "options"])
     table.to_csv(RESULTS / "table.csv", index=False, float_format="%.3g")
     errors(rows, FIGURE)
+    table = table.assign(settings=table["settings"].map(plain)).drop(columns=HIDDEN)
     text = f"{markdown(table)}\n![Error against seconds](../figures/compare.png)"
     fill(PAGE, f"{text}\n\n{hardware(RESULTS)}")
     fill(CHOOSING, winners(rows), "compare")

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import sys
@@ -94,8 +95,11 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     monkeypatch.setitem(recipes.PROBLEMS, "heat_1d", smaller(recipes.PROBLEMS["heat_1d"], 20))
     monkeypatch.setattr(run, "BEST", tmp_path / "settings.json")
     train = ("train", "heat_1d", "kfac_star", "--steps", 3, "--seeds", 2, "--folder", tmp_path)
-    assert invoke(run.app, *train, "--settings", '{"damping": 1e-6}').count("relative L2") == 2
-    assert "relative L2" not in invoke(run.app, *train, "--settings", '{"damping": 1e-6}')
+    train = (*train, "--settings", '{"damping": 1e-6}')
+    first = invoke(run.app, *train)
+    assert "| 257 | kfac_star | damping 1e-06 |" in first
+    assert "done" not in first
+    assert invoke(run.app, *train).count(": done, ") == 2
     assert (tmp_path / "heat_1d.png").exists()
     page = tmp_path / "experiments" / "heat_1d.md"
     page.parent.mkdir()
@@ -106,6 +110,73 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     assert "Not run: sgd" in page.read_text()
     assert "8.8e-07" in page.read_text()  # the published value stands beside the measured one
     assert (tmp_path / "figures" / "heat_1d.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--network 64,48", "whole numbers, as in 64-64-48-48"),
+        ("--settings {lr:1}", "is no JSON"),
+        ("--settings [1]", "does not map names to numbers"),
+        ('--settings {"lrr":1}', "argument 'lrr'; a sweep tunes ['lr']"),
+        ('--points {"interor":9}', "has points for ['interior', 'conditions'], not ['interor']"),
+        ("--device nowhere", "--device nowhere"),
+        ("--dtype float31", "is not one of 'float64', 'float32'"),
+        ("--steps -3", "--steps"),
+        ("--seeds 0", "--seeds"),
+    ],
+)
+def test_the_runner_says_what_is_wrong_in_one_line(options: str, said: str, tmp_path: Path) -> None:
+    run = load("run")
+    asked = ["train", "heat_1d", "adam", "--steps", "1", "--folder", str(tmp_path)]
+    result = CliRunner().invoke(run.app, asked + options.split(" "), env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert said in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("train heat_1d adam", "the run has no end"),
+        ("sweep heat_1d kfac_pinn", "nothing to tune"),
+        ("queue --plan --only 1000d", "nothing in the queue"),
+        ("report --folder nowhere", "no result files in nowhere"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_so(asked: str, said: str) -> None:
+    result = CliRunner().invoke(load("run").app, asked.split(" "), env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_every_row_comes_with_the_command_that_remakes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a page prints makes the same run again, under the same name."""
+    run, pages, results = load("run"), load("experiments.pages"), load("experiments.results")
+    points = '{"interior": 9, "conditions": 5}'
+    asked = ["train", "heat_4d", "kfac_star", "--network", "4-3", "--steps", 2, "--keep", 1]
+    asked += ["--settings", '{"damping": 1e-06}', "--points", points, "--dtype", "float32"]
+    invoke(run.app, *asked, "--folder", tmp_path / "a")
+    printed = pages.commands(results.load(tmp_path / "a"))
+    assert printed.startswith("python examples/run.py train heat_4d kfac_star")
+    monkeypatch.chdir(tmp_path)
+    invoke(run.app, *shlex.split(printed)[2:])
+    files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("a", "mine")]
+    assert files[0] == files[1]
+
+
+def test_the_smallest_network_has_one_name() -> None:
+    run = load("run")
+    assert run.widths("", "heat_1d") == run.widths("64", "heat_1d") == ()
+    assert run.widths("64-48", "heat_1d") == (64, 48)
+
+
+def test_every_optimizer_has_its_own_line() -> None:
+    styles = load("experiments.figures").STYLES
+    assert set(styles) == set(load("experiments.recipes").OPTIMIZERS)
+    assert len(set(styles.values())) == len(styles)
 
 
 TINY = {"problem": "heat_1d", "network": (4,), "points": {"interior": 12, "conditions": 6}}
@@ -348,6 +419,10 @@ def test_sweep_remembers_the_best_settings(tmp_path: Path, monkeypatch: pytest.M
     best = json.loads(run.BEST.read_text())["poisson_2d 8 adam"]
     assert 1e-4 <= best["settings"]["lr"] <= 1
     assert best["trials"] == 2
+    better = json.dumps({"poisson_2d 8 adam": {**best, "relative_l2": 1e-9}})
+    run.BEST.write_text(better)
+    assert "not kept" in invoke(run.app, "sweep", "poisson_2d", "adam", "--network", "8", *budget)
+    assert run.BEST.read_text() == better
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

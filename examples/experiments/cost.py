@@ -195,7 +195,7 @@ def constants(rows: pd.DataFrame) -> pd.DataFrame:
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """A column an axis: milliseconds above, MiB below; marks measured, lines the formula."""
     base, lines = asdict(Size()), {measured: fitted(rows, measured) for measured in MODELS}
-    figure, axes = plt.subplots(2, len(AXES), figsize=(14, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, len(AXES), figsize=(14, 6.5), sharey="row", layout="constrained")
     for column, axis_name in zip(axes.T, AXES, strict=True):
         others = [name for name in base if name != axis_name]
         part = rows[(rows[others] == pd.Series(base)[others]).all(axis=1)].sort_values(axis_name)

@@ -14,7 +14,22 @@ import pandas as pd
 
 __all__ = ["errors", "write"]
 
-Colors = dict[str, tuple[float, ...]]
+#: The same everywhere: a colour a family, a line style a member; first-order methods in greys.
+STYLES = {
+    "gauss_newton": ("C3", "-"),
+    "kfac_pinn": ("C1", "-"),
+    "kfac_star": ("C0", "-"),
+    "kfac": ("C0", "--"),
+    "engd": ("C2", "-"),
+    "engd_layers": ("C2", "--"),
+    "engd_diagonal": ("C2", ":"),
+    "spring": ("C4", "-"),
+    "kernel_engd": ("C4", "--"),
+    "hessian_free": ("C5", "-"),
+    "lbfgs": ("0.2", "-"),
+    "adam": ("0.45", "--"),
+    "sgd": ("0.6", ":"),
+}
 
 
 def errors(rows: pd.DataFrame, path: Path) -> None:
@@ -22,19 +37,28 @@ def errors(rows: pd.DataFrame, path: Path) -> None:
     panels = list(rows.groupby(["problem", "parameters"]))
     size = (4 * len(panels) + 1.7, 7)
     figure, axes = plt.subplots(2, len(panels), figsize=size, layout="constrained", squeeze=False)
-    names = sorted(rows["optimizer"].unique())
-    colors = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
     for (above, below), ((problem, parameters), runs) in zip(axes.T, panels, strict=True):
-        against_seconds(above, runs, colors)
-        against_loss(below, runs, colors)
+        against_seconds(above, runs)
+        against_loss(below, runs)
         above.set(title=f"{problem}, {parameters} parameters", xlabel="seconds")
         below.set(xlabel="training loss")
         for axis in (above, below):
             axis.set(xscale="log", yscale="log", ylabel="held-out relative $L_2$ error")
             axis.grid(alpha=0.3)
-    handles = [plt.Line2D([], [], color=colors[name], label=name) for name in names]
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=legend(rows), loc="outside right upper")
     write(figure, path)
+
+
+def legend(rows: pd.DataFrame) -> list[plt.Line2D]:
+    """The optimizers that there are, in the order of `STYLES`."""
+    names = [name for name in STYLES if name in set(rows["optimizer"])]
+    return [plt.Line2D([], [], label=name, **style(name)) for name in names]
+
+
+def style(optimizer: str) -> dict[str, str]:
+    """Colour and line."""
+    color, line = STYLES[optimizer]
+    return {"color": color, "linestyle": line}
 
 
 def write(figure: plt.Figure, path: Path) -> None:
@@ -44,7 +68,7 @@ def write(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def against_seconds(axis: plt.Axes, rows: pd.DataFrame, colors: Colors) -> None:
+def against_seconds(axis: plt.Axes, rows: pd.DataFrame) -> None:
     """Median and quartiles over the seeds, the runs interpolated to common times."""
     for optimizer, runs in seeds_of(rows):
         longest = runs["seconds"].max()
@@ -54,16 +78,16 @@ def against_seconds(axis: plt.Axes, rows: pd.DataFrame, colors: Colors) -> None:
             for _, run in runs.groupby("seed")
         ]
         low, middle, high = 10 ** np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
-        axis.plot(times, middle, color=colors[optimizer])
-        axis.fill_between(times, low, high, color=colors[optimizer], alpha=0.2, linewidth=0)
+        axis.plot(times, middle, **style(optimizer))
+        axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
 
 
-def against_loss(axis: plt.Axes, rows: pd.DataFrame, colors: Colors) -> None:
+def against_loss(axis: plt.Axes, rows: pd.DataFrame) -> None:
     """One line a seed: below the others it generalises better at equal loss."""
     for optimizer, runs in seeds_of(rows):
         for _, run in runs.groupby("seed"):
             error = run["relative_l2"].clip(upper=10)
-            axis.plot(run["loss"], error, color=colors[optimizer], linewidth=0.7, alpha=0.6)
+            axis.plot(run["loss"], error, **style(optimizer), linewidth=0.7, alpha=0.6)
 
 
 def seeds_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -15,7 +15,18 @@ from experiments.published import RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from experiments.recipes import OPTIMIZERS, PROBLEMS
 from experiments.results import SEEDS, load, markdown, summary
 
-__all__ = ["circumstances", "comparison", "fill", "hardware", "missing", "report", "winners"]
+__all__ = [
+    "circumstances",
+    "commands",
+    "comparison",
+    "fill",
+    "hardware",
+    "missing",
+    "plain",
+    "report",
+    "row",
+    "winners",
+]
 
 NAN = float("nan")
 
@@ -40,6 +51,8 @@ def section(problem: str, rows: pd.DataFrame, folder: Path, pages: Path) -> str:
         [
             markdown(comparison(rows)).rstrip(),
             f"![Held-out error against seconds and against the training loss]({figure})",
+            "Each row is remade by its command, which prints it and draws the figure into `mine`:",
+            f"```\n{commands(rows)}\n```",
             f"Measured on {hardware(folder, problem)}",
             missing(problem, rows),
         ]
@@ -62,7 +75,9 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
             "steps": table["steps"].round(),
             "relative L2": table["relative L2"],
             "RMS": table["RMS"],
-            "quartiles": spread(table["lower quartile"], table["upper quartile"], "to"),
+            "quartiles": spread(
+                table["lower quartile"], table["upper quartile"].where(table["seeds"] > 1), "to"
+            ),
             "mean": spread(table["mean"], table["deviation"], "±"),
             "published RMS": published,
             "factor": table["relative L2"] * table["problem"].map(SCALE).astype(float) / published,
@@ -73,6 +88,27 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     if any(key[:2] == ("heat_4d", 10065) for key in keys):
         shown["published mean"] = [ten_seeds(*key) for key in keys]
     return shown.dropna(axis=1, how="all").sort_values(["parameters", "RMS"])
+
+
+def row(rows: pd.DataFrame) -> str:
+    """The rows of some runs of one problem, as much of them as fits a terminal."""
+    wide = ["quartiles", "mean", "published s", "published steps"]
+    return markdown(comparison(rows).drop(columns=wide, errors="ignore"))
+
+
+def commands(rows: pd.DataFrame) -> str:
+    """A line a row of the table: what makes it again where the results are there already."""
+    table = summary(rows).sort_values(["parameters", "RMS"])
+    return "\n".join(dict.fromkeys(command(run) for run in table.itertuples()))
+
+
+def command(run: Any) -> str:
+    """What makes all seeds of a row of the summary."""
+    budget = f"--{'seconds' if run.unit == 'seconds' else 'steps'} {run.budget:g}"
+    if run.unit == "seconds" and run.steps >= run.limit:
+        budget += f" --steps {run.limit:g}"
+    name = f"python examples/run.py train {run.problem} {run.optimizer}{run.options}"
+    return f"{name} {budget} --seeds {run.seeds} --folder mine"
 
 
 def winners(rows: pd.DataFrame, places: int = 3) -> str:
@@ -99,7 +135,7 @@ def winners(rows: pd.DataFrame, places: int = 3) -> str:
 
 def plain(settings: str) -> str:
     """Settings without the punctuation of JSON."""
-    return ", ".join(f"{name} {value:.3g}" for name, value in json.loads(settings).items())
+    return ", ".join(f"{name} {value:g}" for name, value in json.loads(settings).items())
 
 
 def spread(first: pd.Series, second: pd.Series, between: str) -> list[str]:
@@ -131,9 +167,10 @@ def missing(problem: str, rows: pd.DataFrame) -> str:
 def hardware(folder: Path, problem: str = "") -> str:
     """What the results of a folder were measured with, a sentence."""
     commits: dict[str, set[str]] = {}
-    for path in folder.glob(f"{problem}_{SEEDS}" if problem else SEEDS):
-        environment = json.loads(path.read_text())["environment"]
-        commits.setdefault(circumstances(environment), set()).add(environment["commit"])
+    for content in (json.loads(path.read_text()) for path in folder.glob(SEEDS)):
+        environment = content["environment"]
+        if problem in ("", content["experiment"]["problem"]):
+            commits.setdefault(circumstances(environment), set()).add(environment["commit"])
     return "; ".join(f"{what}, commit {', '.join(sorted(c))}" for what, c in commits.items()) + "."
 
 

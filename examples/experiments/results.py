@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from experiments.recipes import NEVER, PROBLEMS
+from experiments.recipes import NEVER, PROBLEMS, resampling
 from kfac_pinn.fit import History
 
 __all__ = [
@@ -123,8 +123,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit checked out, "" outside of a repository."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """The commit of this file's checkout, "" outside of a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -177,7 +177,29 @@ def rows_of(content: dict[str, Any]) -> pd.DataFrame:
         parameters=content["parameters"],
         unit="seconds" if experiment["seconds"] else "step",
         budget=experiment["seconds"] or experiment["steps"],
+        limit=experiment["steps"] or math.inf,
+        options=options_of(experiment),
     )
+
+
+def options_of(experiment: dict[str, Any]) -> str:
+    """What `run.py train` is given for such a run besides problem, optimizer, budget and seeds."""
+    widths = "-".join(map(str, experiment["network"]))
+    usual = resampling(experiment["problem"], experiment["optimizer"])
+    given = {
+        "network": widths,
+        "settings": quoted(experiment["settings"]),
+        "points": quoted(experiment["points"]),
+        "keep": "" if experiment["resample"] == usual else experiment["resample"],
+        "device": experiment["device"].replace("cpu", ""),
+        "dtype": experiment["dtype"].replace("float64", ""),
+    }
+    return "".join(f" --{name} {value}" for name, value in given.items() if value)
+
+
+def quoted(values: dict[str, Any]) -> str:
+    """As an argument of a shell, "" for none."""
+    return f"'{json.dumps(values)}'" if values else ""
 
 
 def points_of(experiment: dict[str, Any]) -> str:
@@ -222,6 +244,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "upper quartile": rms.quantile(0.75),
             "mean": rms.mean(),
             "deviation": rms.std(),
+            "limit": final["limit"].first(),
+            "options": final["options"].first(),
         }
     )
     return table.reset_index().sort_values(["problem", "parameters", "relative L2"])

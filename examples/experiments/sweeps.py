@@ -12,7 +12,7 @@ from experiments.recipes import OPTIMIZERS, SPACES
 from experiments.results import Experiment
 from experiments.training import network_of, train
 
-__all__ = ["SEED", "key", "known_settings", "remember", "sweep"]
+__all__ = ["SEED", "key", "known_settings", "remember", "sweep", "tunable"]
 
 SEED = 100  # that no result is made with
 WORST = 1e3  # what a run that diverged counts as
@@ -62,8 +62,17 @@ def known_settings(experiment: Experiment, best: Path) -> dict[str, float]:
     return swept.get(key(experiment), {}).get("settings") or published or {}
 
 
-def remember(experiment: Experiment, study: optuna.Study, best: Path) -> None:
-    """Add the best settings of a study, and how they were found, to the file that is committed."""
+def tunable(optimizer: str) -> bool:
+    """Whether it has settings that a sweep looks for."""
+    return bool(OPTIMIZERS[optimizer].settings)
+
+
+def remember(experiment: Experiment, study: optuna.Study, best: Path) -> bool:
+    """Add the best settings of a study, and how they were found, to the file that is committed.
+
+    Returns:
+        Whether they were added: those of a smaller error, as of a longer sweep, stay.
+    """
     entry = {
         "settings": {name: float(f"{v:.3g}") for name, v in study.best_params.items()},
         "relative_l2": float(f"{study.best_value:.3g}"),
@@ -71,8 +80,11 @@ def remember(experiment: Experiment, study: optuna.Study, best: Path) -> None:
         "study": study.study_name,
     }
     known = json.loads(best.read_text()) if best.exists() else {}
+    if known.get(key(experiment), {}).get("relative_l2", WORST) < entry["relative_l2"]:
+        return False
     best.parent.mkdir(parents=True, exist_ok=True)
     best.write_text(json.dumps({**known, key(experiment): entry}, indent=1) + "\n")
+    return True
 
 
 def key(experiment: Experiment) -> str:

@@ -148,14 +148,19 @@ class Bar(Callback):
         self.drawn = 0.0
 
     def on_step(self, run: Run) -> None:
-        if self.bar.disable or time.monotonic() - self.drawn < self.interval:
-            return
+        if not self.bar.disable and time.monotonic() - self.drawn > self.interval:
+            self.draw(run)
+
+    def draw(self, run: Run) -> None:
+        """The state now."""
         done = run.step if self.by_steps else round(run.seconds, 1)
         self.bar.set_postfix_str(", ".join(state_of(run)), refresh=False)
         self.bar.update(min(done, self.bar.total) - self.bar.n)
         self.drawn = time.monotonic()
 
     def on_end(self, run: Run) -> None:
+        if not self.bar.disable:
+            self.draw(run)
         self.bar.close()
 
 
