@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ class SelfLinearizing(Protocol):
 
 def linearize(
     closure: Callable[[], Residuals],
-    parameters: Sequence[Tensor],
-    check: bool = False,
+    parameters: Iterable[Tensor],
+    check: bool | set[int] = False,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
@@ -53,7 +54,9 @@ def linearize(
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
             asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
-        check: also compare J^T u with autograd's, parameter by parameter, for a random u.
+        check: also compare J^T u with autograd's, parameter by parameter, for a random u; given
+            the set of programs (the torch functions called, and the parameters) that were compared
+            before, only if this one is new; it then joins them.
         names: of the parameters, for errors.
 
     Raises:
@@ -65,23 +68,38 @@ def linearize(
     """
     known = named(list(parameters), names)
     if isinstance(closure, SelfLinearizing):
-        return closure.linearize(list(known), check, list(known.values()))
-    before = [p.detach().clone() for p in known] if check else []
+        with checking(check, known, [type(closure)]) as due:
+            return closure.linearize(list(known), due, list(known.values()))
+    before = [p.detach().clone() for p in known] if check is not False else []
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Capture(known) as capture:
             terms = as_terms(closure())
-        like = parameters[0]
+        like = next(iter(known))
         triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
         assembly = Assembly(known, capture)
         tangents = [assembly.tangent(*each) for each in triples]
         loss = float(sum(term.loss().detach() for term in terms))
         result = Linearization(list(known), tangents, loss, excess_of(terms, list(known)))
         refuse_infinite(result, known)
-        if check:
-            warn_of_tf32(like)
-            refuse_changes(known, before)
-            compare(result, [output for _, output, _ in triples], known)
+        with checking(check, known, capture.program) as due:
+            if due:
+                warn_of_tf32(like)
+                refuse_changes(known, before)
+                compare(result, [output for _, output, _ in triples], known)
     return result
+
+
+@contextmanager
+def checking(
+    check: bool | set[int], parameters: Iterable[Tensor], program: Sequence[Any]
+) -> Iterator[bool]:
+    """Whether a program is to be compared with autograd; it is remembered unless that fails."""
+    if isinstance(check, bool):
+        yield check
+    else:
+        key = hash((frozenset(map(id, parameters)), *program))
+        yield key not in check
+        check.add(key)
 
 
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -130,6 +133,50 @@ def test_a_later_closure_is_checked_too() -> None:
     optimizer.step(lambda: model(x))
     with fails(RuntimeError, "parameter 0 of shape", "one by one"):
         optimizer.step(lambda: model(x) - model(x).mean())
+
+
+def mixed(model: nn.Module) -> Tensor:
+    return model(x) - model(x).mean()
+
+
+LATER: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]] = {
+    "partial": functools.partial,
+    "decorated": lambda residual: torch.enable_grad()(residual),
+    "method": lambda residual: types.MethodType(lambda _: residual(), x),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_a_closure_calls_counts_not_how_it_is_wrapped(name: str) -> None:
+    model = network()
+    optimizer = Steepest(model.parameters())
+    optimizer.step(LATER[name](lambda: model(x)))
+    for _ in range(2):  # nor is it forgiven the second time
+        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
+            optimizer.step(LATER[name](lambda: mixed(model)))
+
+
+def test_a_closure_that_changes_its_ways_is_checked_again() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+    optimizer, calls = Steepest(model.parameters()), []
+
+    def closure() -> Tensor:
+        calls.append(model.train(len(calls) >= 2))
+        return model(x) - 1
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+    with fails(RuntimeError, "parameter 0 of shape", "BatchNorm"):
+        optimizer.step(closure)
+
+
+def test_a_program_is_checked_once() -> None:
+    model = network()
+    optimizer = Steepest(model.parameters())
+    with mock.patch("kfac_pinn.linearize.compare") as compare:
+        for n in (3, 6, 2):
+            optimizer.step(lambda n=n: laplacian(model, x[:n]))  # type: ignore[misc]
+    assert compare.call_count == 1
 
 
 PRODUCTS: dict[str, Callable[[Tensor], Callable[[Any], Any]]] = {

@@ -41,6 +41,7 @@ class Capture(TorchFunctionMode):
     Attributes:
         uses: of weights, by F.linear and convolutions.
         broadcasts: of any trained tensor, by elementwise functions.
+        program: the torch functions that were called, in their order.
 
     Raises (while active):
         RuntimeError: for code whose Jacobian it could not see: nested `torch.autograd.grad`,
@@ -52,6 +53,7 @@ class Capture(TorchFunctionMode):
         self.tracked = {id(parameter) for parameter in parameters}
         self.uses: list[Use] = []
         self.broadcasts: list[Broadcast] = []
+        self.program: list[Any] = []
 
     def tracks(self, value: Any) -> bool:
         """Whether this is one of the parameters we watch."""
@@ -63,6 +65,7 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.program.append(func)
         if func in FORBIDDEN:
             FORBIDDEN[func](self.tracks, *args, **kwargs)
         if func in NORMS:

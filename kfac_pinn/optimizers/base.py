@@ -32,7 +32,7 @@ class LeastSquaresOptimizer(Optimizer):
         stats: of the last step: loss, new_loss, evaluations, step_length, reason, ...
     """
 
-    _checked: frozenset[Any] = frozenset()  # the closures whose Jacobian was, and for what
+    _checked: frozenset[int] = frozenset()  # the programs whose Jacobian was compared
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], search: Search) -> None:
         super().__init__(params, defaults)
@@ -164,11 +164,10 @@ class LeastSquaresOptimizer(Optimizer):
     def _linearize(
         self, closure: Callable[[], Residuals], parameters: list[Tensor]
     ) -> Linearization:
-        """Checked against autograd whenever the parameters or the closure's code are new."""
-        code = getattr(closure, "__code__", type(closure))
-        case = (frozenset(map(id, parameters)), code)
-        linearization = linearize(closure, parameters, case not in self._checked, self._names())
-        self._checked |= {case}
+        """Checked against autograd whenever the parameters or what the closure calls are new."""
+        checked = set(self._checked)
+        linearization = linearize(closure, parameters, checked, self._names())
+        self._checked = frozenset(checked)
         return linearization
 
     def _names(self) -> list[str]:
