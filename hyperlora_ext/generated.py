@@ -17,8 +17,8 @@ Shape letters: T tasks, R stacked residuals, size: the numbers emitted for a tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
 from kfac_pinn.jacobians import Layer, LayerJacobian
 from kfac_pinn.jets import Jet
+from kfac_pinn.linearization import Block, Tangent
 from kfac_pinn.residuals import total_loss
 
 __all__ = ["GeneratedLinearization", "SketchedLinearization", "TaskResiduals"]
@@ -160,11 +161,11 @@ class GeneratedLinearization(Linearization):
 
 
 class SketchedLinearization(Linearization):
-    """Curvature from sign vectors: blocks of K terms of T points, for Kronecker factors.
+    """Curvature from sign vectors: tangents of K terms of T points, for Kronecker factors.
 
     With eps in {+-1}^R drawn K times, s_kt = sum_{n of t} eps_kn r_n has E[J_s^T J_s] / K = J^T J,
-    the blocks between tasks included in neither. Residual, gradient, kernel and products with J
-    are the exact ones.
+    the blocks between tasks included in neither. Whatever is read in another way than through the
+    tangents (residual, gradient, rows, products, Gramian, kernel) is exact.
     """
 
     def __init__(self, exact: GeneratedLinearization, count: int, generator: Generator) -> None:
@@ -179,7 +180,7 @@ class SketchedLinearization(Linearization):
             return {f"signs {k}": scale * (theta * rows).sum(1) for k, rows in enumerate(sketches)}
 
         tangents = linearize(pulled_back, exact.parameters).tangents
-        super().__init__(exact.parameters, tangents, exact.loss)
+        super().__init__(exact.parameters, [renamed(t, exact.blocks) for t in tangents], exact.loss)
         self.residual, self.gradient = exact.residual, exact.gradient
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -188,11 +189,33 @@ class SketchedLinearization(Linearization):
     def transpose_times(self, u: Tensor) -> Tensor:
         return self.exact.transpose_times(u)
 
+    def split(self, u: Tensor) -> tuple[Tensor, ...]:
+        return self.exact.split(u)
+
+    def restrict(self, block: Block) -> Linearization:
+        return self.exact.restrict(block)
+
+    def rows(self, block: Block | None = None) -> Tensor:
+        return self.exact.rows(block)
+
+    def row_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.exact.row_batches(size)
+
+    def gramian(self, block: Block | None = None) -> Tensor:
+        return self.exact.gramian(block)
+
+    def gramian_diagonal(self) -> Tensor:
+        return self.exact.gramian_diagonal()
+
     def kernel(self) -> Tensor:
         return self.exact.kernel()
 
-    def rows(self, block: Any = None) -> Tensor:
-        return self.exact.rows(block)
+
+def renamed(tangent: Tangent, blocks: Sequence[Block]) -> Tangent:
+    """The tangent of one linearisation by the blocks of another of the same parameters."""
+    own = {tuple(map(id, block.parameters)): block for block in blocks}
+    found = {own[tuple(map(id, b.parameters))]: j for b, j in tangent.blocks.items()}
+    return replace(tangent, blocks=found)
 
 
 class TaskCapture(TorchFunctionMode):
@@ -221,6 +244,11 @@ def task_rows(closure: TaskResiduals) -> TaskRows:
     fields = Fields(closure.model, theta, closure.model.space.offset(closure.tasks))
     with TaskCapture() as capture:
         residuals = [r.reshape(-1) for r in closure.residuals(fields).values()]
+    if not capture.uses:
+        raise RuntimeError(
+            "the residuals do not evaluate the tasks' networks: they have no rows. Regression on "
+            "weights takes one of torch's optimizers, by `Published`, or `by_weights(train=None)`"
+        )
     scales = [len(r) ** -0.5 for r in residuals]
     rows = [s * rows_of(r, theta, fields, capture) for s, r in zip(scales, residuals, strict=True)]
     every = torch.arange(len(theta), device=theta.device)

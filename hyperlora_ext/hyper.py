@@ -87,7 +87,6 @@ class HyperLoRA(nn.Module):
         points = x if x.ndim == 3 else x.expand(len(tasks), -1, -1)
         return self.fields(tasks)(points.flatten(0, 1)).unflatten(0, points.shape[:2])
 
-    @torch.no_grad()
     def pinn(self, task: Task) -> nn.Module:
         """The predicted network of one task (p,), ready to be used, or polished: adapters on it.
 
@@ -98,7 +97,8 @@ class HyperLoRA(nn.Module):
         """
         task = single(self.space, task)
         self.space.warn(task[None])
-        return self.made_of(self.factors(task)[0], task)
+        with torch.no_grad():
+            return self.made_of(self.factors(task)[0], task)
 
     @torch.no_grad()
     def made_of(self, theta: Tensor, task: Tensor) -> nn.Module:

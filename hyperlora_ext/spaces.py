@@ -247,6 +247,7 @@ def _stacked(tasks: Task, inputs: int) -> Tensor:
 
 
 def _warn(inside: Tensor, trained: str) -> None:
+    """A warning at the line that asks a hypernetwork for the prediction."""
     if not inside.all():
         n, total = int((~inside).sum()), len(inside)
-        warnings.warn(OUTSIDE.format(n=n, total=total, range=trained), stacklevel=3)
+        warnings.warn(OUTSIDE.format(n=n, total=total, range=trained), stacklevel=4)

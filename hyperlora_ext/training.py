@@ -189,13 +189,20 @@ class Levenberg:
         held_out: points (and tasks) the steps are judged on, by condition.
         every: steps after which the points are renewed anyway.
         start: the part of the points with which training begins: the first steps, far from the
-            solution, need fewer.
+            solution, need fewer. It is a part of `sizes`, which must be given then.
+
+    Raises:
+        ValueError: for a part of no given sizes.
     """
 
     sizes: Sizes | None = None
     held_out: Sizes | None = None
     every: int = 25
     start: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.start != 1 and self.sizes is None:
+            raise ValueError(f"start={self.start:g} is a part of the points: give their `sizes`")
 
     def __call__(
         self,

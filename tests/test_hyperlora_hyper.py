@@ -20,7 +20,17 @@ from hyperlora_ext.problems import burgers1d, kovasznay
 from hyperlora_ext.regimes import by_pinns
 from hyperlora_ext.spaces import Interval
 from hyperlora_ext.training import Published, task_problem
-from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, KFACStar, linearize
+from kfac_pinn import (
+    ENGD,
+    KFAC,
+    KFACPINN,
+    SPRING,
+    GaussNewton,
+    HessianFree,
+    KFACStar,
+    Linearization,
+    linearize,
+)
 from kfac_pinn.linearize import SelfLinearizing
 from kfac_pinn.networks import MLP, ModifiedMLP
 from kfac_pinn.operators import taylor
@@ -179,7 +189,7 @@ def test_sign_vectors_are_unbiased() -> None:
     exact = closure(h).linearize(parameters)
     sketched = closure(h, signs=400).linearize(parameters)
     G = exact.gramian()
-    rows = torch.cat([tangent_rows for tangent_rows, _ in sketched.row_batches(3)])
+    rows = Linearization(parameters, sketched.tangents, exact.loss).rows()
     error = (rows.T @ rows - G).norm() / G.norm()
     assert error < 0.3
     v, u = torch.randn(sketched.size, dtype=F64), torch.randn(len(exact.residual), dtype=F64)
@@ -187,8 +197,32 @@ def test_sign_vectors_are_unbiased() -> None:
         (sketched.gradient, exact.gradient), (sketched @ v, exact @ v),
         (sketched.transpose_times(u), exact.transpose_times(u)),
         (sketched.kernel(), exact.kernel()), (sketched.rows(), exact.rows()),
+        (sketched.gramian(), G), (sketched.gramian_diagonal(), exact.gramian_diagonal()),
+        (torch.cat([rows for rows, _ in sketched.row_batches(7)]), exact.rows()),
+        (torch.cat([r for _, r in sketched.row_batches(7)]), exact.residual),
+        (torch.cat(sketched.split(u)), u),
     ]:  # fmt: skip
         assert torch.equal(mine, right)
+    for block in sketched.blocks:
+        columns = torch.cat([torch.arange(s.start, s.stop) for s in block.slices])
+        assert (sketched.rows(block) - exact.rows()[:, columns]).abs().max() == 0
+        assert (sketched.gramian(block) - G[columns][:, columns]).abs().max() < 1e-12 * G.max()
+        alone = torch.zeros_like(v)
+        alone[columns] = v[columns]
+        assert (sketched.restrict(block) @ v - exact @ alone).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("optimizer", [GaussNewton, ENGD, SPRING, HessianFree, LevenbergMarquardt])
+def test_sign_vectors_are_for_kronecker_factors_only(optimizer: type) -> None:
+    """What needs exact curvature gets it, whatever the closure offers K-FAC."""
+    start, ends = hyper(), []
+    for signs in (None, 4):
+        h = copy.deepcopy(start)
+        stepper = optimizer(h.parameters())
+        for _ in range(3):
+            stepper.step(closure(h, signs=signs))
+        ends.append(torch.cat([p.flatten() for p in h.network.parameters()]))
+    assert torch.equal(*ends)
 
 
 OPTIMIZERS = {
@@ -272,8 +306,15 @@ def test_bad_input_is_named() -> None:
         h.fields(FAMILY.space.nodes(3))(torch.rand(10, 2, dtype=F64))
     with pytest.raises(RuntimeError, match="no weights of its own"):
         h.template(torch.rand(3, 2, dtype=F64))
-    with pytest.warns(UserWarning, match="outside the trained range"):
+    with pytest.warns(UserWarning, match="outside the trained range") as caught:
         h.pinn(torch.tensor([500.0], dtype=F64))
+    assert caught[0].filename == __file__  # the line that asks for it, not one in the package
+    with pytest.raises(ValueError, match="one task is expected, found a stack of 2"):
+        h.pinn(FAMILY.space.nodes(2))
+    assert torch.equal(h.pinn(50.0)(x := torch.rand(3, 2).double()), h.pinn(torch.tensor([50]))(x))
+    unread = TaskResiduals(h, FAMILY.space.nodes(2), lambda u: {"theta": u.theta.reshape(-1)})
+    with pytest.raises(RuntimeError, match="do not evaluate the tasks' networks"):
+        unread.linearize(list(h.network.parameters()))
 
 
 def test_mixed_points_are_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,15 @@ def test_error_maps_show_every_network_and_field() -> None:
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
         assert titles[0] == f"{family.name}, field 0" and titles[1].startswith("one: MSE")
         assert len(titles) == 3 * family.reference(task).shape[1]
+
+
+def test_error_maps_take_networks_of_any_dtype() -> None:
+    """Float32 stands in for a device."""
+    family = kovasznay()
+    u = MLP((2, 6, 3))
+    one, other = (plots.error_maps(family, number(40), {"u": v}) for v in (u, deepcopy(u).double()))
+    titles = [[axis.get_title() for axis in figure.axes] for figure in (one, other)]
+    assert titles[0] == titles[1]
 
 
 def test_every_figure_has_a_command(bench: Bench, tmp_path: Path) -> None:

@@ -159,6 +159,59 @@ def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path)
         assert all(torch.equal(a, b) for a, b in pairs), index
 
 
+def test_a_part_of_no_sizes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"start=0\.5 is a part of the points: give their `sizes`"):
+        Levenberg(start=0.5)
+
+
+@pytest.mark.parametrize("schedule", [OURS, PAPER], ids=["ours", "paper"])
+def test_a_seed_makes_a_run_again(base: nn.Module, schedule: regimes.Train) -> None:
+    """The seed of torch makes the start of a hypernetwork, the schedule's its points."""
+
+    def ends(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        h = HyperLoRA(base, FAMILY.space, 2, hidden=(6,))
+        fresh = lambda g: FAMILY.space.sample(2, g)  # noqa: E731
+        own = schedule if schedule is PAPER else Levenberg(every=2)
+        regimes.by_physics(h, FAMILY, fresh, own, FEW, steps=3, seed=seed)
+        v = regimes.l_pinn(base, FAMILY.problem(60), schedule, 2, steps=3, seed=seed)
+        return [p for m in (h, v) for p in m.parameters() if p.requires_grad]
+
+    first, again, other = ends(0), ends(0), ends(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_regression_on_weights_needs_a_schedule_of_torch(base: nn.Module, rank: int | None) -> None:
+    h = HyperLoRA(base, FAMILY.space, rank, hidden=(6,))
+    known = FAMILY.space.nodes(2), [h.pinn(t) for t in FAMILY.space.nodes(2)]
+    with pytest.raises(RuntimeError, match="takes one of torch's optimizers"):
+        regimes.by_weights(h, FAMILY, known, Levenberg(), steps=1)
+
+
+def test_every_regime_takes_the_papers_schedule(base: nn.Module) -> None:
+    """Ours is `test_one_task_three_ways` and `test_a_hypernetwork_four_ways`."""
+    problem, nodes = FAMILY.problem(50), FAMILY.space.nodes(3)
+    for trained in (
+        regimes.pinn(copy.deepcopy(base), problem, PAPER, steps=3),
+        regimes.f_pinn(base, problem, PAPER, steps=3),
+        regimes.l_pinn(base, problem, PAPER, 2, steps=3),
+    ):
+        assert mse(trained, 50) < mse(base, 50)
+    for rank in (2, None):
+        start = HyperLoRA(base, FAMILY.space, rank, hidden=(6, 6))
+        known = nodes, regimes.teachers(start, FAMILY, nodes, PAPER, steps=2)
+        before = float(FAMILY.errors(start.pinn, nodes).mse.mean())
+        for way, what in (("physics", FEW), ("data", 20), ("pinns", 20), ("weights", None)):
+            h = copy.deepcopy(start)
+            train = getattr(regimes, f"by_{way}")
+            given = known if way in ("pinns", "weights") else lambda g: nodes
+            extra = () if what is None else (what,)
+            train(h, FAMILY, given, Published(30, 20, 5, polish=5), *extra)
+            assert float(FAMILY.errors(h.pinn, nodes).mse.mean()) < before, (rank, way)
+
+
 def test_data_vanish_at_the_solution() -> None:
     data, tasks = Data(FAMILY, FAMILY.reference, 7), FAMILY.space.nodes(2)
     points = data.sample(tasks)
