@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.assembly import Assembly
-from kfac_pinn.capture import Capture
+from kfac_pinn.capture import PRECISION, Capture
 from kfac_pinn.leaves import probe, tolerance, uses_tf32
 from kfac_pinn.linearization import Block, Linearization, Tangent
 from kfac_pinn.residuals import Residuals, Term, as_terms
@@ -67,6 +67,11 @@ def linearize(
         FloatingPointError: for a residual or a gradient that is not finite.
     """
     known = named(list(parameters), names)
+    if not callable(closure):
+        raise TypeError(
+            "the closure must be a function that returns the residuals, found "
+            f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
+        )
     if isinstance(closure, SelfLinearizing):
         with checking(check, known, [type(closure)]) as due:
             return closure.linearize(list(known), due, list(known.values()))
@@ -117,7 +122,7 @@ def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor,
 
 
 def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
-    """Trained parameters are leaves of one floating dtype on one device."""
+    """Trained parameters are leaves of one floating dtype, at least float32, on one device."""
     if not (p.is_leaf and p.requires_grad):
         raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
     if (p.dtype, p.device) != (like.dtype, like.device) or not p.is_floating_point():
@@ -126,6 +131,8 @@ def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
             f"{like.device}: all parameters must have one real dtype and device. Call e.g. "
             "model.double() before building the optimizer"
         )
+    if torch.finfo(p.dtype).bits < 32:
+        raise ValueError(f"parameter {name} is {p.dtype}: {PRECISION}. Call model.double()")
 
 
 def tangents_of(term: Term, like: Tensor) -> list[tuple[Tensor, Tensor]]:

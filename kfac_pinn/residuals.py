@@ -126,7 +126,11 @@ Residuals: TypeAlias = (
 
 
 def as_column(residual: Tensor, name: str) -> Tensor:
-    """The residual as a vector (N,); anything but (N,) or (N, 1) is an error."""
+    """The residual as a real vector (N,); anything but (N,) or (N, 1) is an error."""
+    if residual.is_complex():
+        raise ValueError(
+            f"{name} is complex; return its two parts as two residuals, r.real and r.imag"
+        )
     if residual.ndim == 2 and residual.shape[1] == 1:
         residual = residual[:, 0]
     if residual.ndim != 1 or len(residual) == 0:

@@ -169,7 +169,8 @@ class NormConstraint:
         self, objective: Objective, linearization: Linearization, direction: Tensor
     ) -> Step:
         """Never evaluates the loss."""
-        length = min(1.0, math.sqrt(self.bound) / float(direction.norm().clamp_min(1e-300)))
+        norm = float(direction.norm())
+        length = min(1.0, math.sqrt(self.bound) / norm) if norm else 1.0
         reason = {"reason": "shortened to the norm constraint"} if length < 1 else {}
         return Step(length * direction, info={"step_length": length, **reason})
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from steepest import Steepest
 from torch import Tensor, nn
 
-from kfac_pinn import laplacian, linearize
+from kfac_pinn import laplacian, linearize, total_loss
 from kfac_pinn.leaves import uses_tf32
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -51,6 +51,34 @@ def test_shapes(name: str) -> None:
     closure = lambda: {"pde": model(x), "data": wrong(model(x))}  # noqa: E731
     with fails(ValueError, "residual 'data'", found, r"one number per point, shape \(N,\)"):
         linearize(closure, list(model.parameters()))
+
+
+@pytest.mark.parametrize("called", [lambda r: r, lambda r: (r, r), lambda r: {"pde": r}])
+def test_residuals_in_place_of_their_function(called: Callable[[Tensor], Any]) -> None:
+    model = network()
+    with fails(TypeError, "must be a function", r"step\(residuals\), not what it returned"):
+        Steepest(model.parameters()).step(called(model(x)))
+
+
+def test_complex_residuals() -> None:
+    model = network()
+    closure = lambda: {"wave": model(x) * (1 + 1j)}  # noqa: E731
+    for evaluate in (lambda: total_loss(closure()), lambda: linearize(closure, model.parameters())):
+        with fails(ValueError, "residual 'wave' is complex", "r.real and r.imag"):
+            evaluate()
+
+
+def test_half_precision() -> None:
+    half, single = network().bfloat16(), network().float()
+    with fails(ValueError, "parameter 0 of shape", "bfloat16", "float64", "model.double"):
+        linearize(lambda: half(x.bfloat16()), half.parameters())
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return single(x.float())  # type: ignore[no-any-return]
+
+    with fails(RuntimeError, "bfloat16", "autocast", "float64"):
+        linearize(closure, single.parameters())
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,17 @@ def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "recomputed": recomputed,
+    "vector weight": lambda: Model(
+        lambda a, w, x: F.linear(torch.tanh(a(x)), w)[:, None], nn.Linear(2, 4), torch.rand(4)
+    ),
+    "one bias for all outputs": lambda: Model(
+        lambda a, W, b, x: a(torch.tanh(F.linear(x, W, b))),
+        nn.Linear(4, 1), torch.rand(4, 2), torch.rand(1),
+    ),
+    "a bias a point": lambda: Model(
+        lambda a, W, b, x: a(torch.tanh(F.linear(x, W, torch.sin(x[:, :1]) * b))),
+        nn.Linear(4, 1), torch.rand(4, 2), torch.rand(4),
+    ),
     "relu_": lambda: Model(lambda a, b, x: b(F.relu_(a(x))), nn.Linear(2, 4), nn.Linear(4, 1)),
     "dropout": lambda: nn.Sequential(
         nn.Linear(2, 4), nn.Tanh(), nn.Dropout(0.5).eval(), nn.Linear(4, 1)

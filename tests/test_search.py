@@ -126,10 +126,11 @@ def test_the_norm_constraint(size: int, length: float, bound: float) -> None:
     assert bool(step.info.get("reason")) == (step.info["step_length"] != 1)
 
 
-def test_the_norm_constraint_at_a_minimum() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_constraint_at_a_minimum(dtype: torch.dtype) -> None:
     residual, *_ = linear(4, 2)
-    zero = torch.zeros(2, dtype=torch.float64)
-    step = Problem(residual, zero)(NormConstraint(), zero)
+    zero = torch.zeros(2, dtype=dtype)
+    step = Problem(residual, zero.double())(NormConstraint(), zero)
     assert step.displacement is not None
     assert torch.equal(step.displacement, zero)
 

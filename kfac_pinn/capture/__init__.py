@@ -8,6 +8,7 @@ whole Jacobian, that of layers in factored form (docs/mathematics.md, "Weight sh
 """
 
 from kfac_pinn.capture.mode import Broadcast, Capture
+from kfac_pinn.capture.refusals import PRECISION
 from kfac_pinn.capture.uses import Use
 
-__all__ = ["Broadcast", "Capture", "Use"]
+__all__ = ["PRECISION", "Broadcast", "Capture", "Use"]

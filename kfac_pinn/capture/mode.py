@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from kfac_pinn.capture.refusals import FORBIDDEN, forbid_functorch, is_functorch
+from kfac_pinn.capture.refusals import FORBIDDEN, forbid_functorch, forbid_half, is_functorch
 from kfac_pinn.capture.uses import RECORDERS, Use
 from kfac_pinn.jets import Jet
 
@@ -77,6 +77,7 @@ class Capture(TorchFunctionMode):
             return self.copies(args[0], output.shape).expand_as(output)
         if func in RECORDERS and any(map(self.trains, (*args[1:], *kwargs.values()))):
             forbid_functorch(output)
+            forbid_half(output)
             if output.requires_grad:
                 self.uses.append(RECORDERS[func](output, *args, **kwargs))
         return output

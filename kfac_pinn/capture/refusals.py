@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kfac_pinn.jets import Jet
 
-__all__ = ["FORBIDDEN", "forbid_functorch", "is_functorch"]
+__all__ = ["FORBIDDEN", "PRECISION", "forbid_functorch", "forbid_half", "is_functorch"]
 
 Tracks = Callable[[Any], bool]
 
@@ -55,6 +55,17 @@ def forbid_functorch(output: Tensor | Jet) -> None:
             "the closure calls a trained layer inside a torch.func transform (vmap, grad, jacrev, "
             "hessian, ...). Call the model on the whole batch of points, and take derivatives by "
             "kfac_pinn.gradient, laplacian, hessian, partial or taylor"
+        )
+
+
+PRECISION = "second-order steps need float32 or, better, float64"
+
+
+def forbid_half(output: Tensor | Jet) -> None:
+    """In half precision there are no digits left for curvature."""
+    if torch.finfo(output.dtype).bits < 32:
+        raise RuntimeError(
+            f"a trained layer computes in {output.dtype}, under torch.autocast maybe: {PRECISION}"
         )
 
 

@@ -68,7 +68,12 @@ def pixels_to_positions(gradient: Tensor) -> Tensor:
 def record_linear(
     output: Tensor | Jet, input: Tensor | Jet, weight: Tensor, bias: Tensor | None = None
 ) -> Use:
-    """F.linear: tokens, if any, are further shared positions."""
+    """F.linear: tokens, if any, are further shared positions; a vector is a matrix of one row.
+
+    A bias of another shape than (d_out,) is broadcast: it is left to the leaves.
+    """
+    weight = weight if weight.ndim == 2 else weight[None]
+    bias = None if bias is None or bias.shape != weight.shape[:1] else bias
     coefficients = stacked(input).detach()
     if coefficients.ndim == 2:  # a single point without batch axis
         coefficients = coefficients[:, None]
