@@ -40,7 +40,7 @@ from hyperlora_ext.regimes import (
 )
 from hyperlora_ext.saved import load, state
 from hyperlora_ext.solve import Solved, certificate, solve
-from hyperlora_ext.spaces import GaussianField, Interval, TaskSpace
+from hyperlora_ext.spaces import GaussianField, Interval, Intervals, TaskSpace
 from hyperlora_ext.training import (
     PUBLISHED_HYPER,
     PUBLISHED_PINN,
@@ -63,6 +63,7 @@ __all__ = [
     "GaussianField",
     "HyperLoRA",
     "Interval",
+    "Intervals",
     "Levenberg",
     "LevenbergMarquardt",
     "Published",

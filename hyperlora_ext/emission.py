@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from hyperlora_ext.lora import LoRALinear, start_of
+from hyperlora_ext.lora import LoRALinear, linear_of, start_of
 from kfac_pinn.jets import Jet, rule
 
 __all__ = ["Emission", "LowRank", "TaskLinear", "Whole", "task_linear"]
@@ -162,10 +162,11 @@ class Whole:
 
     @property
     def size(self) -> int:
-        return sum(p.numel() for p in self.linear.parameters())
+        d_out, d_in = self.linear.weight.shape
+        return d_out * (d_in + (self.linear.bias is not None))
 
     def start(self) -> Tensor:
-        return torch.cat([p.detach().reshape(-1) for p in self.linear.parameters()])
+        return self.numbers(self.linear)
 
     def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
         W, b = theta.tensor_split([self.linear.weight.numel()], dim=-1)
@@ -177,16 +178,13 @@ class Whole:
         return torch.cat(parts, dim=1)
 
     def module(self, theta: Tensor) -> nn.Module:
-        d_out, d_in = self.linear.weight.shape
         W, b = self.weights(theta[None])
-        made = nn.Linear(d_in, d_out, bias=b is not None).to(W)
-        pairs = zip(made.parameters(), (W, b), strict=False)
-        for parameter, value in pairs:
-            parameter.data.copy_(value[0])  # type: ignore[index]
-        return made
+        return linear_of(W[0].clone(), None if b is None else b[0].clone())
 
     def numbers(self, module: nn.Module) -> Tensor:
-        return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+        assert isinstance(module, nn.Linear)
+        found = [module.weight] if module.bias is None else [module.weight, module.bias]
+        return torch.cat([each.detach().reshape(-1) for each in found])
 
 
 def task_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -47,6 +47,20 @@ class Condition:
     residual: Callable[[Function, Tensor, Tensor], Any]
     size: int
 
+    def draw(self, n: int, tasks: Tensor, generator: Generator | None = None) -> Tensor:
+        """New points (T, n, d) in the tasks' dtype, on their device.
+
+        Raises:
+            ValueError: if the sampler returns another shape.
+        """
+        x = self.points(n, tasks, generator)
+        if x.ndim != 3 or len(x) != len(tasks):
+            raise ValueError(
+                f"the sampler of a condition returned shape {tuple(x.shape)} for {len(tasks)} "
+                "tasks: return (T, n, d), to each task its own points"
+            )
+        return x.to(tasks)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -139,7 +153,7 @@ class Family:
         if unknown := set(sizes) - set(self.conditions):
             raise KeyError(f"{self.name} has {list(self.conditions)}, not {sorted(unknown)}")
         return {
-            name: condition.points(sizes.get(name, condition.size), tasks, generator)
+            name: condition.draw(sizes.get(name, condition.size), tasks, generator)
             for name, condition in self.conditions.items()
         }
 
@@ -150,13 +164,15 @@ class Family:
             u: maps stacked points (T n, d), task after task, to fields (T n, c).
             tasks: (T, p).
             points: of `sample`.
+
+        Raises:
+            ValueError: for residuals that are not one number a point and equation.
         """
         found: dict[str, Tensor] = {}
         for name, x in points.items():
             repeated = tasks.repeat_interleave(x.shape[1], dim=0)
-            found.update(
-                _equations(name, self.conditions[name].residual(u, x.flatten(0, 1), repeated))
-            )
+            residual = self.conditions[name].residual(u, x.flatten(0, 1), repeated)
+            found.update(_equations(name, residual, len(repeated)))
         return found
 
     def problem(self, task: Task) -> Problem:
@@ -240,7 +256,7 @@ def _term(condition: Condition, task: Tensor) -> Term:
 
     def points(n: int, generator: Any = None, dtype: Any = None, device: Any = None) -> Tensor:
         one = task[None].to(dtype=dtype or torch.get_default_dtype(), device=device)
-        return condition.points(n, one, generator)[0]
+        return condition.draw(n, one, generator)[0]
 
     def residual(u: Function, x: Tensor) -> Any:
         return condition.residual(u, x, task.to(x).expand(len(x), -1))
@@ -248,11 +264,16 @@ def _term(condition: Condition, task: Tensor) -> Term:
     return Term(points, residual, condition.size)
 
 
-def _equations(name: str, residual: Any) -> Iterator[tuple[str, Tensor]]:
-    """The residual by name as vectors; those of a system are numbered."""
-    if isinstance(residual, (tuple, list)):
-        return ((f"{name} {i}", r.reshape(-1)) for i, r in enumerate(residual))
-    return iter([(name, residual.reshape(-1))])
+def _equations(name: str, residual: Any, count: int) -> Iterator[tuple[str, Tensor]]:
+    """The residual by name as vectors of so many points; those of a system are numbered."""
+    system = isinstance(residual, (tuple, list))
+    for i, r in enumerate(residual if system else (residual,)):
+        if r.shape not in ((count,), (count, 1)):
+            raise ValueError(
+                f"residual {name!r} has shape {tuple(r.shape)} at {count} points: return (N,) or "
+                "(N, 1), and a tuple of them for a system"
+            )
+        yield f"{name} {i}" if system else name, r.reshape(-1)
 
 
 def _short(task: Tensor) -> str:

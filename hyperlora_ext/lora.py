@@ -24,6 +24,7 @@ __all__ = [
     "count",
     "frozen",
     "linear_layers",
+    "linear_of",
     "merge",
     "ranks_for",
     "rewired",
@@ -214,12 +215,17 @@ def is_linear(module: nn.Module) -> bool:
 
 def plain(adapter: LoRALinear) -> nn.Linear:
     """A new layer of weight W0 + B A: that of W0 may be parametrised (`weight_norm`)."""
-    weight, bias = adapter.weight.detach(), adapter.bias
+    bias = adapter.bias
+    return linear_of(adapter.weight.detach(), None if bias is None else bias.detach().clone())
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer that takes these tensors as its own; it draws no random numbers."""
     d_out, d_in = weight.shape
-    made = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")  # draws no numbers
+    made = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight)
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone())
+        made.bias = nn.Parameter(bias)
     return made
 
 

@@ -63,7 +63,7 @@ def _term(condition: Condition, space: TaskSpace, dim: int) -> Term:
         n: int, generator: Generator | None = None, dtype: Any = None, device: Any = None
     ) -> Tensor:
         tasks = space.sample(-(-n // SHARE), generator).to(dtype=dtype, device=device)
-        x = condition.points(SHARE, tasks, generator).flatten(0, 1)
+        x = condition.draw(SHARE, tasks, generator).flatten(0, 1)
         return torch.cat([x, tasks.repeat_interleave(SHARE, dim=0)], dim=1)[:n]
 
     def residual(u: Any, pairs: Tensor) -> Any:

@@ -1,23 +1,23 @@
-"""Where tasks come from: an interval of a number, or a Gaussian random field on a grid."""
+"""Where tasks come from: intervals of one or several numbers, a Gaussian random field on a grid."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["GaussianField", "Interval", "Task", "TaskSpace", "single"]
+__all__ = ["GaussianField", "Interval", "Intervals", "Task", "TaskSpace", "single"]
 
 Task: TypeAlias = Tensor | float
 
 OUTSIDE = (
-    "{n} of {total} tasks lie outside the trained range ({range}): a prediction there is an "
-    "extrapolation; certify it by its held-out residual, or adapt to the task"
+    "{n} of {total} tasks lie outside the trained range ({range}): a prediction there extrapolates; "
+    "certify it by its held-out residual, or adapt to the task"
 )
 
 
@@ -145,6 +145,57 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Several numbers, each in an interval of its own.
+
+    Attributes:
+        parts: the intervals, one a number.
+    """
+
+    parts: tuple[Interval, ...]
+
+    @property
+    def inputs(self) -> int:
+        """p."""
+        return len(self.parts)
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Uniform in the box."""
+        return torch.cat([part.sample(n, generator) for part in self.parts], dim=1)
+
+    def outside(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Each number in turn is the one beyond its interval."""
+        inside = self.sample(n, generator)
+        beyond = torch.cat([part.outside(n, generator) for part in self.parts], dim=1)
+        turn = torch.arange(n)[:, None] // 2 % self.inputs == torch.arange(self.inputs)
+        return torch.where(turn, beyond, inside)
+
+    def embed(self, tasks: Tensor) -> Tensor:
+        """Each number as its interval embeds it."""
+        return torch.cat([part.embed(t) for part, t in self._columns(tasks)], dim=1)
+
+    def offset(self, tasks: Tensor) -> Tensor:
+        """None: q = 0."""
+        return tasks[:, :0]
+
+    def contains(self, tasks: Tensor) -> Tensor:
+        """Tasks all of whose numbers are."""
+        return torch.stack([part.contains(t) for part, t in self._columns(tasks)]).all(0)
+
+    def check(self, tasks: Task) -> Tensor:
+        """A task or a stack of them."""
+        return _stacked(tasks, self.inputs)
+
+    def warn(self, tasks: Tensor) -> None:
+        """Say so where tasks lie outside the trained range."""
+        ranges = ", ".join(f"{part.lower:g} to {part.upper:g}" for part in self.parts)
+        _warn(self.contains(tasks), ranges)
+
+    def _columns(self, tasks: Tensor) -> Iterator[tuple[Interval, Tensor]]:
+        return zip(self.parts, tasks.split(1, dim=1), strict=True)
+
+
+@dataclass(frozen=True)
 class GaussianField:
     """Periodic random functions on [0, 1), given by their values at p equidistant points.
 
@@ -209,10 +260,8 @@ class GaussianField:
         """
         modes = torch.fft.rfft(tasks)[:, : self.inputs // 2].abs() / self.inputs
         rough = (modes[:, 1:] / self.spectrum.to(modes)).square().mean(-1)
-        large = tasks.square().mean(-1).sqrt()
-        mean = modes[:, 0]
-        near = (large <= 3 * self.deviation) & (mean <= 0.01 * self.deviation)
-        return near & (rough <= 2)
+        size, mean = tasks.square().mean(-1).sqrt() / self.deviation, modes[:, 0] / self.deviation
+        return (size <= 3) & (mean <= 0.01) & (rough <= 2)
 
     def check(self, tasks: Task) -> Tensor:
         """A function or a stack of them."""
@@ -248,6 +297,5 @@ def _stacked(tasks: Task, inputs: int) -> Tensor:
 
 def _warn(inside: Tensor, trained: str) -> None:
     """A warning at the line that asks a hypernetwork for the prediction."""
-    if not inside.all():
-        n, total = int((~inside).sum()), len(inside)
-        warnings.warn(OUTSIDE.format(n=n, total=total, range=trained), stacklevel=4)
+    if n := int((~inside).sum()):
+        warnings.warn(OUTSIDE.format(n=n, total=len(inside), range=trained), stacklevel=4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hyperlora_ext.family import Family
+from hyperlora_ext.family import Condition, Family, Function, uniform_points
 from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
@@ -25,9 +26,11 @@ from hyperlora_ext.problems.burgers2d import front
 from hyperlora_ext.problems.kovasznay import kovasznay_flow
 from hyperlora_ext.regimes import by_physics, pinn
 from hyperlora_ext.solve import solve
-from hyperlora_ext.spaces import GaussianField, Interval
+from hyperlora_ext.spaces import GaussianField, Interval, Intervals
 from hyperlora_ext.training import Levenberg, task_problem
+from kfac_pinn.domains import Box
 from kfac_pinn.networks import MLP, PeriodicFeatures
+from kfac_pinn.operators import taylor
 
 F64 = torch.float64
 FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]
@@ -330,6 +333,73 @@ def test_a_task_is_a_number_too_but_not_several() -> None:
     for lower, upper in ((1.0, 1.0), (2.0, 1.0), (0.0, math.nan)):
         with pytest.raises(ValueError, match="give a longer range"):
             Interval(lower, upper)
+
+
+def test_tasks_of_several_numbers() -> None:
+    """One residual with two numbers is that with each of them; a network is trained on both."""
+    parts = Interval(1.0, 2.0), Interval(1e-2, 1e-1, torch.log, torch.exp)
+    space = Intervals(parts)
+    tasks = space.sample(200, seeded())
+    assert tasks.shape == (200, 2) and space.inputs == 2 and space.contains(tasks).all()
+    for i, part in enumerate(parts):
+        column = tasks[:, i : i + 1]
+        assert column.min() < part.lower * 1.2 and column.max() > part.upper / 1.2
+        assert torch.equal(space.embed(tasks)[:, i : i + 1], part.embed(column))
+    outside = space.outside(8, seeded())
+    which = torch.stack([~p.contains(outside[:, i : i + 1]) for i, p in enumerate(parts)], dim=1)
+    assert which.sum(1).eq(1).all() and which.sum(0).tolist() == [4, 4]
+    assert not space.contains(outside).any()
+    with pytest.warns(UserWarning, match="1 to 2, 0.01 to 0.1"):
+        space.warn(outside)
+    with pytest.raises(ValueError, match=r"has 2 number.*found shape \(3,\)"):
+        space.check(torch.ones(3))
+
+
+def test_a_family_of_several_numbers_is_learned() -> None:
+    """u'' = -a k^2 sin(k x), a and k being the task."""
+    box = Box.cube(1)
+
+    def solution(x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return task[..., :1] * torch.sin(task[..., 1:] * x)
+
+    def interior(u: Function, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return taylor(u, x, weights=[1.0])[2] + task[:, 1:] ** 2 * solution(x, task)
+
+    def ends(u: Function, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return u(x) - solution(x, task)
+
+    def both(n: int, tasks: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return torch.tensor([0.0, 1.0])[:, None].expand(len(tasks), -1, -1)
+
+    conditions = {
+        "interior": Condition(uniform_points(box), interior, 20),
+        "ends": Condition(both, ends, 2),
+    }
+    space = Intervals((Interval(0.5, 1.5), Interval(1.0, 4.0)))
+    grid = torch.linspace(0, 1, 51, dtype=F64)[:, None]
+    family = Family("waves", box, space, conditions, solution, grid)
+    middle = family.problem(torch.tensor([1.0, 2.0]))
+    base = pinn(MLP((1, 10, 10, 1)).double(), middle, Levenberg(), steps=15)
+    h = HyperLoRA(base, space, 2, hidden=(16, 16))
+    test = family.splits().test[:5]
+    before = family.errors(h.pinn, test).mse.mean()
+    by_physics(h, family, lambda g: space.sample(12, g), Levenberg(), {"interior": 10}, steps=25)
+    assert family.errors(h.pinn, test).mse.mean() < before / 100
+
+
+def test_what_a_familys_author_gets_wrong_is_named() -> None:
+    family, tasks = kovasznay(), kovasznay().space.nodes(3)
+    shared = Condition(lambda n, tasks, generator: torch.rand(n, 2), lambda u, x, k: u(x), 5)
+    with pytest.raises(ValueError, match=r"shape \(5, 2\) for 3 tasks: return \(T, n, d\)"):
+        replace(family, conditions={"all": shared}).sample(tasks)
+    for wrong, shape in (
+        (lambda u, x, k: u(x), r"\(15, 3\)"),
+        (lambda u, x, k: u(x).sum(), r"\(\)"),
+    ):
+        own = Condition(family.conditions["interior"].points, wrong, 5)
+        written = replace(family, conditions={"all": own})
+        with pytest.raises(ValueError, match=rf"residual 'all' has shape {shape} at 15 points"):
+            written.residuals(nn.Linear(2, 3).double(), tasks, written.sample(tasks))
 
 
 def test_a_family_without_a_solution() -> None:
