@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "published"
 SWEEPS = HERE / "results" / "sweeps"
 BEST = HERE / "results" / "settings.json"
-PAGES = HERE.parent / "docs" / "experiments"
+ROOT = HERE.parent
 
 Problem = Enum("Problem", {name: name for name in PROBLEMS}, type=str)
 Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)
@@ -133,9 +133,9 @@ def study(name: StudyName, redraw: bool = False) -> None:
 
 @app.command()
 def report(folder: Path = RESULTS) -> None:
-    """Fill table and figure of every problem that has results into its page of the docs."""
+    """Fill the tables and figures of a folder of results into README and docs."""
     try:
-        pages.report(folder, PAGES)
+        pages.report(folder, ROOT)
     except FileNotFoundError as error:
         raise typer.BadParameter(str(error)) from error
 

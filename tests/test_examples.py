@@ -90,7 +90,7 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = load("run")
-    monkeypatch.setattr(run, "PAGES", tmp_path / "experiments")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
     recipes = load("experiments.recipes")
     monkeypatch.setitem(recipes.PROBLEMS, "heat_1d", smaller(recipes.PROBLEMS["heat_1d"], 20))
     monkeypatch.setattr(run, "BEST", tmp_path / "settings.json")
@@ -101,15 +101,16 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     assert "done" not in first
     assert invoke(run.app, *train).count(": done, ") == 2
     assert (tmp_path / "heat_1d.png").exists()
-    page = tmp_path / "experiments" / "heat_1d.md"
-    page.parent.mkdir()
-    (tmp_path / "choosing.md").write_text("<!-- published -->\n<!-- end -->\n")
+    page = tmp_path / "docs" / "experiments" / "heat_1d.md"
+    page.parent.mkdir(parents=True)
+    (tmp_path / "docs" / "choosing.md").write_text("<!-- published -->\n<!-- end -->\n")
+    (tmp_path / "README.md").write_text("<!-- headline -->\n<!-- end -->\n")
     page.write_text("# Heat\n<!-- results -->\n<!-- end -->\nends\n")
     invoke(run.app, "report", "--folder", tmp_path)
     assert "| 257 | kfac_star |" in page.read_text()
-    assert "Not run: sgd" in page.read_text()
+    assert "with 257 parameters sgd (2.8e-04), adam (1.2e-04), lbfgs" in page.read_text()
     assert "8.8e-07" in page.read_text()  # the published value stands beside the measured one
-    assert (tmp_path / "figures" / "heat_1d.png").exists()
+    assert (tmp_path / "docs" / "figures" / "heat_1d.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +243,15 @@ def test_tables_show_what_longer_runs_had_reached_before(tmp_path: Path) -> None
     assert sorted(zip(table["seeds"], table["steps"], strict=True)) == [(1, 8), (2, 6)]
 
 
+def test_errors_are_compared_at_every_budget_that_some_run_had(tmp_path: Path) -> None:
+    training, results = load("experiments.training"), load("experiments.results")
+    for name, seconds in (("adam", 0.2), ("sgd", 0.4)):
+        training.train(experiment(name, seconds=seconds), tmp_path)
+    table = results.summary(results.load(tmp_path))
+    found = sorted(zip(table["budget"], table["optimizer"], strict=True))
+    assert found == [(0.2, "adam"), (0.2, "sgd"), (0.4, "sgd")]
+
+
 def smaller(problem: Callable[[], Any], size: int) -> Callable[[], Any]:
     """The same problem with so many points a term, and ten times as many held out."""
     terms = {k: dataclasses.replace(term, size=size) for k, term in problem().terms.items()}
@@ -265,19 +275,22 @@ def test_report_fills_every_page_and_says_what_is_missing(
     recipes, training, pages = (
         load(f"experiments.{name}") for name in ("recipes", "training", "pages")
     )
-    docs = shutil.copytree(EXAMPLES.parent / "docs" / "experiments", tmp_path / "experiments")
-    shutil.copy(EXAMPLES.parent / "docs" / "choosing.md", tmp_path)
+    docs = shutil.copytree(EXAMPLES.parent / "docs", tmp_path / "docs")
+    shutil.copy(EXAMPLES.parent / "README.md", tmp_path)
     monkeypatch.setitem(recipes.PROBLEMS, "heat_4d", smaller(recipes.PROBLEMS["heat_4d"], 3))
-    for seed in range(2):
-        run = experiment("adam", problem="heat_4d", network=(64, 64, 48, 48), points={}, steps=2)
-        training.train(run.replace(seed=seed), tmp_path / "results")
-    pages.report(tmp_path / "results", docs)
-    page = (docs / "heat_4d.md").read_text()
+    for name, seed in itertools.product(("adam", "kfac_star"), range(2)):
+        run = experiment(name, problem="heat_4d", network=(64, 64, 48, 48), points={}, steps=2)
+        training.train(run.replace(seed=seed, seconds=99.0), tmp_path / "results")
+    pages.report(tmp_path / "results", tmp_path)
+    page = (docs / "experiments" / "heat_4d.md").read_text()
     assert "3.10e-03 ± 2.45e-03" in page  # the ten published seeds
-    assert "all optimizers with 449 parameters" in page
-    assert "No run is committed yet" in (docs / "poisson_100d.md").read_text()
-    assert re.search(r"heat_4d .* 2 steps .* adam .* \(2\)", (tmp_path / "choosing.md").read_text())
-    assert (tmp_path / "figures" / "heat_4d.png").exists()
+    assert "with 449 parameters sgd (8.4e-03), adam (1.0e-03)" in page
+    assert "--network 64-64-48-48 --seconds 99 --steps 2 --seeds 2 --folder mine" in page
+    assert "No run is committed yet" in (docs / "experiments" / "poisson_100d.md").read_text()
+    assert re.search(r"heat_4d .* 99 s .* adam .* \(2\)", (docs / "choosing.md").read_text())
+    line = r"\| 4\+1d heat \| 10,065 \| 99 \| 2 \| \S+ \| – \| \S+ \| – \| – \|"
+    assert re.search(line, (tmp_path / "README.md").read_text())
+    assert (docs / "figures" / "heat_4d.png").exists()
 
 
 def test_the_grid_from_above_is_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "comparison",
     "fill",
     "hardware",
+    "headline",
     "missing",
     "plain",
     "report",
@@ -31,14 +32,18 @@ __all__ = [
 NAN = float("nan")
 
 
-def report(folder: Path, pages: Path) -> None:
-    """Tables, figures, hardware and what is missing on all pages of problems; and the winners."""
-    everything = load(folder)
-    fill(pages.parent / "choosing.md", winners(everything), "published")
+def report(folder: Path, root: Path) -> None:
+    """Tables, figures, hardware and what is missing, on all pages of a checkout that have them."""
+    everything, docs = load(folder), root / "docs"
+    fill(docs / "choosing.md", winners(everything), "published")
+    fill(root / "README.md", headline(everything), "headline")
     for problem in PROBLEMS:
-        rows, page = everything[everything["problem"] == problem], pages / f"{problem}.md"
+        rows, page = (
+            everything[everything["problem"] == problem],
+            docs / f"experiments/{problem}.md",
+        )
         if page.exists():
-            fill(page, section(problem, rows, folder, pages))
+            fill(page, section(problem, rows, folder, page.parent))
 
 
 def section(problem: str, rows: pd.DataFrame, folder: Path, pages: Path) -> str:
@@ -87,7 +92,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     )
     if any(key[:2] == ("heat_4d", 10065) for key in keys):
         shown["published mean"] = [ten_seeds(*key) for key in keys]
-    return shown.dropna(axis=1, how="all").sort_values(["parameters", "RMS"])
+    return shown.dropna(axis=1, how="all")
 
 
 def row(rows: pd.DataFrame) -> str:
@@ -98,8 +103,7 @@ def row(rows: pd.DataFrame) -> str:
 
 def commands(rows: pd.DataFrame) -> str:
     """A line a row of the table: what makes it again where the results are there already."""
-    table = summary(rows).sort_values(["parameters", "RMS"])
-    return "\n".join(dict.fromkeys(command(run) for run in table.itertuples()))
+    return "\n".join(dict.fromkeys(command(run) for run in summary(rows).itertuples()))
 
 
 def command(run: Any) -> str:
@@ -133,6 +137,43 @@ def winners(rows: pd.DataFrame, places: int = 3) -> str:
     return markdown(pd.DataFrame(lines))
 
 
+HEADLINE = {
+    "adam": "Adam",
+    "lbfgs": "L-BFGS",
+    "kfac_star": "K-FAC\\*",
+    "kfac_pinn": "`KFACPINN`",
+    "gauss_newton": "`GaussNewton`",
+}
+
+
+def headline(rows: pd.DataFrame) -> str:
+    """Median errors at equal seconds, a line a network at the budget that most optimizers had."""
+    timed = rows[(rows["unit"] == "seconds") & rows["optimizer"].isin(HEADLINE)]
+    if timed.empty:
+        return ""
+    table, lines = summary(timed), []
+    for (problem, parameters), runs in table.groupby(["problem", "parameters"]):
+        had = runs.groupby("budget")["optimizer"].nunique()
+        budget = had[had == had.max()].index.max()
+        equal = runs[runs["budget"] == budget]
+        errors = equal.groupby("optimizer")["relative L2"].min().reindex(HEADLINE)
+        if had[budget] > 1:
+            line = {"problem": PROBLEMS[problem]().name, "parameters": f"{parameters:,}"}
+            line |= {"seconds": f"{budget:g}", "seeds": seeds(equal)}
+            lines.append({**line, **errors.rename(HEADLINE)})
+    return markdown(pd.DataFrame(lines).sort_values("parameters", key=counts)) if lines else ""
+
+
+def seeds(runs: pd.DataFrame) -> str:
+    """How many, the fewest and the most of an optimizer."""
+    return "–".join(str(n) for n in sorted({runs["seeds"].min(), runs["seeds"].max()}))
+
+
+def counts(column: pd.Series) -> pd.Series:
+    """1,234 as a number."""
+    return column.str.replace(",", "").astype(int)
+
+
 def plain(settings: str) -> str:
     """Settings without the punctuation of JSON."""
     return ", ".join(f"{name} {value:g}" for name, value in json.loads(settings).items())
@@ -152,16 +193,22 @@ def ten_seeds(problem: str, parameters: int, optimizer: str) -> str:
 
 
 def missing(problem: str, rows: pd.DataFrame) -> str:
-    """Which of the published networks and optimizers have no result, a sentence."""
+    """Which of the published networks and optimizers have no result, with their published RMS."""
     parts = []
     for sizes in PROBLEMS[problem]().networks:
         parameters = sum((a + 1) * b for a, b in pairwise(sizes))
         there = set(rows.loc[rows["parameters"] == parameters, "optimizer"]) if len(rows) else ()
-        absent = [name for name in OPTIMIZERS if name not in there]
+        absent = [known(problem, parameters, name) for name in OPTIMIZERS if name not in there]
         if absent:
-            names = ", ".join(absent) if there else "all optimizers"
-            parts.append(f"{names} with {parameters:,} parameters")
-    return f"Not run: {'; '.join(parts)}." if parts else "Every optimizer has been run."
+            parts.append(f"with {parameters:,} parameters {', '.join(absent)}")
+    text = f"Not run (published RMS in brackets): {'; '.join(parts)}."
+    return text if parts else "Every optimizer has been run."
+
+
+def known(problem: str, parameters: int, optimizer: str) -> str:
+    """An optimizer with its published error."""
+    rms = RMS.get((problem, parameters, optimizer))
+    return f"{optimizer} ({rms:.1e})" if rms else optimizer
 
 
 def hardware(folder: Path, problem: str = "") -> str:

@@ -215,16 +215,18 @@ def last_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_budgets(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """For every budget that runs were given, the rows where they had just spent it.
+    """For every budget that runs on a network were given, the rows where they had just spent it.
 
     A run given 300 s is also a run of 30 s; one that came to rest earlier counts with its end.
     """
-    for (*_, unit), runs in rows.groupby(RUN):
-        for budget in sorted(runs["budget"].unique()):
-            given = runs[runs["budget"] >= budget].sort_values("step")
-            spent = given[given[unit] >= 0.999 * budget].groupby("seed").head(1)
-            rest = given[~given["seed"].isin(spent["seed"])].groupby("seed").tail(1)
-            yield pd.concat([spent, rest]).assign(budget=budget)
+    of_network = ["problem", "parameters", "dtype", "device", "unit"]
+    for (*_, unit), peers in rows.groupby(of_network):
+        for budget in sorted(peers["budget"].unique()):
+            for _, runs in peers[peers["budget"] >= budget].groupby(RUN):
+                given = runs.sort_values("step")
+                spent = given[given[unit] >= 0.999 * budget].groupby("seed").head(1)
+                rest = given[~given["seed"].isin(spent["seed"])].groupby("seed").tail(1)
+                yield pd.concat([spent, rest]).assign(budget=budget)
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -248,7 +250,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "options": final["options"].first(),
         }
     )
-    return table.reset_index().sort_values(["problem", "parameters", "relative L2"])
+    order = ["problem", "parameters", "unit", "budget", "relative L2"]
+    return table.reset_index().sort_values(order, ignore_index=True)
 
 
 def best_settings(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
