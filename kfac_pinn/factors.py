@@ -214,8 +214,8 @@ class Factors:
             raise ValueError(f"periods must be at least 1 and the decay in [0, 1), found {self}")
 
     def update(self, known: Stored, measured: Stored) -> Stored:
-        """The averages of a block's factors with those just measured."""
-        return {**known, **{key: self.average(known.get(key), measured[key]) for key in measured}}
+        """The averages of a block's factors with those just measured; other terms are forgotten."""
+        return {key: self.average(known.get(key), measured[key]) for key in measured}
 
     def measure(self, linearization: Linearization, step: int) -> dict[Block, Stored]:
         """The factors of every block at the current parameters, by name."""

@@ -28,6 +28,7 @@ __all__ = [
     "QuadraticModel",
     "Search",
     "Step",
+    "promised",
 ]
 
 
@@ -173,6 +174,11 @@ class NormConstraint:
         length = min(1.0, math.sqrt(self.bound) / norm) if norm else 1.0
         reason = {"reason": "shortened to the norm constraint"} if length < 1 else {}
         return Step(length * direction, info={"step_length": length, **reason})
+
+
+def promised(linearization: Linearization, p: Tensor) -> float:
+    """-(grad L.p + 1/2 ||J p||^2), the decrease of L that Gauss-Newton promises for a step p."""
+    return -float(linearization.gradient @ p + 0.5 * (linearization @ p).square().sum())
 
 
 class QuadraticModel:

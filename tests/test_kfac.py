@@ -205,6 +205,26 @@ def test_pairs_forget_the_oldest_and_refuse_negative_curvature() -> None:
     pairs = Pairs.none(e[0]).join([(2 * e[i], 2 * e[i]) for i in range(3)], limit=2)
     assert torch.equal(pairs.S, e[1:3])
     assert len(pairs.join([(e[3], -e[3])], limit=10).S) == 2
+    assert len(pairs.join([(e[3], e[3])], limit=0).S) == 0
+
+
+@pytest.mark.parametrize("settings", [{"products": 0}, {"products": 1, "memory": -1}])
+def test_pinn_refuses_settings_without_a_meaning(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="products must be at least 1 and memory at least 0"):
+        KFACPINN(network(2, 3, 1).parameters(), **settings)
+
+
+def test_a_term_that_is_gone_leaves_no_curvature() -> None:
+    """With no average over the steps, the direction is that of the remaining terms alone."""
+    model, x = network(2, 4, 1), points(9)
+    remembers = KFAC(model.parameters(), factors=Factors(average=Average(0.0)))
+    remembers.refresh(linearize(lambda: (model(x), 9 * model(x + 1)), model.parameters()))
+    lin = linearize(lambda: model(x), model.parameters())
+    remembers.refresh(lin)
+    fresh = KFAC(model.parameters(), factors=Factors(average=Average(0.0)))
+    fresh.refresh(lin)
+    found, expected = (each.precondition(lin, lin.gradient) for each in (remembers, fresh))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_pinn_trains_far() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 import kfac_pinn
-from kfac_pinn import Linearization, laplacian, total_loss
+from kfac_pinn import Linearization, laplacian, linearize, total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.search import Armijo, GridSearch
 
@@ -107,6 +107,15 @@ def test_descends(make: Any) -> None:
     problem = Inverse()
     losses = run(make(problem.parameters()), problem, 7)
     assert losses[-1] < losses[0]
+
+
+@every_optimizer
+def test_its_direction_is_one_of_descent(make: Any) -> None:
+    problem = Inverse()
+    linearization = linearize(problem.residuals, problem.parameters())
+    direction = make(problem.parameters()).direction(linearization)
+    assert direction.shape == (linearization.size,)
+    assert linearization.gradient @ direction < 0
 
 
 @every_optimizer
@@ -306,6 +315,34 @@ def test_trials_that_are_not_finite_are_not_taken(make: Any) -> None:
         assert optimizer.stats["step_norm"] == 0
     run(optimizer, problem, 2)
     assert torch.isfinite(problem.flat()).all()
+
+
+@every_optimizer
+def test_a_gradient_that_is_zero_changes_nothing(make: Any) -> None:
+    """No parameter moves the Laplacian of a tanh network of zeros."""
+    problem = Inverse()
+    optimizer = make(problem.u.parameters())
+    with torch.no_grad():
+        for p in problem.u.parameters():
+            p.zero_()
+    for _ in range(2):
+        loss = optimizer.step(lambda: laplacian(problem.u, problem.x) + 1)
+        assert float(loss) == 0.5
+    assert not any(p.any() for p in problem.u.parameters())
+
+
+@pytest.mark.parametrize("make", [kfac_pinn.KFACPINN, kfac_pinn.GaussNewton])
+@pytest.mark.parametrize("rates", [(0.1, 0.1), (1.0, 0.3), (0.5, 0.0)])
+def test_the_ratio_is_that_of_the_step_taken(make: Any, rates: tuple[float, float]) -> None:
+    """Residuals that are linear in the parameters keep every promise: the ratio is one."""
+    u, x = nn.Linear(2, 1).double(), torch.rand(9, 2, dtype=torch.float64)
+    groups = zip((u.weight, u.bias), rates, strict=True)
+    optimizer = make([{"params": [p], "lr": 1.0} for p, _ in groups])
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for _ in range(3):
+        optimizer.step(lambda: u(x) - x.prod(1, keepdim=True))
+        assert optimizer.stats["ratio"] == pytest.approx(1, rel=1e-6)
 
 
 @every_optimizer

@@ -38,7 +38,7 @@ class Pairs:
         return cls(like.new_empty(0, len(like)), like.new_empty(0, len(like)))
 
     def join(self, new: Sequence[tuple[Tensor, Tensor]], limit: int) -> Pairs:
-        """The newest `limit` pairs, with new ones (s, y) appended and brought to unit length.
+        """The newest `limit` pairs, with one or more (s, y) appended and brought to unit length.
 
         Pairs without positive curvature s.y would make H indefinite and are left out.
         """
@@ -48,7 +48,8 @@ class Pairs:
         kept = ((S * Y).sum(1, keepdim=True) > floor)[:, 0]
         unit = length[kept]
         parts = (self.S, S[kept] / unit), (self.Y, Y[kept] / unit)
-        return Pairs(*(torch.cat(part)[-limit:] for part in parts))
+        joined = (torch.cat(part) for part in parts)
+        return Pairs(*(each[max(0, len(each) - limit) :] for each in joined))
 
     def correct(self, base: Operator, damping: float = 0.0) -> Operator:
         """v -> H v, given v -> H_0 v."""

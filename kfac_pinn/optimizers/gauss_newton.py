@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from kfac_pinn.compression import Compression, Exact
 from kfac_pinn.linearize import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import FixedStep, Objective, Step
+from kfac_pinn.search import FixedStep, Objective, Step, promised
 from kfac_pinn.trust_region import Decomposition, RatioControl, TargetSchedule, Trial
 
 __all__ = ["GaussNewton"]
@@ -82,8 +82,10 @@ class GaussNewton(LeastSquaresOptimizer):
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The longest step that hits the target, if it decreases the loss."""
+        if not linearization.gradient.any():
+            return Step(None, info={"reason": "the gradient is zero"})
         model = self.decompose(linearization)
-        attempt = _Attempt(model, objective, linearization.loss, self.expand("lr"))
+        attempt = _Attempt(model, objective, linearization, self.expand("lr"))
         radius, target = self._radius(linearization), self._target
         trial = self.control(attempt, radius, target)
         accepted = trial.loss < linearization.loss
@@ -117,7 +119,8 @@ class GaussNewton(LeastSquaresOptimizer):
         """The radius and target for the next step, and whether the damping passed its minimum."""
         common, schedule = self.common, self.schedule
         step, lowest = common.get("step", 0) + 1, common.get("lowest_damping", math.inf)
-        relative = common["damping"] = trial.damping / float(model.S[0]) ** 2
+        largest = max(float(model.S[0]) ** 2, torch.finfo(torch.float64).tiny)
+        relative = common["damping"] = trial.damping / largest
         progressed = accepted and relative < lowest / 1.5  # less than a factor of 2/3 is none
         if progressed:
             common["lowest_damping"], common["lowest_step"] = relative, step
@@ -149,14 +152,23 @@ class _Attempt:
 
     model: Decomposition
     objective: Objective
-    loss: float
+    linearization: Linearization
     lr: Tensor
 
     def __call__(self, radius: float) -> Trial:
         damping = self.model.damping(radius)
-        displacement = self.lr * self.model.step(damping).to(self.lr)
+        step = self.model.step(damping).to(self.lr)
+        displacement = self.lr * step
         loss = self.objective(displacement)
-        predicted = max(self.model.decrease(damping), torch.finfo(torch.float64).tiny)
-        ratio = (self.loss - loss) / predicted
+        predicted = max(
+            self._promised(step, displacement, damping), torch.finfo(torch.float64).tiny
+        )
+        ratio = (self.linearization.loss - loss) / predicted
         length = float(self.model.norm(self.model.S.new_tensor(damping)))
         return Trial(displacement, damping, length, loss, ratio)
+
+    def _promised(self, step: Tensor, displacement: Tensor, damping: float) -> float:
+        """The model's decrease, of the whole step or of what lr leaves of it."""
+        if torch.equal(step, displacement):
+            return self.model.decrease(damping)
+        return promised(self.linearization, displacement)

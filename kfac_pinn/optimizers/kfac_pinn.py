@@ -13,7 +13,7 @@ from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.kfac import KroneckerOptimizer
-from kfac_pinn.search import Armijo, Marquardt, Objective, Step
+from kfac_pinn.search import Armijo, Marquardt, Objective, Step, promised
 
 __all__ = ["KFACPINN"]
 
@@ -53,21 +53,30 @@ class KFACPINN(KroneckerOptimizer):
         memory: int = 100,
         factors: Factors | None = None,
     ) -> None:
+        if products < 1 or memory < 0:
+            found = f"{products} and {memory}"
+            raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
         factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         super().__init__(params, {"lr": lr}, Armijo(0.1, 0.25, 8), factors)
         self.products, self.memory, self.control = products, memory, Marquardt()
+
+    def direction(self, linearization: Linearization) -> Tensor:
+        """d, shape (P,), from lambda as the last step left it: steps go through `propose`."""
+        return self.solve(linearization, self._damping(linearization))[0]
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """Truncated solve, search along it, and the next lambda."""
         if not linearization.gradient.any():
             return Step(None, info={"reason": "the gradient is zero"})
-        damping = self.common.get("lambda") or self.control.first(linearization)
-        self.common["lambda"] = damping
+        damping = self._damping(linearization)
         direction, predicted = self.solve(linearization, damping)
-        if abs(predicted) <= torch.finfo(direction.dtype).eps * linearization.loss:
+        if abs(predicted) <= torch.finfo(direction.dtype).eps * abs(linearization.loss):
             return Step(None, info={"reason": "the decrease left is below the loss's rounding"})
-        step = self.search(objective, linearization, direction * self.expand("lr"))
-        ratio = (linearization.loss - step.loss) / predicted
+        scaled = direction * self.expand("lr")
+        step = self.search(objective, linearization, scaled)
+        if not torch.equal(scaled, direction):
+            predicted = promised(linearization, scaled)
+        ratio = (linearization.loss - step.loss) / predicted if predicted else math.nan
         if step.displacement is None:
             self.common.pop("pairs")  # they may be why: start again from K-FAC alone
         shortened = "reason" in step.info
@@ -92,6 +101,12 @@ class KFACPINN(KroneckerOptimizer):
         )
         self.common["pairs"] = dict(vars(known.join(spent, self.memory)))
         return found.x, 0.5 * damping * float(found.x @ found.x) - found.model_values[-1]
+
+    def _damping(self, linearization: Linearization) -> float:
+        """lambda, which begins in proportion to the curvature."""
+        damping = self.common.get("lambda") or self.control.first(linearization)
+        self.common["lambda"] = damping
+        return float(damping)
 
     def _pairs(self, like: Tensor) -> Pairs:
         """What is remembered; forgotten when the set of parameters changes."""
