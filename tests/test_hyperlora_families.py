@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from hyperlora_ext import training
 from hyperlora_ext.family import Condition, Family, Function, uniform_points
 from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
@@ -385,6 +388,28 @@ def test_a_family_of_several_numbers_is_learned() -> None:
     before = family.errors(h.pinn, test).mse.mean()
     by_physics(h, family, lambda g: space.sample(12, g), Levenberg(), {"interior": 10}, steps=25)
     assert family.errors(h.pinn, test).mse.mean() < before / 100
+
+
+def test_the_example_of_a_family_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs; and where a = 1 its residual vanishes at the solution of Liouville and Bratu."""
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "steps": 1}))
+    example = Path(__file__).parent.parent / "examples" / "hyperlora_own_family.py"
+    family = runpy.run_path(str(example))["family"]
+    assert capsys.readouterr().out.count("held-out loss") == 3
+    tasks = torch.tensor([[1.0, 0.7], [1.0, 1.9]], dtype=F64)
+    for task in tasks:
+        half = 1 - 4 / float(task[1])
+        c = -half - math.sqrt(half**2 - 1)  # b (1 + c)^2 = 8 c
+
+        def exact(x: object, c: float = c) -> torch.Tensor:
+            r2 = x[:, :1] * x[:, :1] + x[:, 1:] * x[:, 1:]
+            return 2 * math.log(1 + c) - 2 * torch.log(1 + c * r2)
+
+        for r in family.problem(task).sample(dtype=F64).residuals(exact)().values():
+            assert r.abs().max() < 1e-12
 
 
 def test_what_a_familys_author_gets_wrong_is_named() -> None:
