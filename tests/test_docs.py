@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,26 @@ def test_pages_cited_exist() -> None:
     for source in (ROOT / "kfac_pinn").rglob("*.py"):
         for page in re.findall(r"docs/[\w/]+\.md", source.read_text()):
             assert (ROOT / page).exists(), f"{source.name} cites {page}"
+
+
+def test_figures_in_the_docs_are_those_of_the_result_files() -> None:
+    docs, results = ROOT / "docs", ROOT / "examples" / "results"
+    choosing, notes = (docs / f"{name}.md" for name in ("choosing", "notes_gauss_newton"))
+    for path in results.glob("gauss_newton_*.json"):
+        found = json.loads(path.read_text())
+        (line,) = [x for x in choosing.read_text().splitlines() if f"`{path.name}`" in x]
+        median = f"{found['median_relative_l2']:.1e}".replace("e-0", "e-")
+        assert f"| {median} ({len(found['relative_l2'])} seeds)" in line
+        assert ", ".join(f"{error:.1e}" for error in found["relative_l2"]) in notes.read_text()
+    ratios = json.loads((results / "step_cost.json").read_text())["ratio"].values()
+    shown = [f"**{ratio:.2f}**" for ratio in ratios if ratio != 1]
+    assert all(ratio in (docs / "notes_kfac.md").read_text() for ratio in shown)
+    cost = (docs / "experiments" / "cost.md").read_text()
+    for row in json.loads((results / "laplacian.json").read_text())["rows"]:
+        taylor, nested = row["taylor"], row["nested"]
+        cells = [f"{x['seconds']:.2f} s, {x['MiB']:.0f} MiB" for x in (taylor, nested)]
+        cells += [f"{taylor[unit] / nested[unit]:.2f}" for unit in ("seconds", "MiB")]
+        assert f"| {' | '.join(cells)} |" in cost
 
 
 def test_the_readme_says_what_each_file_is_for() -> None:

@@ -151,6 +151,7 @@ LARGE, HUGE, WIDEST = (64, 64, 48, 48), (256, 256, 128, 128), (768, 768, 512, 51
 FEW = {"points": {"interior": 2000, "boundary": 500}, "settings": {"rows": 700}}
 DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows": 1300}}
 
+WITH_HUGE = ("heat_4d", "poisson_5d", "poisson_2d", "heat_1d")  # besides 10d Poisson
 FAST = ("kfac_pinn", "kfac_star", "adam")
 STEPS_KNOWN = ("kfac", "kfac_star", "adam")  # these end at the published number of steps
 
@@ -177,6 +178,7 @@ QUEUE: tuple[Item, ...] = (
     Stage("heat_4d", (), EVERY, 60, seeds=3),
     Stage("poisson_2d", LARGE, ("kfac_pinn", *BASELINES), 60, seeds=3),
     Stage("heat_1d", LARGE, ("kfac_pinn", *BASELINES), 60, seeds=3),
+    *(Stage(p, HUGE, FAST, 200, seeds=1, tuning=30, trials=4) for p in WITH_HUGE),
     Stage("poisson_2d", (), EVERY, 100),
     Stage("heat_1d", (), EVERY, 100),
     Stage("heat_4d", LARGE, BASELINES, 300),
