@@ -102,7 +102,11 @@ class Emission(Protocol):
         """The layer of one task, numbers (size,), ready to be trained on."""
 
     def numbers(self, module: nn.Module) -> Tensor:
-        """The reverse of `module`, (size,)."""
+        """The reverse of `module`, (size,).
+
+        Raises:
+            ValueError: for a layer that `module` does not make.
+        """
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,9 @@ class LowRank:
         return LoRALinear(self.linear, A.clone(), B.clone())
 
     def numbers(self, module: nn.Module) -> Tensor:
-        return torch.cat([module.get_parameter(name).detach().reshape(-1) for name in "AB"])
+        if not isinstance(module, LoRALinear):
+            raise unlike(module, self.size)
+        return flat(self.size, module.A, module.B)
 
 
 @dataclass(frozen=True)
@@ -182,9 +188,26 @@ class Whole:
         return linear_of(W[0].clone(), None if b is None else b[0].clone())
 
     def numbers(self, module: nn.Module) -> Tensor:
-        assert isinstance(module, nn.Linear)
-        found = [module.weight] if module.bias is None else [module.weight, module.bias]
-        return torch.cat([each.detach().reshape(-1) for each in found])
+        if not isinstance(module, nn.Linear):
+            raise unlike(module, self.size)
+        return flat(self.size, module.weight, *([] if module.bias is None else [module.bias]))
+
+
+def flat(size: int, *parts: Tensor) -> Tensor:
+    """The parts as one vector of the size expected, or an error."""
+    found = torch.cat([part.detach().reshape(-1) for part in parts])
+    if len(found) != size:
+        raise unlike(parts, size)
+    return found
+
+
+def unlike(found: object, size: int) -> ValueError:
+    """The error for a layer that the hypernetwork does not emit."""
+    shapes = [tuple(p.shape) for p in found] if isinstance(found, tuple) else type(found).__name__
+    return ValueError(
+        f"a layer ({shapes}) is not of the kind or rank for which {size} numbers are emitted: "
+        "networks to learn from are those that start from hyper.pinn(task)"
+    )
 
 
 def task_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -82,8 +82,14 @@ class HyperLoRA(nn.Module):
         return Fields(self, self.factors(tasks), self.space.offset(self.space.check(tasks)))
 
     def forward(self, tasks: Tensor, x: Tensor) -> Tensor:
-        """u of each task at its own points x (T, n, d), or at shared ones (n, d): (T, n, c)."""
+        """u of each task at its own points x (T, n, d), or at shared ones (n, d): (T, n, c).
+
+        Raises:
+            ValueError: for tasks of the wrong size, or points of another number of tasks.
+        """
         tasks = self.space.check(tasks)
+        if x.ndim == 3 and len(x) != len(tasks):
+            raise ValueError(f"points of {len(x)} tasks for {len(tasks)} tasks")
         points = x if x.ndim == 3 else x.expand(len(tasks), -1, -1)
         return self.fields(tasks)(points.flatten(0, 1)).unflatten(0, points.shape[:2])
 
@@ -109,7 +115,11 @@ class HyperLoRA(nn.Module):
         return in_frame(network, self.space.offset(task[None])[0].to(theta))
 
     def numbers(self, pinn: nn.Module) -> Tensor:
-        """theta (size,) of a network made by `pinn` and trained further: a regression target."""
+        """theta (size,) of a network made by `pinn` and trained further: a regression target.
+
+        Raises:
+            ValueError: for a network of other layers or ranks.
+        """
         names = [n for n, m in self.template.named_modules() if isinstance(m, TaskLinear)]
         network = pinn.network if isinstance(pinn, Shifted) else pinn
         parts = zip(self.layers, map(network.get_submodule, names), strict=True)

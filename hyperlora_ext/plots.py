@@ -33,11 +33,17 @@ def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -
 
     Args:
         networks: u by the name to be shown, with its mean square error over that field.
+
+    Raises:
+        ValueError: for a family of one coordinate, or without a solution.
     """
     import matplotlib.pyplot as plt
 
+    truth = family.reference(task)
+    if family.grid.shape[1] == 1:
+        raise ValueError(f"maps have two coordinates, {family.name} has one: plot its errors by x")
     plane = family.grid[:, :-2].eq(family.grid[-1, :-2]).all(1)  # the last time, if there is one
-    points, truth = family.grid[plane], family.reference(task)[plane]
+    points, truth = family.grid[plane], truth[plane]
     whole = family.field(lambda x: truth, task)(points)
     shape = tuple(len(points[:, i].unique()) for i in (-2, -1))
     with torch.no_grad():

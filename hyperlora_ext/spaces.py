@@ -16,8 +16,8 @@ __all__ = ["GaussianField", "Interval", "Intervals", "Task", "TaskSpace", "singl
 Task: TypeAlias = Tensor | float
 
 OUTSIDE = (
-    "{n} of {total} tasks lie outside the trained range ({range}): a prediction there extrapolates; "
-    "certify it by its held-out residual, or adapt to the task"
+    "{n} of {total} tasks lie outside the trained range ({range}): predictions there extrapolate; "
+    "certify them by their held-out residuals, or adapt to the task"
 )
 
 

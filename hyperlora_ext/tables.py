@@ -193,12 +193,13 @@ def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.
 def main(given: Sequence[str] | None = None) -> None:
     """The command."""
     parser = arguments(__doc__, "table", (1, 2, 3))
-    parser.add_argument("--ranks", type=int, nargs="*", help="0 is the whole network")
+    parser.add_argument("--ranks", type=int, nargs="*", help="in Table 2, 0 is the whole network")
     parser.add_argument("--methods", nargs="*", default=(), help="these rows alone")
     parsed = vars(parser.parse_args(given))
     table, ranks, methods = (parsed.pop(name) for name in ("table", "ranks", "methods"))
     bench = bench_of(parsed)
-    some = {} if ranks is None or table == 3 else {"ranks": [rank or None for rank in ranks]}
+    whole = None if table == 2 else 0
+    some = {} if ranks is None or table == 3 else {"ranks": [rank or whole for rank in ranks]}
     tables: dict[int, Callable[..., Iterator[Row]]] = {1: table_1, 2: table_2, 3: table_3}
     for line in markdown(tables[table](bench, methods=methods, **some)):
         print(line, flush=True)

@@ -20,6 +20,7 @@ from hyperlora_ext.frames import Shifted
 from hyperlora_ext.lora import Ranks, adapt
 from hyperlora_ext.regimes import Train
 from kfac_pinn.domains import TimeSpace
+from kfac_pinn.jets import Jet
 from kfac_pinn.problem import Problem, Term
 
 __all__ = ["Windows", "march", "window"]
@@ -39,11 +40,13 @@ class Windows:
     ends: tuple[float, ...]
     pieces: tuple[nn.Module, ...]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """u at points (t, x) of shape (N, 1 + d), each by its own window: (N, C)."""
-        places = torch.bucketize(x[:, 0].contiguous(), x.new_tensor(self.ends[:-1]))
-        values = torch.stack([u(x) for u in self.pieces])
-        return values[places, torch.arange(len(x), device=x.device)]
+    def __call__(self, x: Any) -> Any:
+        """u at points (t, x) of shape (N, 1 + d), or at a jet of them, each by its own window:
+        (N, C). So it is certified by residuals, as any network is.
+        """
+        times = (x.data[0] if isinstance(x, Jet) else x)[:, 0].contiguous()
+        places = torch.bucketize(times, times.new_tensor(self.ends[:-1]))[:, None]
+        return sum(u(x) * (places == i).to(times) for i, u in enumerate(self.pieces))
 
 
 def march(

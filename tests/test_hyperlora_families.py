@@ -152,6 +152,16 @@ def test_reference_converges_at_fourth_order() -> None:
     assert errors[0] / errors[1] > 10 and errors[1] / errors[2] > 10
 
 
+def test_reference_is_as_exact_on_the_test_tasks_as_it_says() -> None:
+    tasks = burgers1d().splits().test
+    finest = solve_burgers(tasks, 0.01, 512, 1600).on_grid(128, 101)
+    for modes, steps, largest, square in ((256, 400, 2.5e-4, 1e-10), (512, 800, 8e-6, 5e-14)):
+        error = solve_burgers(tasks, 0.01, modes, steps).on_grid(128, 101) - finest
+        assert error.abs().max() < largest
+        assert error.square().mean((1, 2)).max() < square
+        assert error.square().mean((1, 2)).median() < 1e-15
+
+
 def test_reference_agrees_with_cole_and_hopf() -> None:
     # u = -2 nu phi_x / phi with phi_t = nu phi_xx, phi = 1 + a e^(-4 pi^2 nu t) cos(2 pi x).
     nu, a = 0.01, 0.5

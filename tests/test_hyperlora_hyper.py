@@ -16,7 +16,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.generated import GeneratedLinearization, TaskResiduals
 from hyperlora_ext.hyper import HIDDEN, HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.lora import adapters, count
+from hyperlora_ext.lora import adapt, adapters, count
 from hyperlora_ext.problems import burgers1d, kovasznay
 from hyperlora_ext.regimes import by_pinns
 from hyperlora_ext.spaces import Interval
@@ -328,6 +328,14 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="one task is expected, found a stack of 2"):
         h.pinn(FAMILY.space.nodes(2))
     assert torch.equal(h.pinn(50.0)(x := torch.rand(3, 2).double()), h.pinn(torch.tensor([50]))(x))
+    with pytest.raises(ValueError, match="points of 4 tasks for 2 tasks"):
+        h(FAMILY.space.nodes(2), torch.rand(4, 5, 2, dtype=F64))
+    for other in (MLP((2, 6, 6, 3)), adapt(MLP((2, 6, 6, 3)), 1)):
+        with pytest.raises(ValueError, match=r"not of the kind or rank.*hyper\.pinn\(task\)"):
+            h.numbers(other)
+    for wrong in (h.pinn(50), MLP((2, 6, 5, 3)).double()):
+        with pytest.raises(ValueError, match="not of the kind or rank"):
+            hyper(None).numbers(wrong)
     unread = TaskResiduals(h, FAMILY.space.nodes(2), lambda u: {"theta": u.theta.reshape(-1)})
     with pytest.raises(RuntimeError, match="do not evaluate the tasks' networks"):
         unread.linearize(list(h.network.parameters()))

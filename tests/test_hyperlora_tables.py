@@ -13,10 +13,13 @@ from hyperlora_ext import bench as bench_module
 from hyperlora_ext import paper, plots
 from hyperlora_ext.archive import Archive
 from hyperlora_ext.bench import Bench, Budget
+from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import burgers2d, kovasznay, step_function
 from hyperlora_ext.setups import SETUPS, Setup, number
+from hyperlora_ext.spaces import Interval
 from hyperlora_ext.tables import main, markdown, table_1, table_2, table_3
+from kfac_pinn.domains import Box
 from kfac_pinn.networks import MLP
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -108,7 +111,10 @@ def test_errors_in_the_front_stand_beside_the_others() -> None:
     errors = family.errors(lambda task: step_function, family.space.nodes(2))
     assert (errors.front > 10 * errors.mse).all()
     assert errors.summary()["front_mse"] == pytest.approx(float(errors.front.mean()))
-    assert "front_mse" not in kovasznay().errors(lambda t: lambda x: x[:, :1], number(40)).summary()
+    assert (
+        "front_mse"
+        not in kovasznay().errors(lambda t: lambda x: x[:, [0, 1, 1]], number(40)).summary()
+    )
 
 
 def mean(values: list[float]) -> float:
@@ -171,6 +177,16 @@ def test_error_maps_take_networks_of_any_dtype() -> None:
     one, other = (plots.error_maps(family, number(40), {"u": v}) for v in (u, deepcopy(u).double()))
     titles = [[axis.get_title() for axis in figure.axes] for figure in (one, other)]
     assert titles[0] == titles[1]
+
+
+def test_what_cannot_be_drawn_or_tabled_is_named(bench: Bench) -> None:
+    line = Family("waves", Box.cube(1), Interval(0.0, 1.0), {}, lambda x, k: x, torch.ones(5, 1))
+    with pytest.raises(ValueError, match="maps have two coordinates, waves has one"):
+        plots.error_maps(line, number(0.5), {})
+    with pytest.raises(ValueError, match="no solution of this family is known"):
+        plots.error_maps(Family("waves", Box.cube(2), Interval(0.0, 1.0), {}), number(0.5), {})
+    with pytest.raises(ValueError, match="rank 0 for the largest layer"):
+        main(["1", "kovasznay", "--base", "0.1", "--tasks", "1", "--ranks", "0"])
 
 
 def test_every_figure_has_a_command(bench: Bench, tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def test_windows_go_on_where_one_network_stops(base: nn.Module) -> None:
         shared = zip(adapters(one).values(), adapters(other).values(), strict=True)
         assert all(a.frozen.weight.data_ptr() == b.frozen.weight.data_ptr() for a, b in shared)
         assert any(not torch.equal(a, b) for a, b in zip(*map(factors, (one, other)), strict=True))
+    judged = transport().sample(torch.Generator().manual_seed(3), {"interior": 500}, F64)
+    for r in judged.residuals(solved)().values():
+        assert r.abs().max() < 0.1 and r.square().mean() < 1e-3
     kept = [state(piece) for piece in solved.pieces]
     again = Windows(solved.ends, tuple(load(base, factors) for factors in kept))
     x = torch.rand(50, 2, dtype=F64) * torch.tensor([2.0, 1.0], dtype=F64)
@@ -97,6 +100,17 @@ def test_every_point_is_answered_by_its_window() -> None:
     )
     x = torch.tensor([[0.0, 0.3], [0.9, 0.1], [1.5, 0.2], [2.5, 0.0], [3.0, 0.0]], dtype=F64)
     assert u(x)[:, 0].tolist() == [0, 0, 1, 2, 2]
+
+
+def test_derivatives_are_those_of_each_window() -> None:
+    pieces = tuple(Shifted(MLP((2, 5, 2)).double(), delay(float(i), 2)) for i in range(3))
+    x = torch.rand(40, 2, dtype=F64)
+    x[:, 0] *= 3
+    together = taylor(Windows((1.0, 2.0, 3.0), pieces), x, 3)
+    for i, piece in enumerate(pieces):
+        here = (x[:, 0] > i) & (x[:, 0] <= i + 1)
+        for mine, alone in zip(together, taylor(piece, x, 3), strict=True):
+            assert here.any() and torch.equal(mine[..., here, :], alone[..., here, :])
 
 
 def test_a_shifted_network_is_linearised(base: nn.Module) -> None:

@@ -60,8 +60,9 @@ def solve_burgers(
 ) -> Trajectory:
     """All solutions at once, from values (T, n) of periodic initial conditions on n grid points.
 
-    Fourth-order exponential time differencing with 2/3 dealiasing. With the defaults the largest
-    error over twenty draws of the paper's random field is below 1e-5, the mean square 1e-14.
+    Fourth-order exponential time differencing with 2/3 dealiasing. Against 1024 modes and 3200
+    steps, on the twenty test tasks of `burgers1d`: largest error of the median task 1e-6, mean
+    square 8e-16; of the steepest one 2.4e-4 and 9e-11 (with 512 modes and 800 steps 7e-6, 3e-14).
     Source: Cox & Matthews (2002); the coefficients as Kassam & Trefethen (2005).
 
     Raises:
