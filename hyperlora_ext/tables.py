@@ -10,6 +10,7 @@ makes these rows alone.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -175,7 +176,15 @@ def bench_of(given: dict[str, Any]) -> Bench:
     """The bench that a command's arguments describe."""
     folder: Path | None = given.pop("folder")
     family, device = given.pop("family"), given.pop("device")
-    return Bench(family, Budget(**given), Archive(folder and folder / family), device)
+    archive = Archive(folder and folder / family)
+    kept = archive.row("budget", lambda: dict(given))
+    if kept != given:
+        warnings.warn(
+            f"the rows in {folder} were begun with {kept}, not {given}: those that are there stay "
+            "as they were measured; take another folder to measure them again",
+            stacklevel=2,
+        )
+    return Bench(family, Budget(**given), archive, device)
 
 
 def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.ArgumentParser:

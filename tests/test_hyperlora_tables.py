@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -18,7 +19,7 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import burgers2d, kovasznay, step_function
 from hyperlora_ext.setups import SETUPS, Setup, number
 from hyperlora_ext.spaces import Interval
-from hyperlora_ext.tables import main, markdown, table_1, table_2, table_3
+from hyperlora_ext.tables import bench_of, main, markdown, table_1, table_2, table_3
 from kfac_pinn.domains import Box
 from kfac_pinn.networks import MLP
 
@@ -95,6 +96,18 @@ def test_an_archive_is_continued(bench: Bench, tmp_path: Path) -> None:
     assert {"base-0.run", "physics-1.run", "physics-1-sets.json", "teacher-1-0.pt"} <= {
         path.name for path in tmp_path.iterdir()
     }
+
+
+def test_rows_of_another_budget_are_not_passed_off_as_new(tmp_path: Path) -> None:
+    given = {"family": "kovasznay", "device": "cpu", "folder": tmp_path}
+    given |= {"base": 1.0, "task": 2.0, "hyper": 3.0, "tasks": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert bench_of(dict(given)).budget == Budget(1.0, 2.0, 3.0, 4)
+        bench_of(given | {"folder": None, "task": 60.0})
+    with pytest.warns(UserWarning, match=r"begun with .*'task': 2\.0.*, not .*'task': 60\.0"):
+        assert bench_of(given | {"task": 60.0}).budget.task == 60
 
 
 def test_the_command_prints_markdown(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
