@@ -13,6 +13,7 @@ family, spaces, problems   tasks, points, residuals, references
 lora, saved                adapters; their factors alone, saved and loaded
 emission, hyper            weights that a network emits, for many tasks at once
 generated                  emitted weights in the linearisation that every optimizer reads
+objectives                 what a hypernetwork is trained on
 levenberg, training        the optimizer for few parameters or few rows; schedules
 regimes, solve, rank       the seven regimes; predict-certify-polish; rank by growth
 parametric                 the plain alternative: the task as a further input
@@ -26,6 +27,7 @@ from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count, merge
+from hyperlora_ext.objectives import Data, TaskProblem, task_problem
 from hyperlora_ext.parametric import AtTask, parametric
 from hyperlora_ext.rank import aimed, common_ranks, direction, grow
 from hyperlora_ext.regimes import (
@@ -41,15 +43,7 @@ from hyperlora_ext.regimes import (
 from hyperlora_ext.saved import load, state
 from hyperlora_ext.solve import Solved, certificate, solve
 from hyperlora_ext.spaces import GaussianField, Interval, Intervals, TaskSpace
-from hyperlora_ext.training import (
-    PUBLISHED_HYPER,
-    PUBLISHED_PINN,
-    Data,
-    Levenberg,
-    Published,
-    TaskProblem,
-    task_problem,
-)
+from hyperlora_ext.training import PUBLISHED_HYPER, PUBLISHED_PINN, Levenberg, Published
 from hyperlora_ext.windows import Windows, march, window
 
 __all__ = [

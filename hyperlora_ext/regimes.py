@@ -17,8 +17,8 @@ from torch import Generator, Tensor, nn
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import Ranks
+from hyperlora_ext.objectives import Data, Weights, task_problem
 from hyperlora_ext.rank import aimed
-from hyperlora_ext.training import Data, Weights, task_problem
 from kfac_pinn.fit import Callback, History
 from kfac_pinn.linalg import damped_solve
 from kfac_pinn.problem import Problem

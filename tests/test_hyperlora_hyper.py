@@ -17,10 +17,11 @@ from hyperlora_ext.generated import GeneratedLinearization, TaskResiduals
 from hyperlora_ext.hyper import HIDDEN, HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count
+from hyperlora_ext.objectives import task_problem
 from hyperlora_ext.problems import burgers1d, kovasznay
 from hyperlora_ext.regimes import by_pinns
 from hyperlora_ext.spaces import Interval
-from hyperlora_ext.training import Published, task_problem
+from hyperlora_ext.training import Published
 from kfac_pinn import (
     ENGD,
     KFAC,

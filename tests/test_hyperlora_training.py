@@ -14,17 +14,11 @@ from hyperlora_ext import regimes
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
 from hyperlora_ext.lora import adapt, adapters, count
+from hyperlora_ext.objectives import Data, task_problem
 from hyperlora_ext.problems import kovasznay
 from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
 from hyperlora_ext.solve import Closure, certificate, drawing, polish, solve
-from hyperlora_ext.training import (
-    PUBLISHED_HYPER,
-    PUBLISHED_PINN,
-    Data,
-    Levenberg,
-    Published,
-    task_problem,
-)
+from hyperlora_ext.training import PUBLISHED_HYPER, PUBLISHED_PINN, Levenberg, Published
 from kfac_pinn.fit import Checkpoint
 from kfac_pinn.linearize import linearize
 from kfac_pinn.networks import MLP
