@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,8 @@ RESULTS = HERE / "results" / "compare"
 PAGE = HERE.parent / "docs" / "experiments" / "compare.md"
 CHOOSING = HERE.parent / "docs" / "choosing.md"
 FIGURE = HERE.parent / "docs" / "figures" / "compare.png"
-ALL = list(OPTIMIZERS)
+Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)
+ALL = list(Optimizer)
 TUNING_SEED = 100
 HIDDEN = ["points", "dtype", "device", "unit", "budget", "mean", "deviation"]  # said above it
 
@@ -59,13 +61,13 @@ def train(
     seconds: float = 18.0,
     seeds: int = 5,
     jobs: int = 1,
-    optimizer: Annotated[list[str], typer.Option(help="only these; may be repeated")] = ALL,
+    optimizer: Annotated[list[Optimizer], typer.Option(help="only these; may be repeated")] = ALL,
 ) -> None:
     """Train every optimizer with its best settings; what is there already is kept."""
     best = json.loads((RESULTS / "best.json").read_text())
     experiments = [
         Experiment(p, o, seconds=seconds, seed=seed, settings=best[p].get(o, {}), **TASKS[p])
-        for seed, p, o in itertools.product(range(seeds), TASKS, optimizer)
+        for seed, p, o in itertools.product(range(seeds), TASKS, [o.value for o in optimizer])
     ]
     run_all(experiments, RESULTS, jobs)
     report()

@@ -471,6 +471,7 @@ def test_side_by_side_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     invoke(compare.app, "train", "--seconds", 0.02, "--seeds", 1, "--optimizer", "adam")
     assert "| poisson_2d | 4 | 17 | adam |" in invoke(compare.app, "report")
     assert (tmp_path / "figure.png").exists()
+    assert CliRunner().invoke(compare.app, ["train", "--optimizer", "foo"]).exit_code == 2
 
 
 def one_after_the_other(experiments: Any, folder: Path, jobs: int) -> None:
