@@ -109,6 +109,20 @@ def test_average_starts_from_the_identity() -> None:
         assert relative(optimizer.direction(linearization), expected) <= 1e-11
 
 
+@pytest.mark.parametrize("gramian", [Full, PerLayer, Diagonal])
+def test_averages_start_again_when_a_parameter_is_frozen(gramian: Any) -> None:
+    model, closure = small_case()
+    optimizer = ENGD(model.parameters(), gramian=gramian(Average(0.5, start=None)))
+    optimizer.step(closure)
+    optimizer.param_groups[0]["params"][0].requires_grad_(False)
+    linearization = linearize(closure, [p for p in model.parameters() if p.requires_grad])
+    fresh = ENGD(optimizer.parameters, gramian=gramian(Average(0.5, start=None)))
+    directions = [each.direction(linearization) for each in (optimizer, fresh)]
+    assert directions[0].shape == (linearization.size,)
+    if gramian is not PerLayer:  # there, the layers that stayed as they were remember
+        assert torch.equal(*directions)
+
+
 def test_groups_may_differ_in_damping() -> None:
     model, residuals = small_case(n=2)
     first, last = model[0].parameters(), model[2].parameters()

@@ -256,8 +256,9 @@ def put(values: Tensor, columns: Sequence[slice], like: Tensor) -> Tensor:
 
 def averaged(average: Average, old: Tensor | None, new: Tensor) -> Tensor:
     """decay old + (1 - decay) new; starts again where the set of parameters has changed."""
-    fresh = old is None or old.shape != new.shape
-    if fresh and new.ndim == 1 and average.start is not None:
+    if old is not None and old.shape != new.shape:
+        old = None
+    if old is None and new.ndim == 1 and average.start is not None:
         old = torch.full_like(new, average.start)  # the diagonal of the identity
     return average(old, new)
 
