@@ -152,7 +152,16 @@ class Box:
         return Sampler(place, self.dim + 1, self.fill)
 
     def face(self, coordinate: int, end: int) -> Sampler:
-        """Points whose coordinate is at its lower (end = 0) or upper bound (end = 1)."""
+        """Points whose coordinate is at its lower (end = 0) or upper bound (end = 1).
+
+        Raises:
+            ValueError: for a coordinate that is none of 0 .. d-1, or another end.
+        """
+        if not (0 <= coordinate < self.dim and end in (0, 1)):
+            raise ValueError(
+                f"a face is a coordinate in 0 .. {self.dim - 1} and an end, 0 or 1, not "
+                f"{coordinate} and {end}"
+            )
 
         def place(unit: Tensor) -> Tensor:
             wall = unit.new_full((len(unit), 1), end)

@@ -117,3 +117,9 @@ def test_a_box_needs_ordered_corners():
         Box((0.0, 1.0), (1.0, 0.0))
     with pytest.raises(ValueError, match="lower < upper"):
         Box((0.0,), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("face", [(2, 0), (-1, 1), (0, 2)])
+def test_a_face_is_one_of_the_box(face):
+    with pytest.raises(ValueError, match=r"0 \.\. 1 and an end, 0 or 1"):
+        Box.cube(2).face(*face)

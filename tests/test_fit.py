@@ -253,3 +253,12 @@ def test_progress_shows_the_steps(capsys):
     model, optimizer = setup()
     fit(model, poisson_2d(), optimizer, steps=3, callbacks=[Progress(3)])
     assert "3/3" in capsys.readouterr().err
+
+
+def test_periods_are_positive():
+    model = MLP((2, 3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="every must be at least 1 step, found 0"):
+        fit(model, poisson_2d(), optimizer, steps=1, every=0)
+    with pytest.raises(ValueError, match=r"every 0 steps: give at least 1, or Fixed\(\)"):
+        Every(0)

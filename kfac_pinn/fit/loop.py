@@ -43,8 +43,10 @@ def fit(
         callbacks: called in this order after each step.
 
     Raises:
-        ValueError: if neither steps nor seconds nor a callback bounds the run.
+        ValueError: if neither steps nor seconds nor a callback bounds the run, or `every` is zero.
     """
+    if every < 1:
+        raise ValueError(f"every must be at least 1 step, found {every}")
     if steps is None and seconds is None and not callbacks:
         raise ValueError("fit has no end: give steps, seconds or a callback that stops")
     if sampling is None:

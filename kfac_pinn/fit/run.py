@@ -187,6 +187,10 @@ class Every:
     steps: int
     sizes: Sizes = None
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"new points every {self.steps} steps: give at least 1, or Fixed()")
+
     def __call__(self, run: Run) -> Batch | None:
         return run.draw(self.sizes) if run.step % self.steps == 0 else None
 
