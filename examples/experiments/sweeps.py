@@ -19,7 +19,10 @@ WORST = 1e3  # what a run that diverged counts as
 
 
 def sweep(base: Experiment, trials: int, folder: Path, bayesian: bool = True) -> optuna.Study:
-    """The study of one optimizer, brought to a number of trials; goes on where it was."""
+    """The study of one optimizer, brought to a number of trials; goes on where it was.
+
+    A Bayesian one draws its first third at random, three at least.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -28,8 +31,12 @@ def sweep(base: Experiment, trials: int, folder: Path, bayesian: bool = True) ->
         load_if_exists=True,
     )
     done = len(completed(study))
-    kind = optuna.samplers.TPESampler if bayesian else optuna.samplers.RandomSampler
-    study.sampler = kind(seed=done)  # the draws of the trials done would be repeated otherwise
+    # seeded by the trials done, or their draws would be repeated
+    study.sampler = (
+        optuna.samplers.TPESampler(n_startup_trials=max(3, trials // 3), seed=done)
+        if bayesian
+        else optuna.samplers.RandomSampler(seed=done)
+    )
     study.optimize(lambda t: error(base, t, folder), n_trials=max(0, trials - done))
     return study
 
