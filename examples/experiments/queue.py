@@ -147,7 +147,7 @@ BASELINES = ("sgd", "adam", "lbfgs", "hessian_free", "kfac", "kfac_star")
 NATURAL = ("engd", "engd_layers", "engd_diagonal", "kernel_engd", "spring")
 OURS = ("kfac_pinn", "gauss_newton")
 EVERY = (*OURS, *BASELINES, *NATURAL)
-LARGE, HUGE, WIDEST = (64, 64, 48, 48), (256, 256, 128, 128), (768, 768, 512, 512)
+LARGE, HUGE = (64, 64, 48, 48), (256, 256, 128, 128)
 FEW = {"points": {"interior": 2000, "boundary": 500}, "settings": {"rows": 700}}
 DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows": 1300}}
 
@@ -167,7 +167,7 @@ QUEUE: tuple[Item, ...] = (
     Stage("poisson_5d", LARGE, ("gauss_newton",), 100, seeds=3, settings={"rows": 1000}),
     Stage("poisson_10d", HUGE, FAST, 200, seeds=3, tuning=30, trials=4),
     Stage("poisson_10d", HUGE, ("gauss_newton",), 200, seeds=3, **FEW),
-    Stage("poisson_100d", WIDEST, FAST, 300, seeds=1, tuning=60, trials=3),
+    Stage("poisson_100d", (), FAST, 300, seeds=1, tuning=60, trials=3),
     Stage("heat_1d", (), EVERY, 20),
     Stage("heat_4d", LARGE, ("kfac_pinn",), 300),
     Stage("heat_4d", LARGE, BASELINES, 60),
