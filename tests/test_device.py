@@ -57,6 +57,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.fixture(scope="module")
 def registered() -> torch.device:
+    """The second device, known to torch from now on."""
     return second_device.register()
 
 
@@ -64,7 +65,8 @@ def registered() -> torch.device:
 def device(registered: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The second device, entered."""
     monkeypatch.setattr("kfac_pinn.kernels.Generator", SecondGenerator)
-    with SecondDevice():
+    # the threads of autograd are those of the devices that there were at its first use
+    with torch.autograd.set_multithreading_enabled(False), SecondDevice():
         yield registered
 
 
