@@ -49,7 +49,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: Activation = torch.tanh) -> None:
         super().__init__()
         self.layers = _linears(sizes)
-        self.activation = activation
+        self.activation = _function(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -102,7 +102,7 @@ class ModifiedMLP(nn.Module):
             raise ValueError(f"ModifiedMLP needs hidden layers of one width, not {sizes[1:-1]}")
         self.layers = _linears(sizes)
         self.encoders = nn.ModuleList(nn.Linear(sizes[0], sizes[1]) for _ in range(2))
-        self.activation = activation
+        self.activation = _function(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         U, V = (self.activation(encoder(x)) for encoder in self.encoders)
@@ -138,7 +138,7 @@ class PirateNet(nn.Module):
         self.encoders = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.blocks = nn.ModuleList(_PirateBlock(width, activation) for _ in range(blocks))
         self.output = nn.Linear(width, d_out)
-        self.activation = activation
+        self.activation = _function(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x)
@@ -155,7 +155,7 @@ class _PirateBlock(nn.Module):
         super().__init__()
         self.layers = _linears([width] * 4)
         self.alpha = nn.Parameter(torch.zeros(1))
-        self.activation = activation
+        self.activation = _function(activation)
 
     def forward(self, x: Tensor, U: Tensor, V: Tensor) -> Tensor:
         z = x
@@ -283,6 +283,14 @@ def _linears(sizes: Sequence[int]) -> nn.ModuleList:
     if len(sizes) < 2:
         raise ValueError(f"a network needs sizes (d_in, ..., d_out), at least two, not {sizes}")
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+
+def _function(activation: Activation) -> Activation:
+    """The activation, or an error for a class such as `nn.SiLU`."""
+    if isinstance(activation, type):
+        name = activation.__name__
+        raise TypeError(f"activation is the class {name}: pass an instance, {name}()")
+    return activation
 
 
 def _mix(z: Tensor, one: Tensor, zero: Tensor) -> Tensor:

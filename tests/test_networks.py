@@ -134,5 +134,7 @@ def test_hard_constraints_hold_exactly():
 def test_errors_name_the_fix():
     with pytest.raises(ValueError, match="at least two"):
         MLP((3,))
+    with pytest.raises(TypeError, match=r"class SiLU: pass an instance, SiLU\(\)"):
+        MLP((3, 4, 1), torch.nn.SiLU)
     with pytest.raises(ValueError, match="odd"):
         FourierFeatures(2, 5)

@@ -400,3 +400,22 @@ def test_errors_name_the_fix(name):
     u, fix = ERRORS[name]
     with pytest.raises((NotImplementedError, TypeError), match=fix):
         taylor(u, points_and_directions()[0])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.softmax(x, 1, dtype=torch.float64),
+        lambda x: torch.softmax(x, 1, torch.float64),
+        lambda x: F.log_softmax(x, dim=1, dtype=torch.float64),
+        lambda x: F.softmin(x, 1, dtype=torch.float64),
+    ],
+)
+def test_softmax_computes_in_the_dtype_asked_for(function):
+    x = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
+    along = torch.tensor([1.0, 0.0, 0.0]).expand_as(x)
+    value, (slope, *_) = taylor(function, x, order=1)
+    expected, expected_slope = torch.autograd.functional.jvp(function, x, along)
+    assert value.dtype == slope.dtype == torch.float64
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(slope, expected_slope)

@@ -207,19 +207,28 @@ def logsumexp(x: Operand, dim: int, keepdim: bool = False) -> Operand:
 
 
 @rule(F.softmax, torch.softmax)
-def softmax(x: Operand, dim: int = -1, *args: Any, **kwargs: Any) -> Operand:
-    weights = torch.exp(x - x.value.detach().amax(dim, keepdim=True))
-    return weights / torch.sum(weights, dim, keepdim=True)
+def softmax(x: Operand, dim: int | None = None, *args: Any, **kwargs: Any) -> Operand:
+    x, along = asked(x, dim, args, kwargs)
+    weights = torch.exp(x - x.value.detach().amax(along, keepdim=True))
+    return weights / torch.sum(weights, along, keepdim=True)
 
 
 @rule(F.log_softmax, torch.log_softmax)
-def log_softmax(x: Operand, dim: int = -1, *args: Any, **kwargs: Any) -> Operand:
-    return x - logsumexp(x, dim, keepdim=True)
+def log_softmax(x: Operand, dim: int | None = None, *args: Any, **kwargs: Any) -> Operand:
+    x, along = asked(x, dim, args, kwargs)
+    return x - logsumexp(x, along, keepdim=True)
 
 
 @rule(F.softmin)
-def softmin(x: Operand, dim: int = -1, *args: Any, **kwargs: Any) -> Operand:
-    return softmax(-x, dim)
+def softmin(x: Operand, dim: int | None = None, *args: Any, **kwargs: Any) -> Operand:
+    return softmax(-x, dim, *args, **kwargs)
+
+
+def asked(x: Operand, dim: int | None, args: Any, kwargs: Any) -> tuple[Operand, int]:
+    """The operand in the dtype asked for, and the dimension, which torch chooses if none is."""
+    dtype = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), x.dtype)
+    along = dim if dim is not None else 0 if x.ndim in (0, 1, 3) else 1
+    return x.to(dtype), along
 
 
 @rule(F.scaled_dot_product_attention)
