@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -164,6 +165,17 @@ def test_factors_follow_the_base_they_are_put_on(bias: bool) -> None:
         for adapter in adapters(single).values():
             adapter.A.zero_()
     assert all(a.A.abs().max() > 0 for a in adapters(v).values())
+
+
+def test_factors_know_their_base() -> None:
+    base, other = MLP((2, 8, 1)).double(), MLP((2, 8, 1)).double()
+    factors = state(adapt(base, {"layers.1": 1}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for same in (base, copy.deepcopy(base).float()):
+            load(same, factors)
+    with pytest.warns(UserWarning, match="trained on another base"):
+        load(other, factors)
 
 
 def test_a_network_in_a_frame_of_its_own_is_restored() -> None:
