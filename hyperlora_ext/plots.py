@@ -117,7 +117,8 @@ def tasks(bench: Bench) -> Any:
     for name, make in ways.items():
         axis.semilogy(place, bench.each(name, make)["mse"], "o", label=name)
     axis.set(xlabel="task (root mean square)", ylabel="MSE", title=bench.setup.family.name)
-    axis.legend()
+    axis.locator_params(axis="x", nbins=6)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
