@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ from kfac_pinn.residuals import Residuals
 from kfac_pinn.search import Objective, Search, Step
 
 __all__ = ["LeastSquaresOptimizer", "Parameters"]
+
+JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -33,6 +36,7 @@ class LeastSquaresOptimizer(Optimizer):
     """
 
     _checked: frozenset[int] = frozenset()  # the programs whose Jacobian was compared
+    _noticed: bool = False
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], search: Search) -> None:
         super().__init__(params, defaults)
@@ -78,6 +82,7 @@ class LeastSquaresOptimizer(Optimizer):
             raise
         if not moved and step.displacement is not None:
             self._rollback(before)
+        self._notice(linearization)
         self._write_down(step if moved else Step(None, info=step.info), objective, linearization)
         return objective.origin.new_tensor(linearization.loss)
 
@@ -203,6 +208,21 @@ class LeastSquaresOptimizer(Optimizer):
             "reason": "",
             **step.info,
         }
+
+    def _notice(self, linearization: Linearization) -> None:
+        """Say so, once, where the last step fitted its points and the next ones show it."""
+        left, found = float(self.stats.get("new_loss", math.nan)), linearization.loss
+        rounding = torch.finfo(linearization.residual.dtype).eps
+        if self._noticed or not left > 0 or not found > max(JUMP * left, rounding):
+            return
+        self._noticed = True
+        warnings.warn(
+            f"the last step left a loss of {left:.1e}, this one found {found:.1e}: if the points "
+            "are new, the last ones were fitted, not the equation. Draw more of them (now "
+            f"{len(linearization.residual)} residuals for {linearization.size} parameters), keep "
+            "them for fewer steps, or take a smaller network; hold some out to see the error",
+            stacklevel=5,  # the line that calls `step`
+        )
 
     def _snapshot(self) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
         state = {key: dict(value) for key, value in self.state.items()}
