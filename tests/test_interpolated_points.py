@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import network, points, poisson
+from small_problems import flat, network, points, poisson
 
 from kfac_pinn import ENGD, KFACPINN, SPRING
 
@@ -33,6 +33,21 @@ def test_points_that_were_fitted_are_noticed_once(make: Callable[[Any], Any]) ->
         train(make, inside=6, batches=4, steps=25)
     assert len(caught) == 1
     assert Path(caught[0].filename) == Path(__file__)
+
+
+def test_a_warning_made_an_error_loses_nothing() -> None:
+    """It is raised before the step, which then leaves the parameters as they were."""
+    model = network(2, 16, 1)
+    optimizer = KFACPINN(model.parameters())
+    few = poisson(model, points(4), points(4, seed=1))
+    for _ in range(25):
+        optimizer.step(few)
+    before = flat(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=FITTED):
+            optimizer.step(poisson(model, points(6, seed=2), points(6, seed=3)))
+    assert torch.equal(flat(model), before)
 
 
 @pytest.mark.parametrize("make", [KFACPINN, ENGD, SPRING])

@@ -74,6 +74,7 @@ class LeastSquaresOptimizer(Optimizer):
         objective = Objective(closure, parameters)
         try:
             linearization = self._linearize(closure, parameters)
+            self._notice(linearization)
             step = self.propose(linearization, objective)
             moved = self._move(step, objective)
         except BaseException:
@@ -82,7 +83,6 @@ class LeastSquaresOptimizer(Optimizer):
             raise
         if not moved and step.displacement is not None:
             self._rollback(before)
-        self._notice(linearization)
         self._write_down(step if moved else Step(None, info=step.info), objective, linearization)
         return objective.origin.new_tensor(linearization.loss)
 
