@@ -237,7 +237,10 @@ def attention(
     is_causal: bool = False, scale: float | None = None,
 ) -> Operand:  # fmt: skip
     if attn_mask is not None or is_causal or dropout_p:
-        raise NotImplementedError("attention on jets: without mask and dropout only")
+        raise NotImplementedError(
+            "attention on jets: without mask and dropout only. Write it out, "
+            "torch.softmax(q @ k.transpose(-2, -1) * scale + mask, -1) @ v"
+        )
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = torch.matmul(query, key.transpose(-2, -1)) * scale
     return torch.matmul(torch.softmax(scores, -1), value)
