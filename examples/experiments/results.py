@@ -123,9 +123,16 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this file's checkout, "" outside of a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """The commit of this checkout, "-dirty" where more than results differ; "" without git."""
+    known = git("describe", "--always")
+    changed = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)examples/results")
+    return f"{known}-dirty" if changed else known
+
+
+def git(*command: str) -> str:
+    """What git says of this file's checkout."""
+    asked = ["git", "-C", str(Path(__file__).parent), *command]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def processor() -> str:
