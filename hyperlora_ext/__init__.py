@@ -43,7 +43,13 @@ from hyperlora_ext.regimes import (
 from hyperlora_ext.saved import load, state
 from hyperlora_ext.solve import Solved, certificate, solve
 from hyperlora_ext.spaces import GaussianField, Interval, Intervals, TaskSpace
-from hyperlora_ext.training import PUBLISHED_HYPER, PUBLISHED_PINN, Levenberg, Published
+from hyperlora_ext.training import (
+    PUBLISHED_HYPER,
+    PUBLISHED_PINN,
+    Levenberg,
+    Published,
+    Stochastic,
+)
 from hyperlora_ext.windows import Windows, march, window
 
 __all__ = [
@@ -63,6 +69,7 @@ __all__ = [
     "Published",
     "Solved",
     "Splits",
+    "Stochastic",
     "TaskProblem",
     "TaskResiduals",
     "TaskSpace",

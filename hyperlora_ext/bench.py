@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from hyperlora_ext import regimes
 from hyperlora_ext.archive import Archive, Row
@@ -123,15 +123,17 @@ class Bench:
 
     def _train(self, hyper: HyperLoRA, method: str, rank: int | None, spent: Row) -> Any:
         """Its history, or None where a linear problem was solved."""
-        setup, tasks = self.setup, self.splits.train
+        setup, tasks, size = self.setup, self.splits.train, self.setup.hyper_data
         family, train = setup.family, setup.hyper_train
         ways: dict[str, Callable[[], Any]] = {
             "physics": lambda: regimes.by_physics(
                 hyper, family, setup.fresh_tasks, train, setup.hyper_step, **spent
             ),
-            "data": lambda: regimes.by_data(hyper, family, lambda g: tasks, train, 40, **spent),
+            "data": lambda: regimes.by_data(
+                hyper, family, setup.among(self._solved()), train, size, **spent
+            ),
             "pinns": lambda: regimes.by_pinns(
-                hyper, family, (tasks, self._teachers(hyper, rank)), train, 40, **spent
+                hyper, family, (tasks, self._teachers(hyper, rank)), train, size, **spent
             ),
             "weights": lambda: regimes.by_weights(
                 hyper, family, (tasks, self._teachers(hyper, rank))
@@ -139,6 +141,14 @@ class Bench:
         }
         result = ways[method]()
         return None if method == "weights" else result
+
+    def _solved(self) -> Tensor:
+        """Tasks for training by data: the training set, and more of its kind if the setup asks."""
+        tasks, family = self.splits.train, self.setup.family
+        more = (self.setup.solved or 0) - family.counts[0]
+        if more <= 0:
+            return tasks
+        return torch.cat([tasks, family.space.sample(more, Generator().manual_seed(2030))])
 
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
         """One trained network a training task; kept as their numbers theta (T, size)."""

@@ -110,6 +110,8 @@ class Family:
         conditions: by name; the loss of a task is sum_k 1/2 mean(r_k^2).
         solution: the exact or reference fields, (x (N, d), task (p,)) -> (N, c), if they are known:
             errors and training by data need them, training by physics does not.
+        solver: the same for many tasks on the grid at once, tasks (T, p) -> (T, M, c), where that
+            is cheaper than one after the other; None: it is not.
         known: a part of the fields that needs no network, likewise; None: zero. Networks represent
             the rest, of which the residuals must be written; `field` puts both together.
         grid: where errors are measured, shape (M, d); not needed without a solution.
@@ -126,6 +128,7 @@ class Family:
     counts: tuple[int, int, int] = (20, 20, 20)
     front: Callable[[Tensor, Tensor], Tensor] | None = None
     known: Callable[[Tensor, Tensor], Tensor] | None = None
+    solver: Callable[[Tensor], Tensor] | None = None
 
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""
@@ -207,11 +210,30 @@ class Family:
         Raises:
             ValueError: if the family has no solution.
         """
-        task = single(self.space, task).to(self.grid)
-        key = tuple(task.tolist())
-        if key not in self._references:
-            self._references[key] = self.rest(self.grid, task)
-        return self._references[key]
+        return self.references(single(self.space, task)[None])[0]
+
+    def references(self, tasks: Tensor) -> Tensor:
+        """What networks of the tasks (T, p) should be on the grid, (T, M, c); computed once a task.
+
+        Raises:
+            ValueError: if the family has no solution.
+        """
+        tasks = self.space.check(tasks).to(self.grid)
+        keys = [tuple(task.tolist()) for task in tasks]
+        new = {key: i for i, key in enumerate(keys) if key not in self._references}
+        if new:
+            solved = self._solved(tasks[list(new.values())])
+            self._references.update(zip(new, solved, strict=True))
+        return torch.stack([self._references[key] for key in keys])
+
+    def _solved(self, tasks: Tensor) -> Tensor:
+        """What networks should be on the grid, all at once where the family has a solver."""
+        if self.solver is None:
+            return torch.stack([self.rest(self.grid, task) for task in tasks])
+        whole = self.solver(tasks)
+        if (known := self.known) is None:
+            return whole
+        return whole - torch.stack([known(self.grid, task) for task in tasks])
 
     def _size(self, task: Tensor) -> Tensor:
         """||u*|| of all of u on the grid."""

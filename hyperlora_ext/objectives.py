@@ -37,8 +37,8 @@ class Data:
 
     Attributes:
         family: whose grid.
-        fields: task (p,) -> values (M, c) on the grid; `family.reference` for the truth,
-            `lambda task: pinn_of(task)(family.grid)` for fields that trained PINNs predict.
+        fields: tasks (T, p) -> values (T, M, c) on the grid; `family.references` for the truth, or
+            the fields that trained PINNs predict.
         size: points a task.
     """
 
@@ -53,8 +53,8 @@ class Data:
         """Points x (T, n, d) and the fields there, (T, n, c)."""
         n, grid = (sizes or {}).get("data", self.size), self.family.grid
         chosen = torch.randint(len(grid), (len(tasks), n), generator=generator)
-        values = [self.fields(task)[places] for task, places in zip(tasks, chosen, strict=True)]
-        return {"x": grid[chosen].to(tasks), "values": torch.stack(values).to(tasks)}
+        values = self.fields(tasks)[torch.arange(len(tasks))[:, None], chosen]
+        return {"x": grid[chosen].to(tasks), "values": values.to(tasks)}
 
     def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
         """u - u*, field by field."""

@@ -96,7 +96,7 @@ def by_data(
     hyper: HyperLoRA, family: Family, tasks: Tasks, train: Train, size: int = 200, **budget: Any
 ) -> History:
     """Benchmark 1: mean squared error against the true solutions, at `size` points a task."""
-    data = Data(family, family.reference, size)
+    data = Data(family, family.references, size)
     return train(hyper, task_problem(family, tasks, data), **budget)
 
 
@@ -117,8 +117,8 @@ def by_pinns(
     tasks, networks = known[0].to(like), known[1]
     grid = family.grid.to(like)
     with torch.no_grad():
-        fields = {tuple(t.tolist()): v(grid).cpu() for t, v in zip(tasks, networks, strict=True)}
-    data = Data(family, lambda task: fields[tuple(task.tolist())], size)
+        fields = torch.stack([network(grid).cpu() for network in networks])
+    data = Data(family, lambda tasks: fields, size)
     return train(hyper, task_problem(family, lambda generator: tasks, data), **budget)
 
 

@@ -18,8 +18,9 @@ from hyperlora_ext.problems import (
     kovasznay,
     step_function,
 )
+from hyperlora_ext.regimes import Train
 from hyperlora_ext.spaces import GaussianField
-from hyperlora_ext.training import Levenberg
+from hyperlora_ext.training import Levenberg, Stochastic
 from kfac_pinn.networks import MLP, PeriodicFeatures
 
 __all__ = ["SETUPS", "Setup"]
@@ -41,7 +42,9 @@ class Setup:
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
-        hyper_every: steps for which they and their points are kept.
+        hyper_train: their schedule.
+        hyper_data: points a task where they are trained on fields.
+        solved: tasks whose solutions they are trained on by data; None: those of the training set.
         plain: a new network of points and task, the alternative to a hypernetwork, and its points.
         baselines: functions of the points to hold every error against, by name.
         printed: the paper's name of the family, where ours is another.
@@ -56,7 +59,9 @@ class Setup:
     whole_step: Sizes | None = None
     every: int = 25
     hyper_tasks: int = 20
-    hyper_every: int = 10
+    hyper_train: Train = field(default=Levenberg(every=10))
+    hyper_data: int = 40
+    solved: int | None = None
     plain: tuple[Callable[[], nn.Module], Sizes] | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     printed: str = ""
@@ -71,14 +76,16 @@ class Setup:
         """The schedule for all weights."""
         return Levenberg(self.whole_step or self.step, self.judges, start=0.25)
 
-    @property
-    def hyper_train(self) -> Levenberg:
-        """The schedule for a hypernetwork; `hyper_step` is the problem's own size."""
-        return Levenberg(every=self.hyper_every)
-
     def fresh_tasks(self, generator: Generator | None) -> Tensor:
         """New tasks for every step."""
         return self.family.space.sample(self.hyper_tasks, generator)
+
+    def among(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
+        """As many of these tasks for every step, at random; all if there are no more."""
+        count = self.hyper_tasks
+        if len(tasks) <= count:
+            return lambda generator: tasks
+        return lambda generator: tasks[torch.randperm(len(tasks), generator=generator)[:count]]
 
     def base(
         self, seconds: float, network: nn.Module | None = None, archive: Archive | None = None
@@ -120,11 +127,13 @@ def _burgers1d() -> Setup:
         (own,),
         {"interior": 4000, "initial": 256},
         {"interior": 8000, "initial": 256},
-        {"interior": 10, "initial": 5},
+        {"interior": 8, "initial": 4},
         whole_step={"interior": 3000, "initial": 192},
         every=5,
         hyper_tasks=150,
-        hyper_every=2,
+        hyper_train=Stochastic(),
+        hyper_data=8,
+        solved=2000,
         baselines={"heat flow": lambda x: torch.zeros_like(x[:, :1])},
     )
 

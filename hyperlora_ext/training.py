@@ -13,8 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.objectives import Sizes
+from kfac_pinn import SPRING
 from kfac_pinn.fit import Callback, Every, History, Run, Schedule, fit
+from kfac_pinn.linearize import linearize
 from kfac_pinn.problem import Batch, Problem
+from kfac_pinn.search import Armijo
 
 __all__ = [
     "PUBLISHED_HYPER",
@@ -23,6 +26,7 @@ __all__ = [
     "Levenberg",
     "Patience",
     "Published",
+    "Stochastic",
 ]
 
 
@@ -101,6 +105,67 @@ class Exhausted:
     def due(self, run: Run, every: int) -> bool:
         """Whether the points have done their work."""
         return run.step % every == 0 or getattr(run.optimizer, "vetoed", False)
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """Our schedule where no batch says enough: SPRING, new tasks and points for every step.
+
+    Of a family of functions, a few hundred tasks are soon fitted, and the others are not: a step
+    that is best on its own batch is not a good one. So the length of steps is given, and halved
+    only where they would raise the loss; SPRING keeps what earlier batches taught; and the
+    learning rate falls linearly to zero over the budget: the last steps average over many batches.
+
+    Attributes:
+        lr: of the first step.
+        damping: of `SPRING`, as a fraction of the mean diagonal of J J^T at the start.
+        momentum: of `SPRING`.
+        sizes: points of a step, by condition; the problem's own by default.
+    """
+
+    lr: float = 0.3
+    damping: float = 3e-3
+    momentum: float = 0.95
+    sizes: Sizes | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        steps: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> History:
+        """Train the model; the same arguments as `kfac_pinn.fit`."""
+        optimizer = self.optimizer(model, problem, seed)
+        callbacks = [Decay(self.lr, steps, seconds), *callbacks]
+        options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
+        sampling = Every(1, self.sizes)
+        return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
+
+    def optimizer(self, model: nn.Module, problem: Problem, seed: int) -> SPRING:
+        """SPRING, its damping in units of the problem."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        generator, like = Generator().manual_seed(seed), parameters[0]
+        batch = problem.sample(generator, self.sizes, like.dtype, like.device)
+        kernel = linearize(batch.residuals(model), parameters).kernel()
+        damping = self.damping * float(kernel.diagonal().mean())
+        return SPRING(parameters, self.lr, damping, self.momentum, search=Armijo(trials=8))
+
+
+@dataclass
+class Decay(Callback):
+    """lr times the part of the budget that is left, whether of steps or of seconds."""
+
+    lr: float
+    steps: int | None
+    seconds: float | None
+
+    def on_step(self, run: Run) -> None:
+        spent = max(run.step / (self.steps or math.inf), run.seconds / (self.seconds or math.inf))
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.lr * max(0.0, 1 - spent)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,11 +169,33 @@ def test_reference_is_the_same_on_the_grid_and_at_points() -> None:
     task = family.space.sample(1, seeded(3))
     trajectory = solve_burgers(task, 0.01)
     grid = trajectory.on_grid(128, 101)[0].flatten()
-    assert (family.reference(task[0])[:, 0] - grid).abs().max() < 1e-12
+    assert (family.rest(family.grid, task[0])[:, 0] - grid).abs().max() < 1e-12
     fine = solve_burgers(task, 0.01, steps=800)
     x = torch.rand(500, 2, dtype=F64)
     x[:, 0] = 0.0125 + 0.9875 * x[:, 0]
     assert (trajectory.at(x) - fine.at(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=ids)
+def test_references_of_many_tasks_are_those_of_each(family: Family) -> None:
+    tasks = family.space.sample(3, seeded(4))
+    one_by_one = torch.stack([family.rest(family.grid, task.to(family.grid)) for task in tasks])
+    assert (family.references(tasks[[0, 1, 0, 2]]) - one_by_one[[0, 1, 0, 2]]).abs().max() < 1e-12
+    assert (family.reference(tasks[2]) - one_by_one[2]).abs().max() < 1e-12
+
+
+def test_references_are_computed_once() -> None:
+    asked: list[int] = []
+
+    def solver(tasks: torch.Tensor) -> torch.Tensor:
+        asked.append(len(tasks))
+        return torch.zeros(len(tasks), len(family.grid), 3, dtype=F64)
+
+    family = replace(kovasznay(), solver=solver)
+    tasks = family.space.nodes(4)
+    for some in (tasks[:2], tasks[[1, 2, 1, 2]], tasks):
+        family.references(some)
+    assert asked == [2, 1, 1]
 
 
 def test_reference_refuses_what_it_cannot_give() -> None:

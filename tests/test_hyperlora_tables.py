@@ -41,7 +41,13 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
         network = lambda: MLP((2, 6, 6, 3)).double()  # noqa: E731
         plain = (lambda: MLP((3, 6, 3)).double(), few)
         return Setup(
-            family, network, (number(40.0),), few, few, few, None, 25, 3, 10, plain, baselines
+            family,
+            network,
+            (number(40.0),),
+            *[few] * 3,
+            hyper_tasks=3,
+            plain=plain,
+            baselines=baselines,
         )
 
     monkeypatch.setitem(SETUPS, "kovasznay", make)
@@ -75,6 +81,21 @@ def test_some_rows_alone(bench: Bench) -> None:
     assert rows == ["zero", "physics", "classical solver"]
     with pytest.raises(ValueError, match=r"the table has .*L-PINN 2.* not .*L-PINN 3"):
         list(table_1(bench, (1, 2), ["L-PINN 3"]))
+
+
+def test_a_setup_may_have_more_tasks_solved_than_the_training_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, setup = bench.setup, replace(bench.setup, solved=9, hyper_tasks=4)
+    assert torch.equal(bench._solved(), bench.splits.train)
+    assert few.among(bench.splits.train)(None) is bench.splits.train
+    monkeypatch.setitem(SETUPS, "kovasznay", lambda: setup)
+    more = Bench("kovasznay", TINY)
+    tasks = more._solved()
+    assert torch.equal(tasks[:1], more.splits.train[:1]) and torch.equal(tasks, more._solved())
+    drawn = setup.among(tasks)(None)
+    assert len(drawn) == 4 == len(set(drawn.flatten().tolist()) & set(tasks.flatten().tolist()))
+    assert math.isfinite(next(table_2(more, (1,), ["data"]))["test"])
 
 
 def test_table_3_times_a_new_task(bench: Bench) -> None:

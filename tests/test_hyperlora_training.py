@@ -18,10 +18,17 @@ from hyperlora_ext.objectives import Data, task_problem
 from hyperlora_ext.problems import kovasznay
 from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
 from hyperlora_ext.solve import Closure, certificate, drawing, polish, solve
-from hyperlora_ext.training import PUBLISHED_HYPER, PUBLISHED_PINN, Levenberg, Published
-from kfac_pinn.fit import Checkpoint
+from hyperlora_ext.training import (
+    PUBLISHED_HYPER,
+    PUBLISHED_PINN,
+    Levenberg,
+    Published,
+    Stochastic,
+)
+from kfac_pinn.fit import Callback, Checkpoint, Run
 from kfac_pinn.linearize import linearize
 from kfac_pinn.networks import MLP
+from kfac_pinn.problem import Problem
 
 F64 = torch.float64
 FAMILY = kovasznay()
@@ -29,6 +36,7 @@ SIZES = {"interior": 80, "boundary": 40}
 OURS = Levenberg(SIZES, {"interior": 200, "boundary": 80})
 FEW = {"interior": 12, "boundary": 8}
 PAPER = Published(30, 10, 5, polish=3, sizes=FEW)
+FRESH = Stochastic(lr=0.1, momentum=0.5)
 
 
 def task(reynolds: float) -> torch.Tensor:
@@ -135,9 +143,21 @@ def test_fresh_tasks_are_new_with_every_batch() -> None:
     assert first.points["interior"].shape == (3, 12, 2)
 
 
+class Interruption(Callback):
+    """Once, within a period of the points."""
+
+    over = False
+
+    def on_step(self, run: Run) -> None:
+        if run.step == 7 and not self.over:
+            self.over = True
+            run.stop("interrupted")
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path) -> None:
     fresh = task_problem(FAMILY, lambda g: FAMILY.space.sample(3, g), sizes=FEW)
-    cases = [(OURS, FAMILY.problem(task(60))), (Levenberg(every=3), fresh), (PAPER, fresh)]
+    cases: list[tuple[regimes.Train, Problem]] = [(OURS, FAMILY.problem(task(60)))]
+    cases += [(Levenberg(every=3), fresh), (PAPER, fresh), (FRESH, fresh)]
 
     def start(index: int) -> nn.Module:
         torch.manual_seed(5)
@@ -146,9 +166,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path)
     for index, (train, problem) in enumerate(cases):
         whole, part, rest = (start(index) for _ in range(3))
         train(whole, problem, steps=14)
-        for model, steps in ((part, 7), (rest, 14)):  # stops within a period of the points
-            saved = Checkpoint(tmp_path / f"{index}.pt", every=4)
-            train(model, problem, steps=steps, callbacks=[saved])
+        saved, pause = Checkpoint(tmp_path / f"{index}.pt", every=4), Interruption()
+        train(part, problem, steps=14, callbacks=[saved, pause])
+        train(rest, problem, steps=14, callbacks=[saved, pause])
         pairs = zip(whole.parameters(), rest.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), index
 
@@ -156,6 +176,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path)
 def test_a_part_of_no_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"start=0\.5 is a part of the points: give their `sizes`"):
         Levenberg(start=0.5)
+
+
+def test_a_stochastic_schedule_learns_and_comes_to_rest(base: nn.Module) -> None:
+    torch.manual_seed(0)
+    h = HyperLoRA(base, FAMILY.space, 2, hidden=(12, 12))
+    fresh, test = lambda g: FAMILY.space.sample(6, g), FAMILY.space.nodes(4)
+    before = float(FAMILY.errors(h.pinn, test).mse.mean())
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_step(self, run: Run) -> None:
+            rates.append(run.optimizer.param_groups[0]["lr"])
+
+    train = Stochastic()
+    history = regimes.by_physics(h, FAMILY, fresh, train, FEW, steps=20, callbacks=[Watch()])
+    assert float(FAMILY.errors(h.pinn, test).mse.mean()) < before / 10
+    assert rates == pytest.approx([0.3 * (1 - k / 20) for k in range(1, 21)])
+    assert history.last["step"] == 20
+    problem = task_problem(FAMILY, fresh, sizes=FEW)
+    train(h, problem, seconds=0.2, callbacks=[Watch()])
+    assert rates[20] > rates[-1] >= 0
 
 
 @pytest.mark.parametrize("schedule", [OURS, PAPER], ids=["ours", "paper"])
@@ -207,7 +248,7 @@ def test_every_regime_takes_the_papers_schedule(base: nn.Module) -> None:
 
 
 def test_data_vanish_at_the_solution() -> None:
-    data, tasks = Data(FAMILY, FAMILY.reference, 7), FAMILY.space.nodes(2)
+    data, tasks = Data(FAMILY, FAMILY.references, 7), FAMILY.space.nodes(2)
     points = data.sample(tasks)
     truth = [FAMILY.solution(x, t) for x, t in zip(points["x"], tasks, strict=True)]
     found = data.residuals(lambda x: torch.cat(truth), tasks, points)
