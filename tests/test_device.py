@@ -176,6 +176,9 @@ def test_families(name: str, device: torch.device) -> None:
     hyper = hl.HyperLoRA(new().double().to(device), family.space, rank=1, hidden=(4, 4)).to(device)
     hl.by_physics(hyper, family, lambda _: tasks, train, sizes, steps=1)
     regimes.by_data(hyper, family, lambda _: tasks, train, 5, steps=1)
+    hl.by_physics(
+        hyper, family, lambda g: family.space.sample(2, g), hl.Stochastic(), sizes, steps=1
+    )
     solved = hl.solve(hyper, family, tasks[0], tolerance=0.0, sizes=sizes, steps=1)
     assert solved.model(family.grid[:5].to(device)).device == device
     assert all(p.device == device for p in solved.model.parameters())
