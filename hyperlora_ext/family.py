@@ -251,8 +251,8 @@ class Family:
             ValueError: if the family has no solution, or u other fields than it.
         """
         tasks = self.space.check(tasks).to(self.grid)
-        pairs = [(predict(task), self.reference(task)) for task in tasks]
-        differences = [values(u, self.grid, truth) - truth for u, truth in pairs]
+        pairs = zip(tasks, self.references(tasks), strict=True)
+        differences = [values(predict(task), self.grid, truth) - truth for task, truth in pairs]
         sizes = torch.stack([self._size(task) for task in tasks])
         steep = [self.front(self.grid, task) for task in tasks] if self.front else []
         inside = [d[where].square().mean() for d, where in zip(differences, steep, strict=False)]
