@@ -334,6 +334,15 @@ def test_every_item_of_the_queue_can_be_built(tmp_path: Path) -> None:
     assert "heat" not in shown
 
 
+def test_the_queue_calls_networks_as_the_command_does() -> None:
+    """One name for one network: a run of the queue is found by the command, and its settings."""
+    queue, run = load("experiments.queue"), load("run")
+    stages = [item for item in queue.QUEUE if isinstance(item, queue.Stage)]
+    assert stages
+    for stage in stages:
+        assert run.widths("-".join(map(str, stage.network)), stage.problem) == stage.network
+
+
 def test_spectra_of_the_kronecker_approximation() -> None:
     spectra, kp = load("experiments.spectra"), load("kfac_pinn")
     torch.set_default_dtype(torch.float64)
