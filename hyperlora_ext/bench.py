@@ -144,11 +144,9 @@ class Bench:
 
     def _solved(self) -> Tensor:
         """Tasks for training by data: the training set, and more of its kind if the setup asks."""
-        tasks, family = self.splits.train, self.setup.family
-        more = (self.setup.solved or 0) - family.counts[0]
-        if more <= 0:
-            return tasks
-        return torch.cat([tasks, family.space.sample(more, Generator().manual_seed(2030))])
+        tasks, space = self.splits.train, self.setup.family.space
+        more = max(0, self.setup.solved - len(tasks))
+        return torch.cat([tasks, space.sample(more, Generator().manual_seed(2030))])
 
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
         """One trained network a training task; kept as their numbers theta (T, size)."""

@@ -44,7 +44,7 @@ class Setup:
         hyper_tasks: tasks a step, for hypernetworks.
         hyper_train: their schedule.
         hyper_data: points a task where they are trained on fields.
-        solved: tasks whose solutions they are trained on by data; None: those of the training set.
+        solved: tasks whose solutions they are trained on by data; the training set at least.
         plain: a new network of points and task, the alternative to a hypernetwork, and its points.
         baselines: functions of the points to hold every error against, by name.
         printed: the paper's name of the family, where ours is another.
@@ -61,7 +61,7 @@ class Setup:
     hyper_tasks: int = 20
     hyper_train: Train = field(default=Levenberg(every=10))
     hyper_data: int = 40
-    solved: int | None = None
+    solved: int = 0
     plain: tuple[Callable[[], nn.Module], Sizes] | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     printed: str = ""

@@ -199,6 +199,22 @@ def test_a_stochastic_schedule_learns_and_comes_to_rest(base: nn.Module) -> None
     assert rates[20] > rates[-1] >= 0
 
 
+def test_a_stochastic_schedule_damps_in_units_of_the_rows(base: nn.Module) -> None:
+    """A thousandth of the mean of ||dr_n / dphi||^2, each row by autograd; residuals / sqrt(N)."""
+    h = HyperLoRA(base, FAMILY.space, 2, hidden=(6,))
+    problem = task_problem(FAMILY, lambda g: FAMILY.space.sample(2, g), sizes=FEW)
+    batch = problem.sample(Generator().manual_seed(4), dtype=F64)
+    residuals, squares = batch.residuals(h)().values(), []
+    parameters = [p for p in h.parameters() if p.requires_grad]
+    for residual in residuals:
+        for r in residual.flatten():
+            row = torch.autograd.grad(r, parameters, retain_graph=True)
+            squares.append(sum(float(g.square().sum()) for g in row) / residual.numel())
+    optimizer = Stochastic(damping=1e-3).optimizer(h, problem, seed=4)
+    expected = 1e-3 * sum(squares) / len(squares)
+    assert optimizer.param_groups[0]["damping"] == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("schedule", [OURS, PAPER], ids=["ours", "paper"])
 def test_a_seed_makes_a_run_again(base: nn.Module, schedule: regimes.Train) -> None:
     """The seed of torch makes the start of a hypernetwork, the schedule's its points."""
