@@ -67,7 +67,7 @@ SETTINGS: dict[str, Callable[..., KFAC]] = {
     "kfac_periods": lambda p: KFAC(
         p, 0.1, 1e-2, factors=Factors(average=EARLY, every=2, invert_every=3), search=FixedStep()
     ),
-    "kfac_star": lambda p: KFACStar(p, damping=1e-2, factors=Factors(average=EARLY)),
+    "kfac_star": lambda p: KFACStar(p, lr=0.1, damping=1e-2, factors=Factors(average=EARLY)),
     "kfac_reduce": lambda p: KFAC(
         p, damping=1e-2, factors=Factors(sharing=Reduce(), average=EARLY)
     ),

@@ -121,7 +121,8 @@ class KFACStar(KroneckerOptimizer):
 
     Args:
         params: parameters, named parameters or groups; the damping may differ by group.
-        lr: alpha of the first step, which has no step before it.
+        lr: alpha of the first step, which has no step before it; that of the published runs by
+            default, which hardly moves.
         damping: lambda >= 0, of the factors and of the model.
         factors: Fisher type, weight sharing, averages, damping rule, periods.
 
@@ -131,7 +132,7 @@ class KFACStar(KroneckerOptimizer):
     def __init__(
         self,
         params: Parameters,
-        lr: float = 0.1,
+        lr: float = 1e-6,
         damping: float = 1e-8,
         factors: Factors | None = None,
     ) -> None:
