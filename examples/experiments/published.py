@@ -78,6 +78,8 @@ SETTINGS: dict[tuple[str, int, str], dict[str, float]] = {
     ("poisson_5d", 10065, "kfac_star"): {"damping": 2.8e-10, "ema": 0.900},
     ("poisson_10d", 118145, "kfac_star"): {"damping": 8.0e-11, "ema": 0.895},
     ("poisson_100d", 1325057, "kfac_star"): {"damping": 1.2e-7, "ema": 0.830},
+    ("heat_1d", 257, "kfac"): {"damping": 5.26e-10, "ema": 0.107, "momentum": 0.851},
+    ("heat_1d", 257, "kfac_star"): {"damping": 5.42e-11, "ema": 0.968},
     ("heat_4d", 10065, "kfac"): {"damping": 4.1e-14, "ema": 0.982, "momentum": 0.766},
     ("heat_4d", 10065, "kfac_star"): {"damping": 2.0e-10, "ema": 0.982},
     ("fokker_planck", 118145, "kfac_star"): {"damping": 2.0e-8, "ema": 0.999},
