@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from experiments.published import RECORDED, SCALE
+
 __all__ = ["errors", "write"]
 
 #: The same everywhere: a colour a family, a line style a member; first-order methods in greys.
@@ -33,16 +35,22 @@ STYLES = {
 
 
 def errors(rows: pd.DataFrame, path: Path) -> None:
-    """Held-out errors, a column a network: above against seconds, below against the loss."""
+    """Held-out errors, a column a network: against seconds, against steps with the published runs
+    as crosses, and against the loss.
+    """
     panels = list(rows.groupby(["problem", "parameters"]))
-    size = (4 * len(panels) + 1.7, 7)
-    figure, axes = plt.subplots(2, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for (above, below), ((problem, parameters), runs) in zip(axes.T, panels, strict=True):
-        against_seconds(above, runs)
-        against_loss(below, runs)
-        above.set(title=f"{problem}, {parameters} parameters", xlabel="seconds")
-        below.set(xlabel="training loss")
-        for axis in (above, below):
+    size = (4 * len(panels) + 1.7, 10)
+    figure, axes = plt.subplots(3, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for column, ((problem, parameters), runs) in zip(axes.T, panels, strict=True):
+        top, middle, bottom = column
+        against(top, runs, "seconds")
+        against(middle, runs, "step")
+        published(middle, problem, parameters, set(runs["optimizer"]))
+        against_loss(bottom, runs)
+        top.set(title=f"{problem}, {parameters} parameters", xlabel="seconds")
+        middle.set(xlabel="steps (crosses: published)")
+        bottom.set(xlabel="training loss")
+        for axis in column:
             axis.set(xscale="log", yscale="log", ylabel="held-out relative $L_2$ error")
             axis.grid(alpha=0.3)
     figure.legend(handles=legend(rows), loc="outside right upper")
@@ -68,18 +76,28 @@ def write(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def against_seconds(axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Median and quartiles over the seeds, the runs interpolated to common times."""
+def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
+    """Median and quartiles over the seeds, the runs interpolated to common seconds or steps."""
+    least = {"seconds": 0.1, "step": 1}[unit]
     for optimizer, runs in seeds_of(rows):
-        longest = runs["seconds"].max()
-        times = np.geomspace(min(0.1, longest / 2), longest, 100)
+        longest = runs[unit].max()
+        times = np.geomspace(min(least, longest / 2), longest, 100)
         curves = [
-            np.interp(times, run["seconds"], np.log10(run["relative_l2"].clip(1e-17, 10)))
+            np.interp(times, run[unit], np.log10(run["relative_l2"].clip(1e-17, 10)))
             for _, run in runs.groupby("seed")
         ]
         low, middle, high = 10 ** np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
         axis.plot(times, middle, **style(optimizer))
         axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
+
+
+def published(axis: plt.Axes, problem: str, parameters: int, optimizers: set[str]) -> None:
+    """The recorded runs of the publication, as relative errors."""
+    for (*network, optimizer), run in RECORDED.items():
+        if network == [problem, parameters] and optimizer in optimizers:
+            steps, rms = np.transpose(run.curve)
+            color = STYLES[optimizer][0]
+            axis.plot(steps, rms / SCALE[problem], "x", color=color, markersize=4)
 
 
 def against_loss(axis: plt.Axes, rows: pd.DataFrame) -> None:

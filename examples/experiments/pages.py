@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.figures import errors
-from experiments.published import RMS, SCALE, SECONDS, TEN_SEEDS, steps
+from experiments.published import RECORDED, RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from experiments.recipes import OPTIMIZERS, PROBLEMS
 from experiments.results import SEEDS, load, markdown, summary
 
@@ -69,6 +69,11 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     table = summary(rows)
     keys = list(table[["problem", "parameters", "optimizer"]].itertuples(index=False, name=None))
     published = [RMS.get(key, NAN) for key in keys]
+    then = [
+        RECORDED[key].after(n) if key in RECORDED else NAN
+        for key, n in zip(keys, table["steps"], strict=True)
+    ]
+    unit = table["problem"].map(SCALE).astype(float)  # a published RMS is relative times this
     shown = pd.DataFrame(
         {
             "parameters": table["parameters"],
@@ -85,9 +90,11 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
             ),
             "mean": spread(table["mean"], table["deviation"], "±"),
             "published RMS": published,
-            "factor": table["relative L2"] * table["problem"].map(SCALE).astype(float) / published,
+            "factor": table["relative L2"] * unit / published,
             "published s": table["problem"].map(SECONDS).astype(float),
             "published steps": [steps(*key) for key in keys],
+            "published then": then,
+            "factor then": table["relative L2"] * unit / then,
         }
     )
     if any(key[:2] == ("heat_4d", 10065) for key in keys):
@@ -97,7 +104,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
 
 def row(rows: pd.DataFrame) -> str:
     """The rows of some runs of one problem, as much of them as fits a terminal."""
-    wide = ["quartiles", "mean", "published s", "published steps"]
+    wide = ["quartiles", "mean", "published s", "published steps", "published then"]
     return markdown(comparison(rows).drop(columns=wide, errors="ignore"))
 
 

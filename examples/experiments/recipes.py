@@ -18,6 +18,7 @@ from kfac_pinn.compression import Exact, Sketch
 from kfac_pinn.factors import Average, Factors
 from kfac_pinn.linearization import Linearization
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
+from kfac_pinn.optimizers.hessian_free import TruncatedCG
 from kfac_pinn.search import Objective, Step
 
 __all__ = ["NEVER", "OPTIMIZERS", "PROBLEMS", "SPACES", "Recipe", "resampling"]
@@ -116,10 +117,16 @@ def kfac_star(
 
 
 def engd(
-    parameters: Parameters, part: Callable[..., Any], damping: float = 1e-10, ema: float = 0.0
+    parameters: Parameters,
+    part: Callable[..., Any],
+    damping: float = 1e-10,
+    ema: float = 0.0,
+    start: float = 1.0,
 ) -> Optimizer:
-    """Energy natural gradient descent with the Gramian, or a part of it, averaged if ema > 0."""
-    gramian = part(Average(ema, 1.0)) if ema > 0 else part()
+    """Energy natural gradient descent with the Gramian, or a part of it, averaged if ema > 0 from
+    `start` times the identity.
+    """
+    gramian = part(Average(ema, start)) if ema > 0 else part()
     return kp.ENGD(parameters, damping=damping, gramian=gramian, search=GridFromAbove())
 
 
@@ -131,6 +138,14 @@ def kernel_engd(parameters: Parameters, damping: float = 1e-10) -> Optimizer:
 def spring(parameters: Parameters, **settings: float) -> Optimizer:
     """SPRING with the line search that the other published methods have."""
     return kp.SPRING(parameters, lr=1.0, search=GridFromAbove(), **settings)
+
+
+def hessian_free(
+    parameters: Parameters, damping: float = 1.0, iterations: float = 250
+) -> Optimizer:
+    """Gauss-Newton by conjugate gradients, the damping adapted."""
+    solver = TruncatedCG(iterations=int(iterations))
+    return kp.HessianFree(parameters, damping=damping, solver=solver)
 
 
 def kfac_pinn(parameters: Parameters, **settings: float) -> Optimizer:
@@ -158,7 +173,7 @@ OPTIMIZERS: dict[str, Recipe] = {
     "engd_diagonal": Recipe(partial(engd, part=Diagonal), {"damping": DAMPINGS}, ("ema",), every=1),
     "kernel_engd": Recipe(kernel_engd, {"damping": DAMPINGS}, every=1),
     "spring": Recipe(spring, {"damping": DAMPINGS, "momentum": (0.3, 0.9)}, every=1),
-    "hessian_free": Recipe(kp.HessianFree, every=1),
+    "hessian_free": Recipe(hessian_free, every=1),
     "kfac_pinn": Recipe(kfac_pinn),
     "gauss_newton": Recipe(gauss_newton, every=NEVER),
 }
