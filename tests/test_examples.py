@@ -269,6 +269,23 @@ def test_every_published_problem_and_network_can_be_run(
             assert training.train(run, tmp_path)["relative_l2"] > 0
 
 
+def test_published_runs_can_be_made_and_end_at_the_published_error() -> None:
+    published, recipes = load("experiments.published"), load("experiments.recipes")
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    for (problem, size, optimizer), run in published.RECORDED.items():
+        recipes.OPTIMIZERS[optimizer].build(parameters, **run.settings)
+        counts, errors = zip(*run.curve, strict=True)
+        assert list(counts) == sorted(set(counts))
+        assert [run.after(n) for n in counts] == pytest.approx(errors)
+        assert run.after(counts[-1] + 1) == pytest.approx(errors[-1])
+        assert errors[-1] == pytest.approx(published.RMS[problem, size, optimizer], rel=0.05)
+    run = published.RECORDED["heat_1d", 257, "kfac"]
+    (a, low), (b, high) = run.curve[5:7]
+    assert run.after((a * b) ** 0.5) == pytest.approx((low * high) ** 0.5)
+    assert published.steps("heat_1d", 257, "kfac") == 13878
+    assert published.steps("heat_4d", 116865, "adam") == 52600  # not recorded: 3000 s / 57 ms
+
+
 def test_report_fills_every_page_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
