@@ -92,11 +92,14 @@ class Recorded:
     Attributes:
         run: its name in the authors' records.
         settings: of the optimizer.
+        points: how many inside and on the boundary, and the steps that they were kept (0: always);
+            tuned too on 10d (Bayesian) and 100d Poisson. None where that is not known.
         curve: pairs of a number of steps and the RMS after it.
     """
 
     run: str
     settings: dict[str, float]
+    points: list[int] | None
     curve: list[tuple[int, float]]
 
     @property
