@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import math
 import json
 import re
 import runpy
@@ -283,7 +284,7 @@ def test_published_runs_can_be_made_and_end_at_the_published_error() -> None:
     (a, low), (b, high) = run.curve[5:7]
     assert run.after((a * b) ** 0.5) == pytest.approx((low * high) ** 0.5)
     assert published.steps("heat_1d", 257, "kfac") == 13878
-    assert published.steps("heat_4d", 116865, "adam") == 52600  # not recorded: 3000 s / 57 ms
+    assert math.isnan(published.steps("poisson_5d", 10065, "sgd"))  # not recorded
 
 
 def test_report_fills_every_page_and_says_what_is_missing(

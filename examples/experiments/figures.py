@@ -77,16 +77,16 @@ def write(figure: plt.Figure, path: Path) -> None:
 
 
 def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
-    """Median and quartiles over the seeds, the runs interpolated to common seconds or steps."""
+    """Median and quartiles over the seeds that went as far, interpolated to common times."""
     least = {"seconds": 0.1, "step": 1}[unit]
     for optimizer, runs in seeds_of(rows):
         longest = runs[unit].max()
         times = np.geomspace(min(least, longest / 2), longest, 100)
         curves = [
-            np.interp(times, run[unit], np.log10(run["relative_l2"].clip(1e-17, 10)))
+            np.interp(times, run[unit], np.log10(run["relative_l2"].clip(1e-17, 10)), right=np.nan)
             for _, run in runs.groupby("seed")
         ]
-        low, middle, high = 10 ** np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
+        low, middle, high = 10 ** np.nanquantile(curves, [0.25, 0.5, 0.75], axis=0)
         axis.plot(times, middle, **style(optimizer))
         axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
 
@@ -96,8 +96,9 @@ def published(axis: plt.Axes, problem: str, parameters: int, optimizers: set[str
     for (*network, optimizer), run in RECORDED.items():
         if network == [problem, parameters] and optimizer in optimizers:
             steps, rms = np.transpose(run.curve)
-            color = STYLES[optimizer][0]
-            axis.plot(steps, rms / SCALE[problem], "x", color=color, markersize=4)
+            color, line = STYLES[optimizer]
+            mark = "x" if line == "-" else "+"
+            axis.plot(steps, rms / SCALE[problem], mark, color=color, markersize=4)
 
 
 def against_loss(axis: plt.Axes, rows: pd.DataFrame) -> None:

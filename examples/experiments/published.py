@@ -93,7 +93,7 @@ class Recorded:
         run: its name in the authors' records.
         settings: of the optimizer.
         points: how many inside and on the boundary, and the steps that they were kept (0: always);
-            tuned too on 10d (Bayesian) and 100d Poisson. None where that is not known.
+            tuned too in some runs of the largest networks. None where that is not known.
         curve: pairs of a number of steps and the RMS after it.
     """
 
@@ -127,7 +127,7 @@ def recorded() -> dict[Key, Recorded]:
 
 RECORDED = recorded()
 
-#: (problem, parameters, optimizer) -> the tuned settings, where they are known.
+#: (problem, parameters, optimizer) -> the tuned settings; those that are printed, as printed.
 SETTINGS: dict[Key, dict[str, float]] = {key: run.settings for key, run in RECORDED.items()} | {
     ("poisson_2d", 257, "kfac"): {"damping": 1.5e-12, "ema": 0.450, "momentum": 0.512},
     ("poisson_2d", 257, "kfac_star"): {"damping": 1.2e-10, "ema": 0.926},
@@ -150,25 +150,8 @@ TEN_SEEDS: dict[str, tuple[float, float]] = {
     "kfac_star": (1.46e-5, 0.48e-5),
 }
 
-#: Parameters -> milliseconds a step on the RTX 6000, as far as they are known.
-MILLISECONDS: dict[int, dict[str, float]] = {
-    257: {"kfac": 49, "kfac_star": 29, "adam": 3},
-    10065: {"kfac": 183, "kfac_star": 103, "adam": 15},
-    116865: {"kfac": 781, "kfac_star": 402, "adam": 57},
-    118145: {"kfac": 1159, "kfac_star": 562, "adam": 93},
-    1325057: {"kfac": 4197, "kfac_star": 2471, "adam": 207},
-}
-
 
 def steps(problem: str, parameters: int, optimizer: str) -> float:
-    """How many steps the published run had.
-
-    Of runs that are not in `RECORDED` an estimate, its seconds over its milliseconds a step, where
-    one figure stands for all problems with a network of that size; nan where that is not known.
-    """
-    if (problem, parameters, optimizer) in RECORDED:
-        return float(RECORDED[problem, parameters, optimizer].steps)
-    milliseconds = MILLISECONDS.get(parameters, {}).get(optimizer)
-    if milliseconds is None or problem not in SECONDS:
-        return float("nan")
-    return round(1000 * SECONDS[problem] / milliseconds, -2)
+    """How many steps the published run had; nan where that is not recorded."""
+    run = RECORDED.get((problem, parameters, optimizer))
+    return float(run.steps) if run else float("nan")

@@ -153,7 +153,7 @@ DENSE = {"points": {"interior": 10000, "conditions": 2000}, "settings": {"rows":
 
 WITH_HUGE = ("heat_4d", "poisson_5d", "poisson_2d", "heat_1d")  # besides 10d Poisson
 FAST = ("kfac_pinn", "kfac_star", "adam")
-STEPS_KNOWN = ("kfac", "kfac_star", "adam")  # these end at the published number of steps
+BY_STEPS = ("kfac", "kfac_star", "adam")  # these end at the published number of steps
 
 #: The first stage is complete within the first hour. ENGD, kernel ENGD and SPRING are not run on
 #: the large networks: a step of 3500 points and 10,065 parameters takes several seconds here.
@@ -182,8 +182,8 @@ QUEUE: tuple[Item, ...] = (
     Stage("poisson_2d", (), EVERY, 100),
     Stage("heat_1d", (), EVERY, 100),
     Stage("heat_4d", LARGE, BASELINES, 300),
-    Stage("poisson_2d", (), STEPS_KNOWN, 1000, seeds=3),
-    Stage("heat_1d", (), STEPS_KNOWN, 1000, seeds=3),
+    Stage("poisson_2d", (), BY_STEPS, 1000, seeds=3),
+    Stage("heat_1d", (), BY_STEPS, 1000, seeds=3),
     Stage("heat_4d", LARGE, ("kfac_star",), 6000, seeds=1),
 )
 
