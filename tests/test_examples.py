@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
-import math
 import json
+import math
 import re
 import runpy
 import shlex
