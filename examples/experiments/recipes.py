@@ -16,6 +16,7 @@ import kfac_pinn as kp
 from kfac_pinn import problems
 from kfac_pinn.compression import Exact, Sketch
 from kfac_pinn.factors import Average, Factors
+from kfac_pinn.linalg.krylov import RelativeResidual, Solution
 from kfac_pinn.linearization import Linearization
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import TruncatedCG
@@ -140,11 +141,34 @@ def spring(parameters: Parameters, **settings: float) -> Optimizer:
     return kp.SPRING(parameters, lr=1.0, search=GridFromAbove(), **settings)
 
 
+@dataclass(frozen=True)
+class ProgressOfSolve:
+    """Stop once the last k iterations brought less than a fraction of what all of them did.
+
+        phi_(i-k) - phi_i < tolerance (phi_0 - phi_i),    k = max(10, i // 10)
+
+    The rule of the package that the published Hessian-free runs were made with
+    (github.com/ltatzel/PyTorchHessianFree). Martens' rule allows for k tolerance |phi_i|, and stops
+    a solve that starts from the last one's solution, where phi_0 < 0, much earlier.
+    """
+
+    tolerance: float
+
+    def __call__(self, history: Solution) -> str | None:
+        i, phi = history.iterations, history.model_values
+        k = max(10, i // 10)
+        slow = i > k and phi[i - k] - phi[i] < self.tolerance * (phi[0] - phi[i])
+        return "progress of this solve" if slow else None
+
+
 def hessian_free(
-    parameters: Parameters, damping: float = 1.0, iterations: float = 250
+    parameters: Parameters, damping: float = 1.0, iterations: float = 250, progress: float = 0.0
 ) -> Optimizer:
-    """Gauss-Newton by conjugate gradients, the damping adapted."""
-    solver = TruncatedCG(iterations=int(iterations))
+    """Gauss-Newton by conjugate gradients, the damping adapted; stopped as Martens does, or, if
+    `progress` > 0, as the published runs.
+    """
+    stop = (ProgressOfSolve(progress), RelativeResidual(1e-5)) if progress else TruncatedCG.stop
+    solver = TruncatedCG(stop, iterations=int(iterations))
     return kp.HessianFree(parameters, damping=damping, solver=solver)
 
 
