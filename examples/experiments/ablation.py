@@ -35,7 +35,7 @@ def experiments(seconds: float) -> Iterator[Experiment]:
             seed=seed,
             points={"interior": batch, "conditions": batch // 6},
             resample=kept,
-            settings={"damping": DAMPING, "ema": ema},
+            settings={"damping": DAMPING, "ema": ema, "lr": 0.1},
         )
 
 

@@ -29,7 +29,7 @@ TRIAL = 4.0  # seconds a learning rate is tried
 SHOWN: dict[str, list[dict[str, float]]] = {
     "sgd": [{"lr": lr, "momentum": 0.9} for lr in (1e-6, 1e-5, 1e-4)],
     "adam": [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2)],
-    "kfac_star": [{"damping": 1e-8, "ema": 0.9}],
+    "kfac_star": [{"damping": 1e-8, "ema": 0.9, "lr": 0.1}],
     "kfac_pinn": [{}],
 }
 

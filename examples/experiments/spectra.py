@@ -33,7 +33,7 @@ def measure(
     torch.manual_seed(0)
     model = MLP(network)
     residuals = PROBLEMS[problem]().sample(Generator().manual_seed(0)).residuals(model)
-    optimizer = kfac_star(model.parameters(), damping=DAMPING)
+    optimizer = kfac_star(model.parameters(), damping=DAMPING, lr=0.1)
     frames = []
     for step in range(max(steps) + 1):
         if step in steps:
