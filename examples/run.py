@@ -59,6 +59,7 @@ def train(
     keep: Annotated[int | None, typer.Option(help="steps that a batch is kept", min=1)] = None,
     device: str = "cpu",
     dtype: Dtype = Dtype.float64,
+    published_start: Annotated[bool, typer.Option(help="begin with the published runs")] = False,
     folder: Path = RESULTS,
     jobs: Annotated[int, typer.Option(help="processes; bars are shown for one only", min=1)] = 1,
 ) -> None:
@@ -68,6 +69,7 @@ def train(
     hidden = widths(network, problem.value)
     budget = Experiment(problem.value, optimizer.value, hidden, seconds, steps)
     budget = budget.replace(device=device, dtype=dtype.value, points=mapping(points))
+    budget = budget.replace(published_start=published_start)
     budget = budget.replace(resample=keep or resampling(problem.value, optimizer.value))
     chosen = mapping(settings) or sweeps.known_settings(budget, BEST)
     check(budget.replace(settings=chosen))

@@ -505,3 +505,16 @@ def one_after_the_other(experiments: Any, folder: Path, jobs: int) -> None:
     """What `run_all` does, without the seconds that new processes take to start."""
     for experiment in experiments:
         load("experiments.training").train(experiment, folder)
+
+
+def test_the_published_start_is_drawn_in_single_precision_from_seed_1() -> None:
+    training = load("experiments.training")
+    run = experiment("kfac", problem="heat_1d", network=(), points={}).replace(published_start=True)
+    torch.manual_seed(1)
+    first = torch.nn.Linear(2, 64, dtype=torch.float32).weight
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = training.network_of(run)
+        assert torch.equal(next(model.parameters()), first.to(torch.get_default_dtype()))
+    assert run.name.endswith("published-start_seed0")
+    assert training.network_of(run).layers[0].weight.dtype == torch.get_default_dtype()

@@ -55,6 +55,8 @@ class Experiment:
         resample: steps after which new points are drawn; None: as the problem says.
         device, dtype: that the run is on and in.
         settings: of the optimizer.
+        published_start: whether the network is the one that the published runs began with, drawn
+            in single precision from seed 1; the points are still those of `seed`.
     """
 
     problem: str
@@ -68,6 +70,7 @@ class Experiment:
     device: str = "cpu"
     dtype: str = "float64"
     settings: dict[str, float] = field(default_factory=dict)
+    published_start: bool = False
 
     def replace(self, **changes: Any) -> Experiment:
         """The same with some fields changed."""
@@ -81,6 +84,7 @@ class Experiment:
         parts = [self.problem, widths, self.optimizer, *settings]
         parts += [f"{term}={count}" for term, count in self.points.items()]
         parts += [kept(self.resample)] if self.resample else []
+        parts += ["published-start"] if self.published_start else []
         parts += [x for x in (self.device, self.dtype) if x not in ("cpu", "float64")]
         return "_".join([*parts, f"seed{self.seed}"])
 
@@ -193,6 +197,7 @@ def options_of(experiment: dict[str, Any]) -> str:
     """What `run.py train` is given for such a run besides problem, optimizer, budget and seeds."""
     widths = "-".join(map(str, experiment["network"]))
     usual = resampling(experiment["problem"], experiment["optimizer"])
+    start = " --published-start" if experiment.get("published_start") else ""
     given = {
         "network": widths,
         "settings": quoted(experiment["settings"]),
@@ -201,7 +206,7 @@ def options_of(experiment: dict[str, Any]) -> str:
         "device": experiment["device"].replace("cpu", ""),
         "dtype": experiment["dtype"].replace("float64", ""),
     }
-    return "".join(f" --{name} {value}" for name, value in given.items() if value)
+    return "".join(f" --{name} {value}" for name, value in given.items() if value) + start
 
 
 def quoted(values: dict[str, Any]) -> str:
@@ -210,10 +215,11 @@ def quoted(values: dict[str, Any]) -> str:
 
 
 def points_of(experiment: dict[str, Any]) -> str:
-    """Which points a run had: their numbers, and how long they are kept."""
+    """Which points a run had: their numbers, how long they are kept, and from which start."""
     published = {name: term.size for name, term in PROBLEMS[experiment["problem"]]().terms.items()}
     sizes = " + ".join(str(n) for n in (published | experiment["points"]).values())
-    return f"{sizes}, {kept(experiment['resample'])}"
+    start = ", published start" if experiment.get("published_start") else ""
+    return f"{sizes}, {kept(experiment['resample'])}{start}"
 
 
 def last_rows(rows: pd.DataFrame) -> pd.DataFrame:

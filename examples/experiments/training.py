@@ -214,7 +214,19 @@ def network_of(experiment: Experiment) -> nn.Module:
     """A tanh network with the hidden widths of the experiment, in the default dtype."""
     smallest = PROBLEMS[experiment.problem]().networks[0]
     hidden = experiment.network or smallest[1:-1]
-    return MLP((smallest[0], *hidden, smallest[-1]))
+    sizes = (smallest[0], *hidden, smallest[-1])
+    return published_start(sizes) if experiment.published_start else MLP(sizes)
+
+
+def published_start(sizes: tuple[int, ...]) -> nn.Module:
+    """The network that the published runs began with: drawn in single precision from seed 1."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        torch.manual_seed(1)
+        return MLP(sizes).to(dtype)
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def run_all(experiments: Iterable[Experiment], folder: Path, jobs: int) -> None:
