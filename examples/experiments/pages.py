@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.figures import errors
 from experiments.published import RECORDED, RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from experiments.recipes import OPTIMIZERS, PROBLEMS
-from experiments.results import SEEDS, load, markdown, summary
+from experiments.results import RUN, SEEDS, load, markdown, summary
 
 __all__ = [
     "circumstances",
@@ -66,7 +66,7 @@ def section(problem: str, rows: pd.DataFrame, folder: Path, pages: Path) -> str:
 
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """Measured errors beside the published ones: RMS is absolute, as published."""
-    table = summary(rows)
+    table = distinct(summary(rows))
     keys = list(table[["problem", "parameters", "optimizer"]].itertuples(index=False, name=None))
     published = [RMS.get(key, NAN) for key in keys]
     then = [
@@ -110,7 +110,12 @@ def row(rows: pd.DataFrame) -> str:
 
 def commands(rows: pd.DataFrame) -> str:
     """A line a row of the table: what makes it again where the results are there already."""
-    return "\n".join(dict.fromkeys(command(run) for run in summary(rows).itertuples()))
+    return "\n".join(dict.fromkeys(command(run) for run in distinct(summary(rows)).itertuples()))
+
+
+def distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """Without runs that ended before several budgets: they stay once, at the longest."""
+    return table[~table.duplicated([*RUN, "seeds", "steps", "seconds"], keep="last")]
 
 
 def command(run: Any) -> str:
