@@ -15,9 +15,9 @@ import typer
 from torch import Tensor
 
 from kfac_pinn import GaussNewton, taylor
-from kfac_pinn.networks import MLP, HardConstraint
-from kfac_pinn.problem import relative_l2
-from kfac_pinn.problems.burgers import burgers, cole_hopf
+from kfac_pinn.pinn.networks import MLP, HardConstraint
+from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn.pinn.problems.burgers import burgers, cole_hopf
 
 
 def build() -> HardConstraint:

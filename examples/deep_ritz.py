@@ -15,9 +15,9 @@ import typer
 from torch import Tensor
 
 from kfac_pinn import KFACPINN, ConvexLoss, taylor
-from kfac_pinn.domains import Box, sobol
-from kfac_pinn.networks import MLP, HardConstraint, wall_distance
-from kfac_pinn.problem import relative_l2
+from kfac_pinn.pinn.domains import Box, sobol
+from kfac_pinn.pinn.networks import MLP, HardConstraint, wall_distance
+from kfac_pinn.pinn.problem import relative_l2
 
 SQUARE = Box.cube(2, fill=sobol)
 

@@ -10,9 +10,9 @@ import torch
 import typer
 
 from kfac_pinn import KFACPINN
-from kfac_pinn.fit import Every, Progress, fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problems import fokker_planck
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problems import fokker_planck
+from kfac_pinn.pinn.training import Every, Progress, fit
 
 
 def main(seconds: float = 60.0, points: int = 1000, seed: int = 0) -> None:

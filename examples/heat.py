@@ -7,9 +7,9 @@ import torch
 import typer
 
 from kfac_pinn import KFACPINN
-from kfac_pinn.fit import Progress, fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problems import heat_4d
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problems import heat_4d
+from kfac_pinn.pinn.training import Progress, fit
 
 
 def main(seconds: float = 60.0, seed: int = 0) -> None:

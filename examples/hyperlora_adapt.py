@@ -5,7 +5,7 @@ import torch
 import hyperlora_ext as hl
 from hyperlora_ext.plots import error_maps
 from hyperlora_ext.problems import kovasznay
-from kfac_pinn.networks import MLP
+from kfac_pinn.pinn.networks import MLP
 
 family, Re40, Re60 = kovasznay(), torch.tensor([40.0]), torch.tensor([60.0])
 train = hl.Levenberg(

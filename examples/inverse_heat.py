@@ -10,9 +10,9 @@ import torch
 import typer
 
 from kfac_pinn import KFACPINN
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import relative_l2
-from kfac_pinn.problems import WithDiffusivity, inverse_heat
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn.pinn.problems import WithDiffusivity, inverse_heat
 
 
 def main(steps: int = 300, sensors: int = 100, guess: float = 1.0) -> None:

@@ -11,10 +11,10 @@ import typer
 from torch import Tensor, nn
 
 from kfac_pinn import KFACPINN
-from kfac_pinn.fit import fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problems import poisson_2d
-from kfac_pinn.rules import elementwise
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problems import poisson_2d
+from kfac_pinn.pinn.training import fit
+from kfac_pinn.taylor_mode.rules import elementwise
 
 
 class Wavelet(nn.Module):

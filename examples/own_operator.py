@@ -15,9 +15,9 @@ import typer
 from torch import Tensor
 
 from kfac_pinn import KFACPINN, taylor
-from kfac_pinn.domains import Box
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Function, relative_l2
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Function, relative_l2
 
 
 def anisotropic(u: Function, x: Tensor, conductivity: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 import typer
 
 from kfac_pinn import Linearization
-from kfac_pinn.fit import Progress, fit
-from kfac_pinn.networks import MLP
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.problems import poisson_2d
-from kfac_pinn.search import FixedStep, Objective, Step
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problems import poisson_2d
+from kfac_pinn.pinn.training import Progress, fit
+from kfac_pinn.search.line import FixedStep, Objective, Step
 
 
 class LevenbergMarquardt(LeastSquaresOptimizer):

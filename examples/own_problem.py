@@ -11,10 +11,10 @@ import typer
 from torch import Tensor
 
 from kfac_pinn import KFACPINN, taylor
-from kfac_pinn.domains import Ball
-from kfac_pinn.fit import Progress, fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.domains import Ball
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.training import Progress, fit
 
 
 def cubic() -> Problem:

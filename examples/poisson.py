@@ -11,9 +11,9 @@ import typer
 from torch import Tensor, nn
 
 from kfac_pinn import KFACPINN
-from kfac_pinn.fit import History, Progress, StopAtError, fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problems import poisson_2d
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problems import poisson_2d
+from kfac_pinn.pinn.training import History, Progress, StopAtError, fit
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

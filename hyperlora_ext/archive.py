@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.fit import Callback, Checkpoint
+from kfac_pinn.pinn.training import Callback, Checkpoint
 
 __all__ = ["Archive", "Row"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from hyperlora_ext.lora import LoRALinear, linear_of, start_of
-from kfac_pinn.jets import Jet, rule
+from kfac_pinn.taylor_mode.jets import Jet, rule
 
 __all__ = ["Emission", "LowRank", "TaskLinear", "Whole", "task_linear"]
 

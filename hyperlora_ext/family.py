@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.spaces import Task, TaskSpace, single
-from kfac_pinn.domains import Domain
-from kfac_pinn.problem import Problem, Term
+from kfac_pinn.pinn.domains import Domain
+from kfac_pinn.pinn.problem import Problem, Term
 
 __all__ = ["Condition", "Errors", "Family", "Splits", "uniform_points", "values"]
 
@@ -179,7 +179,7 @@ class Family:
         return found
 
     def problem(self, task: Task) -> Problem:
-        """The single task (p,) as a kfac_pinn problem, ready for `kfac_pinn.fit`.
+        """The single task (p,) as a kfac_pinn problem, ready for `kfac_pinn.pinn.training`.
 
         Raises:
             ValueError: for a task of the wrong size, or several.

@@ -30,10 +30,10 @@ from torch.overrides import TorchFunctionMode, handle_torch_function
 from hyperlora_ext.emission import task_linear
 from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
-from kfac_pinn.jacobians import Layer, LayerJacobian
-from kfac_pinn.jets import Jet
-from kfac_pinn.linearization import Block, Tangent
-from kfac_pinn.residuals import total_loss
+from kfac_pinn.jacobian.blocks import Layer, LayerJacobian
+from kfac_pinn.jacobian.linearization import Block, TermJacobian
+from kfac_pinn.jacobian.losses import total_loss
+from kfac_pinn.taylor_mode.jets import Jet
 
 __all__ = ["GeneratedLinearization", "SketchedLinearization", "TaskResiduals"]
 
@@ -119,19 +119,19 @@ class GeneratedLinearization(Linearization):
             return count**0.5 * (change - change.detach() + found.residual)
 
         plain = linearize(pulled_back, parameters)
-        super().__init__(parameters, plain.tangents, plain.loss)
+        super().__init__(parameters, plain.terms, plain.loss)
 
     @cached_property
     def layers(self) -> list[tuple[Layer, Tensor, Tensor]]:
         """Each layer, inputs [z; 1] of its tasks (T, d_in + 1) and g (R, d_out), scaled."""
-        (tangent,) = self.tangents
+        (term,) = self.terms
         firsts, found = first_rows(self.found.task, len(self.closure.tasks)), []
-        for jacobian in tangent.blocks.values():
+        for jacobian in term.blocks.values():
             assert isinstance(jacobian, LayerJacobian), "a hypernetwork is made of linear layers"
             layer, z = jacobian.layer, jacobian.inputs.z[0, firsts]
             columns = [z] * (layer.weight is not None)
             columns += [torch.ones_like(z[:, :1])] * (layer.bias is not None)
-            found.append((layer, torch.cat(columns, dim=1), tangent.scale * jacobian.g[0]))
+            found.append((layer, torch.cat(columns, dim=1), term.scale * jacobian.g[0]))
         return found
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class GeneratedLinearization(Linearization):
         parts = [(g * (z @ layer.matrix(v).T)[task]).sum(1) for layer, z, g in self.layers]
         return torch.stack(parts).sum(0)
 
-    def transpose_times(self, u: Tensor) -> Tensor:
+    def vjp(self, u: Tensor) -> Tensor:
         """J^T u: the rows of a task are summed before they meet its inputs."""
         out = u.new_zeros(self.size)
         for layer, z, g in self.layers:
@@ -179,15 +179,15 @@ class SketchedLinearization(Linearization):
             scale = (tasks / count) ** 0.5
             return {f"signs {k}": scale * (theta * rows).sum(1) for k, rows in enumerate(sketches)}
 
-        tangents = linearize(pulled_back, exact.parameters).tangents
+        tangents = linearize(pulled_back, exact.parameters).terms
         super().__init__(exact.parameters, [renamed(t, exact.blocks) for t in tangents], exact.loss)
         self.residual, self.gradient = exact.residual, exact.gradient
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return self.exact @ v
 
-    def transpose_times(self, u: Tensor) -> Tensor:
-        return self.exact.transpose_times(u)
+    def vjp(self, u: Tensor) -> Tensor:
+        return self.exact.vjp(u)
 
     def split(self, u: Tensor) -> tuple[Tensor, ...]:
         return self.exact.split(u)
@@ -198,8 +198,8 @@ class SketchedLinearization(Linearization):
     def rows(self, block: Block | None = None) -> Tensor:
         return self.exact.rows(block)
 
-    def row_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.exact.row_batches(size)
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.exact.batches(size)
 
     def gramian(self, block: Block | None = None) -> Tensor:
         return self.exact.gramian(block)
@@ -211,7 +211,7 @@ class SketchedLinearization(Linearization):
         return self.exact.kernel()
 
 
-def renamed(tangent: Tangent, blocks: Sequence[Block]) -> Tangent:
+def renamed(tangent: TermJacobian, blocks: Sequence[Block]) -> TermJacobian:
     """The tangent of one linearisation by the blocks of another of the same parameters."""
     own = {tuple(map(id, block.parameters)): block for block in blocks}
     found = {own[tuple(map(id, b.parameters))]: j for b, j in tangent.blocks.items()}

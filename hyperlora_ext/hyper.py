@@ -13,7 +13,7 @@ from hyperlora_ext.emission import LowRank, TaskLinear, Whole
 from hyperlora_ext.frames import Shifted, in_frame, shifted
 from hyperlora_ext.lora import frozen, ranks_for, rewired
 from hyperlora_ext.spaces import Task, TaskSpace, single
-from kfac_pinn.networks import MLP
+from kfac_pinn.pinn.networks import MLP
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.geodesic import Geodesic
+from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.linalg import damped_inverse
-from kfac_pinn.linearize import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import FixedStep, Objective, Step
+from kfac_pinn.search.geodesic import Geodesic
+from kfac_pinn.search.line import FixedStep, Objective, Step
 
 __all__ = ["LevenbergMarquardt"]
 
@@ -122,8 +122,8 @@ class Solver:
         """u -> (J^T J + mu)^-1 J^T u = J^T (J J^T + mu)^-1 u, factored once."""
         J, inverse = self.linearization, damped_inverse(self.matrix, damping)
         if self.tall:
-            return lambda u: inverse(J.transpose_times(u))
-        return lambda u: J.transpose_times(inverse(u))
+            return lambda u: inverse(J.vjp(u))
+        return lambda u: J.vjp(inverse(u))
 
     def step(self, damping: float) -> Tensor:
         """-(J^T J + mu)^-1 J^T r, shape (P,)."""

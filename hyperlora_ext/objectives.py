@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from hyperlora_ext.family import Family, Points
 from hyperlora_ext.generated import TaskResiduals
-from kfac_pinn.problem import Batch, Problem
+from kfac_pinn.pinn.problem import Batch, Problem
 
 __all__ = ["Data", "Objective", "Sizes", "TaskBatch", "TaskProblem", "Weights", "task_problem"]
 
@@ -112,7 +112,7 @@ class TaskBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskProblem(Problem):
-    """A family, or part of it, as a problem that `kfac_pinn.fit` trains a hypernetwork on.
+    """A family, or part of it, as a problem that `fit` trains a hypernetwork on.
 
     Attributes:
         tasks: drawn anew with each batch, called as tasks(generator) -> (T, p): fresh tasks by

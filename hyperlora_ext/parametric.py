@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from hyperlora_ext.family import Condition, Family
 from hyperlora_ext.frames import shifted
 from hyperlora_ext.spaces import TaskSpace
-from kfac_pinn.problem import Problem, Term
+from kfac_pinn.pinn.problem import Problem, Term
 
 __all__ = ["AtTask", "parametric"]
 

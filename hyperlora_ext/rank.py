@@ -21,8 +21,8 @@ from hyperlora_ext.lora import LoRALinear, Ranks, adapt, adapters, linear_layers
 from hyperlora_ext.solve import certificate
 from hyperlora_ext.training import Levenberg
 from kfac_pinn import linearize
-from kfac_pinn.problem import Batch, Problem
-from kfac_pinn.search import Objective
+from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.search.line import Objective
 
 __all__ = ["Direction", "Growth", "aimed", "common_ranks", "direction", "grow"]
 

@@ -19,9 +19,9 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import Ranks
 from hyperlora_ext.objectives import Data, Weights, task_problem
 from hyperlora_ext.rank import aimed
-from kfac_pinn.fit import Callback, History
 from kfac_pinn.linalg import damped_solve
-from kfac_pinn.problem import Problem
+from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.training import Callback, History
 
 __all__ = [
     "Train",

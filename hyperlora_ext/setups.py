@@ -21,7 +21,7 @@ from hyperlora_ext.problems import (
 from hyperlora_ext.regimes import Train
 from hyperlora_ext.spaces import GaussianField
 from hyperlora_ext.training import Levenberg, Stochastic
-from kfac_pinn.networks import MLP, PeriodicFeatures
+from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 __all__ = ["SETUPS", "Setup"]
 

@@ -15,8 +15,8 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.spaces import Task
-from kfac_pinn.problem import Problem
-from kfac_pinn.residuals import total_loss
+from kfac_pinn.jacobian.losses import total_loss
+from kfac_pinn.pinn.problem import Problem
 
 __all__ = ["Solved", "certificate", "solve"]
 

@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.objectives import Sizes
 from kfac_pinn import SPRING
-from kfac_pinn.fit import Callback, Every, History, Run, Schedule, fit
-from kfac_pinn.linearize import linearize
-from kfac_pinn.problem import Batch, Problem
-from kfac_pinn.search import Armijo
+from kfac_pinn.jacobian.closure import linearize
+from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.training import Callback, Every, History, Run, Schedule, fit
+from kfac_pinn.search.line import Armijo
 
 __all__ = [
     "PUBLISHED_HYPER",
@@ -66,7 +66,7 @@ class Levenberg:
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> History:
-        """Train the model; the same arguments as `kfac_pinn.fit`."""
+        """Train the model; the same arguments as `kfac_pinn.pinn.training`."""
         first = next(p for p in model.parameters() if p.requires_grad)
         generator = Generator().manual_seed(seed + 1)
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
@@ -137,7 +137,7 @@ class Stochastic:
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> History:
-        """Train the model; the same arguments as `kfac_pinn.fit`."""
+        """Train the model; the same arguments as `kfac_pinn.pinn.training`."""
         optimizer = self.optimizer(model, problem, seed)
         callbacks = [Decay(self.lr, steps, seconds), *callbacks]
         options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}

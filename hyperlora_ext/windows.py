@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from hyperlora_ext.frames import Shifted
 from hyperlora_ext.lora import Ranks, adapt
 from hyperlora_ext.regimes import Train
-from kfac_pinn.domains import TimeSpace
-from kfac_pinn.jets import Jet
-from kfac_pinn.problem import Problem, Term
+from kfac_pinn.pinn.domains import TimeSpace
+from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.taylor_mode.jets import Jet
 
 __all__ = ["Windows", "march", "window"]
 

@@ -11,15 +11,23 @@
 Shape letters, the same everywhere: N points of a term, D directions, S shared positions (the Taylor
 coefficients pushed through a layer), d_in and d_out widths of a layer, P parameters, R stacked
 residuals of all terms, C outputs or summed operators. Equations are numbered in
-docs/mathematics.md. Training loops are in kfac_pinn.fit, ready problems in kfac_pinn.problems; what
-an optimizer of one's own is made of, in kfac_pinn.optimizers.base and kfac_pinn.search.
+docs/mathematics.md. The folders are the stages: linalg, taylor_mode, jacobian, curvature, search,
+optimizers, pinn; each imports only those before it.
 """
 
-from kfac_pinn.domains import Box, TimeSpace
-from kfac_pinn.jets import Jet, rule
-from kfac_pinn.linearize import Linearization, SelfLinearizing, linearize
-from kfac_pinn.networks import MLP, HardConstraint, PeriodicFeatures
-from kfac_pinn.operators import (
+from kfac_pinn.jacobian.closure import Linearization, SelfLinearizing, linearize
+from kfac_pinn.jacobian.losses import ConvexLoss, total_loss
+from kfac_pinn.optimizers.engd import ENGD
+from kfac_pinn.optimizers.gauss_newton import GaussNewton
+from kfac_pinn.optimizers.hessian_free import HessianFree
+from kfac_pinn.optimizers.kfac import KFAC, KFACStar
+from kfac_pinn.optimizers.kfac_pinn import KFACPINN
+from kfac_pinn.optimizers.spring import SPRING
+from kfac_pinn.pinn.domains import Box, TimeSpace
+from kfac_pinn.pinn.networks import MLP, HardConstraint, PeriodicFeatures
+from kfac_pinn.pinn.problem import Problem, Term, relative_l2
+from kfac_pinn.taylor_mode.jets import Jet, rule
+from kfac_pinn.taylor_mode.operators import (
     bilaplacian,
     divergence,
     gradient,
@@ -28,15 +36,7 @@ from kfac_pinn.operators import (
     partial,
     taylor,
 )
-from kfac_pinn.optimizers.engd import ENGD
-from kfac_pinn.optimizers.gauss_newton import GaussNewton
-from kfac_pinn.optimizers.hessian_free import HessianFree
-from kfac_pinn.optimizers.kfac import KFAC, KFACStar
-from kfac_pinn.optimizers.kfac_pinn import KFACPINN
-from kfac_pinn.optimizers.spring import SPRING
-from kfac_pinn.problem import Problem, Term, relative_l2
-from kfac_pinn.residuals import ConvexLoss, total_loss
-from kfac_pinn.stochastic import (
+from kfac_pinn.taylor_mode.stochastic import (
     hutchinson_laplacian,
     stochastic_bilaplacian,
     subsampled_laplacian,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kfac_pinn.linearize import Linearization
+from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import FixedStep, Search
+from kfac_pinn.search.line import FixedStep, Search
 
 
 class Steepest(LeastSquaresOptimizer):

@@ -17,7 +17,7 @@ from steepest import Steepest
 from torch import Tensor, nn
 
 from kfac_pinn import laplacian, linearize, total_loss
-from kfac_pinn.leaves import uses_tf32
+from kfac_pinn.jacobian.dense_rows import uses_tf32
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -217,7 +217,7 @@ def test_a_closure_that_changes_its_ways_is_checked_again() -> None:
 def test_a_program_is_checked_once() -> None:
     model = network()
     optimizer = Steepest(model.parameters())
-    with mock.patch("kfac_pinn.linearize.compare") as compare:
+    with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
         for n in (3, 6, 2):
             optimizer.step(lambda n=n: laplacian(model, x[:n]))  # type: ignore[misc]
     assert compare.call_count == 1
@@ -412,7 +412,7 @@ def test_tf32_is_seen() -> None:
 
 def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(
-        "kfac_pinn.linearize"
+        "kfac_pinn.jacobian.closure"
     )  # the package's attribute is the function
     monkeypatch.setattr(module, "uses_tf32", lambda like: True)
     model = network()

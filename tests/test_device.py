@@ -14,7 +14,7 @@ from small_problems import flat, network, points, poisson, relative
 from torch import Tensor, nn
 
 import hyperlora_ext as hl
-import kfac_pinn.problems
+import kfac_pinn.pinn.problems
 from hyperlora_ext import regimes
 from hyperlora_ext.problems import burgers1d, burgers1d_published, burgers2d, kovasznay
 from kfac_pinn import (
@@ -29,10 +29,10 @@ from kfac_pinn import (
     PeriodicFeatures,
     taylor,
 )
-from kfac_pinn.compression import Sketch
-from kfac_pinn.fit import fit
-from kfac_pinn.kernels import NystromKernel, SketchedKernel
+from kfac_pinn.curvature.compression import Sketch
+from kfac_pinn.curvature.sample_space import NystromKernel, SketchedKernel
 from kfac_pinn.optimizers.engd import Diagonal, PerLayer, SampleSpace
+from kfac_pinn.pinn.training import fit
 
 pytestmark = pytest.mark.skipif(
     not second_device.AVAILABLE, reason="this torch cannot have a device written in Python"
@@ -64,7 +64,7 @@ def registered() -> torch.device:
 @pytest.fixture
 def device(registered: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The second device, entered."""
-    monkeypatch.setattr("kfac_pinn.kernels.Generator", SecondGenerator)
+    monkeypatch.setattr("kfac_pinn.curvature.sample_space.Generator", SecondGenerator)
     # the threads of autograd are those of the devices that there were at its first use
     with torch.autograd.set_multithreading_enabled(False), SecondDevice():
         yield registered
@@ -129,7 +129,7 @@ def test_a_run_moves_between_devices(device: torch.device) -> None:
 )
 def test_problems(name: str, device: torch.device) -> None:
     """Points, conditions and the solution: the whole training loop."""
-    problem = getattr(kfac_pinn.problems, name)()
+    problem = getattr(kfac_pinn.pinn.problems, name)()
     inputs = problem.domain.interior(1).shape[1]
 
     def last(place: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kfac_pinn.jets import RULES
+from kfac_pinn.taylor_mode.jets import RULES
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -78,7 +78,7 @@ def test_pages_cited_exist() -> None:
 
 
 def test_figures_in_the_docs_are_those_of_the_result_files() -> None:
-    docs, results = ROOT / "docs", ROOT / "examples" / "results"
+    docs, results = ROOT / "docs", ROOT / "examples" / "reproduce" / "results"
     choosing, notes = (docs / f"{name}.md" for name in ("choosing", "notes_gauss_newton"))
     for path in results.glob("gauss_newton_*.json"):
         found = json.loads(path.read_text())

@@ -47,11 +47,12 @@ OPTIMIZERS = (
 def _examples_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if started from their folder; the default dtype that a script sets is taken back."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "reproduce"))
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
     for name in [
-        n for n in sys.modules if n in {*SCRIPTS, "run", "compare"} or n.startswith("experiments")
+        n for n in sys.modules if n in {*SCRIPTS, "run", "compare"} or n.startswith("published")
     ]:
         del sys.modules[name]
 
@@ -92,7 +93,7 @@ def test_runner_trains_keeps_what_is_done_and_reports(
 ) -> None:
     run = load("run")
     monkeypatch.setattr(run, "ROOT", tmp_path)
-    recipes = load("experiments.recipes")
+    recipes = load("published.recipes")
     monkeypatch.setitem(recipes.PROBLEMS, "heat_1d", smaller(recipes.PROBLEMS["heat_1d"], 20))
     monkeypatch.setattr(run, "BEST", tmp_path / "settings.json")
     train = ("train", "heat_1d", "kfac_star", "--steps", 3, "--seeds", 2, "--folder", tmp_path)
@@ -156,13 +157,13 @@ def test_every_row_comes_with_the_command_that_remakes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a page prints makes the same run again, under the same name."""
-    run, pages, results = load("run"), load("experiments.pages"), load("experiments.results")
+    run, pages, results = load("run"), load("published.pages"), load("published.results")
     points = '{"interior": 9, "conditions": 5}'
     asked = ["train", "heat_4d", "kfac_star", "--network", "4-3", "--steps", 2, "--keep", 1]
     asked += ["--settings", '{"damping": 1e-06}', "--points", points, "--dtype", "float32"]
     invoke(run.app, *asked, "--folder", tmp_path / "a")
     printed = pages.commands(results.load(tmp_path / "a"))
-    assert printed.startswith("python examples/run.py train heat_4d kfac_star")
+    assert printed.startswith("python examples/reproduce/run.py train heat_4d kfac_star")
     monkeypatch.chdir(tmp_path)
     invoke(run.app, *shlex.split(printed)[2:])
     files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("a", "mine")]
@@ -176,8 +177,8 @@ def test_the_smallest_network_has_one_name() -> None:
 
 
 def test_every_optimizer_has_its_own_line() -> None:
-    styles = load("experiments.figures").STYLES
-    assert set(styles) == set(load("experiments.recipes").OPTIMIZERS)
+    styles = load("published.figures").STYLES
+    assert set(styles) == set(load("published.recipes").OPTIMIZERS)
     assert len(set(styles.values())) == len(styles)
 
 
@@ -186,12 +187,12 @@ CURVE = ("step", "loss", "held_out_loss", "relative_l2")
 
 
 def experiment(optimizer: str = "kfac_star", **changes: Any) -> Any:
-    return load("experiments.results").Experiment(optimizer=optimizer, **{**TINY, **changes})
+    return load("published.results").Experiment(optimizer=optimizer, **{**TINY, **changes})
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """As if Ctrl-C were pressed during a step."""
-    training = load("experiments.training")
+    training = load("published.training")
     original = training.Clock.on_step
 
     def on_step(self: Any, run: Any) -> None:
@@ -206,7 +207,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def test_every_recipe_resumes_bit_by_bit_and_goes_on(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = load("experiments.training")
+    training = load("published.training")
     run = experiment(optimizer, steps=6, resample=2)
     whole = training.train(run, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -220,7 +221,7 @@ def test_every_recipe_resumes_bit_by_bit_and_goes_on(
 
 
 def test_seconds_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training, ticks = load("experiments.training"), itertools.count()
+    training, ticks = load("published.training"), itertools.count()
     monkeypatch.setattr(training, "cpu_seconds", lambda: float(next(ticks)))
     run = experiment("adam", seconds=10.0)  # a step is one second of this clock
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -230,14 +231,14 @@ def test_seconds_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_at_rest_ends_early(tmp_path: Path) -> None:
-    training = load("experiments.training")
+    training = load("published.training")
     run = experiment("gauss_newton", steps=1000, points={"interior": 2, "conditions": 2})
     assert training.train(run, tmp_path)["step"] < 1000
     assert run.replace(steps=2000).done(tmp_path)
 
 
 def test_tables_show_what_longer_runs_had_reached_before(tmp_path: Path) -> None:
-    training, results = load("experiments.training"), load("experiments.results")
+    training, results = load("published.training"), load("published.results")
     for seed, steps in ((0, 4), (1, 8)):
         training.train(experiment("adam", steps=steps, seed=seed), tmp_path)
     table = results.summary(results.load(tmp_path))
@@ -245,7 +246,7 @@ def test_tables_show_what_longer_runs_had_reached_before(tmp_path: Path) -> None
 
 
 def test_errors_are_compared_at_every_budget_that_some_run_had(tmp_path: Path) -> None:
-    training, results = load("experiments.training"), load("experiments.results")
+    training, results = load("published.training"), load("published.results")
     for name, seconds in (("adam", 0.2), ("sgd", 0.4)):
         training.train(experiment(name, seconds=seconds), tmp_path)
     table = results.summary(results.load(tmp_path))
@@ -262,7 +263,7 @@ def smaller(problem: Callable[[], Any], size: int) -> Callable[[], Any]:
 def test_every_published_problem_and_network_can_be_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes, training = load("experiments.recipes"), load("experiments.training")
+    recipes, training = load("published.recipes"), load("published.training")
     for name, problem in list(recipes.PROBLEMS.items()):
         monkeypatch.setitem(recipes.PROBLEMS, name, smaller(problem, size=3))
         for sizes in problem().networks:
@@ -271,7 +272,7 @@ def test_every_published_problem_and_network_can_be_run(
 
 
 def test_published_runs_can_be_made_and_end_at_the_published_error() -> None:
-    published, recipes = load("experiments.published"), load("experiments.recipes")
+    published, recipes = load("published.recorded"), load("published.recipes")
     parameters = [torch.nn.Parameter(torch.zeros(2))]
     for (problem, size, optimizer), run in published.RECORDED.items():
         recipes.OPTIMIZERS[optimizer].build(parameters, **run.settings)
@@ -291,7 +292,7 @@ def test_report_fills_every_page_and_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes, training, pages = (
-        load(f"experiments.{name}") for name in ("recipes", "training", "pages")
+        load(f"published.{name}") for name in ("recipes", "training", "pages")
     )
     docs = shutil.copytree(EXAMPLES.parent / "docs", tmp_path / "docs")
     shutil.copy(EXAMPLES.parent / "README.md", tmp_path)
@@ -312,7 +313,7 @@ def test_report_fills_every_page_and_says_what_is_missing(
 
 
 def test_the_grid_from_above_is_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes, search = load("experiments.recipes"), load("kfac_pinn.search")
+    recipes, search = load("published.recipes"), load("kfac_pinn.search.line")
 
     class Parabola:
         def __call__(self, step: torch.Tensor) -> float:
@@ -327,7 +328,7 @@ def test_the_grid_from_above_is_the_grid(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_queue_tunes_trains_and_says_what_is_left(tmp_path: Path) -> None:
-    queue = load("experiments.queue")
+    queue = load("published.queue")
     folders = queue.Folders(tmp_path / "results", tmp_path / "sweeps", tmp_path / "best.json")
     stage = {"network": (4,), "points": TINY["points"], "tuning": 0.02, "trials": 1}
     stages = (queue.Stage("heat_1d", optimizers=("adam",), seconds=0.02, seeds=2, **stage),)
@@ -342,7 +343,7 @@ def test_the_queue_tunes_trains_and_says_what_is_left(tmp_path: Path) -> None:
 
 
 def test_every_item_of_the_queue_can_be_built(tmp_path: Path) -> None:
-    queue = load("experiments.queue")
+    queue = load("published.queue")
     folders = queue.Folders(tmp_path, tmp_path, tmp_path / "best.json")
     for item in queue.QUEUE:
         for job in item.due(folders):
@@ -354,7 +355,7 @@ def test_every_item_of_the_queue_can_be_built(tmp_path: Path) -> None:
 
 def test_the_queue_calls_networks_as_the_command_does() -> None:
     """One name for one network: a run of the queue is found by the command, and its settings."""
-    queue, run = load("experiments.queue"), load("run")
+    queue, run = load("published.queue"), load("run")
     stages = [item for item in queue.QUEUE if isinstance(item, queue.Stage)]
     assert stages
     for stage in stages:
@@ -362,15 +363,15 @@ def test_the_queue_calls_networks_as_the_command_does() -> None:
 
 
 def test_spectra_of_the_kronecker_approximation() -> None:
-    spectra, kp = load("experiments.spectra"), load("kfac_pinn")
+    spectra, kp = load("published.spectra"), load("kfac_pinn")
     torch.set_default_dtype(torch.float64)
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
     x = torch.rand(20, 2)
     closure = lambda: {"a": kp.laplacian(model, x), "b": model(x)}  # noqa: E731
-    linearization = load("kfac_pinn.linearize").linearize(closure, list(model.parameters()))
+    linearization = load("kfac_pinn.jacobian.closure").linearize(closure, list(model.parameters()))
     F = spectra.block_diagonal(linearization, spectra.kronecker())
-    average = load("kfac_pinn.factors").Average(0.0)
-    factors = load("kfac_pinn.factors").Factors(average=average)
+    average = load("kfac_pinn.curvature.kronecker_factors").Average(0.0)
+    factors = load("kfac_pinn.curvature.kronecker_factors").Factors(average=average)
     optimizer = kp.KFAC(model.parameters(), damping=spectra.DAMPING, factors=factors)
     optimizer.refresh(linearization)
     v = torch.randn(linearization.size)
@@ -382,7 +383,7 @@ def test_spectra_of_the_kronecker_approximation() -> None:
 
 
 def test_spectra_are_measured_and_drawn(tmp_path: Path) -> None:
-    spectra = load("experiments.spectra")
+    spectra = load("published.spectra")
     rows = spectra.measure(network=(2, 3, 1), steps=(0, 2))
     spectra.draw(rows, tmp_path / "spectra.png")
     assert len(spectra.quantiles(rows)) == 10
@@ -390,11 +391,11 @@ def test_spectra_are_measured_and_drawn(tmp_path: Path) -> None:
 
 
 def test_cost_is_measured_beside_the_formulas(tmp_path: Path) -> None:
-    cost = load("experiments.cost")
+    cost = load("published.cost")
     rows = cost.measure_all(["adam", "kfac_star"], {"points": (16, 32)})
     assert (rows["ms"] > 0).all()
     assert (rows["operations"].groupby(rows["optimizer"]).diff().dropna() > 0).all()
-    model = load("kfac_pinn.networks").MLP(cost.Size().sizes)
+    model = load("kfac_pinn.pinn.networks").MLP(cost.Size().sizes)
     assert sum(p.numel() for p in model.parameters()) == cost.Size().parameters
     cost.draw(rows, tmp_path / "cost.png")
     assert list(cost.constants(rows)["measurements"]) == [2, 2]
@@ -404,7 +405,7 @@ def test_cost_is_measured_beside_the_formulas(tmp_path: Path) -> None:
 
 
 def test_pictures_are_taken_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = load("experiments.pictures")
+    pictures = load("published.pictures")
     monkeypatch.setattr(pictures, "SIDE", 5)
     monkeypatch.setattr(pictures, "SECONDS", (0.0, 0.02))
     monkeypatch.setattr(pictures, "TRIAL", 0.01)
@@ -418,11 +419,11 @@ def test_pictures_are_taken_and_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ablation = load("experiments.ablation")
+    ablation = load("published.ablation")
     for name, value in (("BATCHES", (12,)), ("KEPT", (1, 10)), ("EMAS", (0.0,)), ("SEEDS", 1)):
         monkeypatch.setattr(ablation, name, value)
     monkeypatch.setattr(ablation, "NETWORK", (3,))
-    recipes = load("experiments.recipes")
+    recipes = load("published.recipes")
     monkeypatch.setitem(recipes.PROBLEMS, "heat_4d", smaller(recipes.PROBLEMS["heat_4d"], 3))
     table = ablation.measure(tmp_path / "runs", seconds=0.01)
     assert len(table) == 3
@@ -433,7 +434,7 @@ def test_the_ablation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_study_leaves_table_figure_and_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, studies = load("run"), load("experiments.studies")
+    run, studies = load("run"), load("published.studies")
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
     monkeypatch.setattr(studies, "DOCS", tmp_path)
     spectra = studies.spectra
@@ -466,7 +467,7 @@ def test_sweep_remembers_the_best_settings(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweeps = load("experiments.sweeps")
+    sweeps = load("published.sweeps")
     errors = iter([0.2, KeyboardInterrupt(), 0.1, 0.3])
 
     def error(*_: Any) -> float:
@@ -504,11 +505,11 @@ def test_side_by_side_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def one_after_the_other(experiments: Any, folder: Path, jobs: int) -> None:
     """What `run_all` does, without the seconds that new processes take to start."""
     for experiment in experiments:
-        load("experiments.training").train(experiment, folder)
+        load("published.training").train(experiment, folder)
 
 
 def test_the_published_start_is_drawn_in_single_precision_from_seed_1() -> None:
-    training = load("experiments.training")
+    training = load("published.training")
     run = experiment("kfac", problem="heat_1d", network=(), points={}).replace(published_start=True)
     torch.manual_seed(1)
     first = torch.nn.Linear(2, 64, dtype=torch.float32).weight

@@ -1,6 +1,6 @@
 """How accurate is `GaussNewton(model.parameters())`, untouched, in a minute on one core?
 
-    python examples/benchmark_gauss_newton.py --problem poisson2d --seeds 5 --seconds 60
+    python examples/reproduce/benchmark_gauss_newton.py --problem poisson2d --seeds 5 --seconds 60
 
 One thread, soft conditions, uniform points drawn once, PyTorch's default initialisation; every seed
 draws network and points anew. Seconds are processor time of this process, so that a shared machine
@@ -26,10 +26,10 @@ import typer
 from torch import Generator
 
 from kfac_pinn import GaussNewton
-from kfac_pinn.compression import Exact, Sketch
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Problem, relative_l2
-from kfac_pinn.problems import burgers, heat_4d, poisson_2d, poisson_5d
+from kfac_pinn.curvature.compression import Exact, Sketch
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem, relative_l2
+from kfac_pinn.pinn.problems import burgers, heat_4d, poisson_2d, poisson_5d
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def circumstances() -> dict[str, Any]:
     """What a reader needs to run the same again."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     return {
-        "command": " ".join(["python", "examples/benchmark_gauss_newton.py", *settings()]),
+        "command": " ".join(
+            ["python", "examples/reproduce/benchmark_gauss_newton.py", *settings()]
+        ),
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -119,7 +121,7 @@ def main(
     dtype: str = "float64",
     rows: int = typer.Option(0, help="sketch the rows of J to so many; 0: all of J"),
     network: str = typer.Option("", help="other than the default, as 2-32-32-1"),
-    output: Path = Path("examples/results"),
+    output: Path = Path("examples/reproduce/results"),
 ) -> None:
     """Run all seeds, print a table, write JSON and CSV."""
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """The Laplacian of a large tanh network by Taylor mode and by the nested autodiff of torch.func.
 
-    python examples/benchmark_laplacian.py
+    python examples/reproduce/benchmark_laplacian.py
 
 Time and peak memory of `laplacian(model, x)` and of `vmap(hessian)`, in float64 on one thread,
 alone and with the parameter gradient of the mean square.  Every figure comes from a process of its
@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from kfac_pinn import laplacian
-from kfac_pinn.networks import MLP
+from kfac_pinn.pinn.networks import MLP
 
 app = typer.Typer(add_completion=False)
 Operator = Callable[[nn.Module, Tensor], Tensor]

@@ -1,6 +1,6 @@
 """What one K-FAC* step costs, measured against one Adam step on the same residuals.
 
-    python examples/benchmark_step.py
+    python examples/reproduce/benchmark_step.py
 
 The 4+1d heat equation on 3000 + 500 points with the tanh network 5-64-64-48-48-1, float64, one
 thread. All see the same forward-Laplacian residuals; their steps alternate, and the means of the
@@ -28,9 +28,9 @@ from rich.table import Table
 from torch import nn
 
 from kfac_pinn import KFACStar, total_loss
-from kfac_pinn.factors import Factors
-from kfac_pinn.networks import MLP
-from kfac_pinn.problems import heat_4d
+from kfac_pinn.curvature.kronecker_factors import Factors
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problems import heat_4d
 
 HERE = Path(__file__).parent
 Step = Callable[[], object]
@@ -106,7 +106,7 @@ def versions() -> dict[str, str]:
     """What the figures were measured with."""
     commit = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     return {
-        "command": " ".join(["python", "examples/benchmark_step.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "examples/reproduce/benchmark_step.py", *sys.argv[1:]]),
         "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
         "python": platform.python_version(),
         "torch": torch.__version__,

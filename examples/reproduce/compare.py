@@ -1,8 +1,8 @@
 """Optimizers side by side: tune the baselines, train over seeds, draw the table and the figure.
 
-    python examples/compare.py tune      # every setting of every grid, briefly, on one seed
-    python examples/compare.py train     # the best settings over the seeds; resumes where it was
-    python examples/compare.py report    # table (Markdown, CSV) and figure (PNG)
+    python examples/reproduce/compare.py tune    # every setting of every grid, on one seed
+    python examples/reproduce/compare.py train   # the best settings over the seeds; resumes
+    python examples/reproduce/compare.py report  # table (Markdown, CSV) and figure (PNG)
 
 float64, one thread a run; the same networks, initial parameters and points for all; errors on
 points held out; seconds are CPU seconds of the steps.
@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from experiments.figures import errors
-from experiments.pages import fill, hardware, plain, winners
-from experiments.recipes import OPTIMIZERS
-from experiments.results import Experiment, best_settings, last_rows, load, markdown, summary
-from experiments.training import run_all
+from published.figures import errors
+from published.pages import fill, hardware, plain, winners
+from published.recipes import OPTIMIZERS
+from published.results import Experiment, best_settings, last_rows, load, markdown, summary
+from published.training import run_all
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 RESULTS = HERE / "results" / "compare"
-PAGE = HERE.parent / "docs" / "experiments" / "compare.md"
-CHOOSING = HERE.parent / "docs" / "choosing.md"
-FIGURE = HERE.parent / "docs" / "figures" / "compare.png"
+PAGE = ROOT / "docs" / "experiments" / "compare.md"
+CHOOSING = ROOT / "docs" / "choosing.md"
+FIGURE = ROOT / "docs" / "figures" / "compare.png"
 Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)
 ALL = list(Optimizer)
 TUNING_SEED = 100

@@ -1,10 +1,10 @@
 """The published experiments: train, tune, and fill the tables of the docs.
 
-    python examples/run.py train heat_4d kfac_star --network 64-64-48-48 --seconds 300 --seeds 10
-    python examples/run.py sweep heat_4d adam --network 64-64-48-48 --seconds 30 --trials 50
-    python examples/run.py queue --hours 8
-    python examples/run.py study spectra
-    python examples/run.py report
+    python examples/reproduce/run.py train heat_4d kfac_star --network 64-64-48-48 --seconds 300
+    python examples/reproduce/run.py sweep heat_4d adam --network 64-64-48-48 --trials 50
+    python examples/reproduce/run.py queue --hours 8
+    python examples/reproduce/run.py study spectra
+    python examples/reproduce/run.py report
 
 An interrupted command continues where it was when given again, and a run that is given more
 seconds goes on; what is done is not made again, unless in another --folder. Settings are those of
@@ -21,19 +21,19 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from experiments import pages, queue, studies, sweeps
-from experiments.figures import errors
-from experiments.recipes import OPTIMIZERS, PROBLEMS, resampling
-from experiments.results import Experiment, load, markdown
-from experiments.training import network_of, optimizer_of, run_all
-from experiments.training import train as train_one
+from published import pages, queue, studies, sweeps
+from published.figures import errors
+from published.recipes import OPTIMIZERS, PROBLEMS, resampling
+from published.results import Experiment, load, markdown
+from published.training import network_of, optimizer_of, run_all
+from published.training import train as train_one
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "published"
 SWEEPS = HERE / "results" / "sweeps"
 BEST = HERE / "results" / "settings.json"
-ROOT = HERE.parent
+ROOT = HERE.parents[1]
 
 Problem = Enum("Problem", {name: name for name in PROBLEMS}, type=str)
 Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)

@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 from hyperlora_ext.family import Condition, Family, Function, uniform_points
 from hyperlora_ext.problems.spectral import solve_burgers
 from hyperlora_ext.spaces import GaussianField
-from kfac_pinn.domains import Box, TimeSpace, sobol
-from kfac_pinn.operators import taylor
+from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
+from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["burgers1d", "burgers1d_published", "heat_flow"]
 

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 from hyperlora_ext.family import Condition, Family, Function
 from hyperlora_ext.problems.kovasznay import faces
 from hyperlora_ext.spaces import Interval
-from kfac_pinn.domains import Box, TimeSpace
-from kfac_pinn.operators import taylor
+from kfac_pinn.pinn.domains import Box, TimeSpace
+from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["burgers2d", "front", "front_points", "in_front", "step_function"]
 

@@ -18,9 +18,13 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn.curvature.decomposition import (
+    Decomposition,
+    GramianDecomposition,
+    KernelDecomposition,
+)
+from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.linalg import CosineSketch, CountSketch, normal_equations, reduce_rows
-from kfac_pinn.linearize import Linearization
-from kfac_pinn.trust_region import Decomposition, GramianDecomposition, KernelDecomposition
 
 __all__ = ["Compression", "Exact", "Sketch"]
 
@@ -53,7 +57,7 @@ class Exact:
         self, linearization: Linearization, generator: Generator, damping: float
     ) -> Decomposition:
         tall = len(linearization.residual) > linearization.size
-        return decomposed(row_batches(linearization), tall, excess_of(linearization), damping)
+        return decomposed(batches(linearization), tall, linear_term_of(linearization), damping)
 
 
 @dataclass(frozen=True)
@@ -74,26 +78,26 @@ class Sketch:
         self, linearization: Linearization, generator: Generator, damping: float
     ) -> Decomposition:
         J, r = self._rows(linearization, generator)
-        excess = excess_of(linearization)
+        linear_term = linear_term_of(linearization)
         if self.columns is None or self.columns >= linearization.size:
-            return decomposed([(J, r)], len(r) > linearization.size, excess, damping)
+            return decomposed([(J, r)], len(r) > linearization.size, linear_term, damping)
         sketch = CosineSketch(linearization.size, self.columns, generator)
         narrow, scale = sketch(J) / sketch.scale, sketch.scale
-        excess = None if excess is None else sketch(excess) / scale
-        model = decomposed([(narrow, r)], len(r) > self.columns, excess, damping)
+        linear_term = None if linear_term is None else sketch(linear_term) / scale
+        model = decomposed([(narrow, r)], len(r) > self.columns, linear_term, damping)
         return model.within(lambda y: sketch.transpose(y) / scale)
 
     def _rows(self, linearization: Linearization, generator: Generator) -> tuple[Tensor, Tensor]:
         """S J and S r, or J and r where there are few rows anyway."""
         total = len(linearization.residual)
-        batches = row_batches(linearization)
+        blocks = batches(linearization)
         if self.rows is None or self.rows >= total:
-            parts = list(batches)
+            parts = list(blocks)
             return torch.cat([J for J, _ in parts]), torch.cat([r for _, r in parts])
         sketch, start = CountSketch(total, self.rows, generator), 0
         out = torch.zeros(self.rows, linearization.size + 1, dtype=torch.float64)
         out = out.to(linearization.residual.device)
-        for J, r in batches:
+        for J, r in blocks:
             place = slice(start, start + len(r))
             signed = sketch.sign[place].to(J)[:, None] * torch.cat([J, r[:, None]], dim=1)
             out.index_add_(0, sketch.bucket[place].to(J.device), signed)
@@ -102,27 +106,28 @@ class Sketch:
 
 
 def decomposed(
-    blocks: Iterable[tuple[Tensor, Tensor]], tall: bool, excess: Tensor | None, damping: float
+    blocks: Iterable[tuple[Tensor, Tensor]], tall: bool, linear_term: Tensor | None, damping: float
 ) -> Decomposition:
     """From blocks of rows of (J, r): reduced first if J is tall, by a product if that is enough."""
     large = damping > LARGE_DAMPING
     if not tall:
         parts = list(blocks)
         J, r = torch.cat([J for J, _ in parts]), torch.cat([r for _, r in parts])
-        return (KernelDecomposition if large else Decomposition)(J, r, excess)
+        return (KernelDecomposition if large else Decomposition)(J, r, linear_term)
     if large:
         gramian, gradient = normal_equations(blocks)
-        return GramianDecomposition(gramian, gradient if excess is None else gradient + excess)
-    return Decomposition(*reduce_rows(blocks), excess)
+        whole = gradient if linear_term is None else gradient + linear_term
+        return GramianDecomposition(gramian, whole)
+    return Decomposition(*reduce_rows(blocks), linear_term)
 
 
-def row_batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of J and entries of r in float64, at most BATCH_BYTES at once."""
     size = max(1, BATCH_BYTES // (8 * linearization.size))
-    for J, r in linearization.row_batches(size):
+    for J, r in linearization.batches(size):
         yield J.double(), r.double()
 
 
-def excess_of(linearization: Linearization) -> Tensor | None:
-    """The excess gradient in float64."""
-    return None if linearization.excess is None else linearization.excess.double()
+def linear_term_of(linearization: Linearization) -> Tensor | None:
+    """The gradient of the linear term in float64."""
+    return None if linearization.linear_term is None else linearization.linear_term.double()

@@ -20,9 +20,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobians import LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobian.blocks import LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
-from kfac_pinn.linearization import Block, Linearization
 
 __all__ = [
     "Average",
@@ -92,7 +92,7 @@ class Type2:
     """g_n as it is: the exact Gauss-Newton curvature of a square."""
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        return [1.0] * len(linearization.tangents)
+        return [1.0] * len(linearization.terms)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Empirical:
     """r_n g_n: the gradient of 1/2 r_n^2 itself."""
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        return [tangent.residual for tangent in linearization.tangents]
+        return [term.residual for term in linearization.terms]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ForwardOnly:
     """B = I: no curvature of what follows the layer."""
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        return [None] * len(linearization.tangents)
+        return [None] * len(linearization.terms)
 
 
 class DampingRule(Protocol):
@@ -234,8 +234,8 @@ class Factors:
         if isinstance(block, Leaf):
             return {"gramian": linearization.gramian(block)}
         factors = {}
-        for k, (tangent, u) in enumerate(zip(linearization.tangents, cotangents, strict=True)):
-            jacobian = tangent.blocks.get(block)
+        for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
+            jacobian = term.blocks.get(block)
             if isinstance(jacobian, LayerJacobian):
                 A = self.sharing.inputs(jacobian.inputs)
                 factors[f"A{k}"] = A[block.columns, block.columns]

@@ -17,10 +17,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.factors import Average, Factors, TraceNormDamping, precondition
-from kfac_pinn.kernels import generator_for
+from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping, precondition
+from kfac_pinn.curvature.sample_space import generator_for
+from kfac_pinn.jacobian.linearization import ROWS_BYTES, Linearization
 from kfac_pinn.linalg import nystrom
-from kfac_pinn.linearization import ROWS_BYTES, Linearization
 
 __all__ = [
     "DiagonalPreconditioner",
@@ -117,6 +117,6 @@ def gramian_product(linearization: Linearization, V: Tensor) -> Tensor:
     """J^T J V for V (P, m), from rows of J in batches of bounded memory."""
     batch = max(1, ROWS_BYTES // (V.element_size() * linearization.size))
     product = torch.zeros_like(V)
-    for rows, _ in linearization.row_batches(batch):
+    for rows, _ in linearization.batches(batch):
         product.addmm_(rows.mT, rows @ V)
     return product

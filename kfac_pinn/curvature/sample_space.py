@@ -19,8 +19,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn.jacobian.linearization import ROWS_BYTES, Linearization
 from kfac_pinn.linalg import CountSketch, nystrom, pinv_solve
-from kfac_pinn.linearization import ROWS_BYTES, Linearization
 
 __all__ = ["ExactKernel", "Kernel", "NystromKernel", "SketchedKernel", "factored", "sample_space"]
 
@@ -54,9 +54,9 @@ def sample_space(linearization: Linearization, solve: Solve, damping: float) -> 
 
     def apply(u: Tensor, e: Tensor | None = None) -> Tensor:
         if e is None:
-            return linearization.transpose_times(solve(u))
+            return linearization.vjp(solve(u))
         e = e / damping
-        return linearization.transpose_times(solve(u - linearization @ e)) + e
+        return linearization.vjp(solve(u - linearization @ e)) + e
 
     return apply
 
@@ -140,10 +140,10 @@ def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:
     batch = max(1, ROWS_BYTES // (V.element_size() * linearization.size))
     pulled = V.new_zeros(linearization.size, V.shape[1])
     start = 0
-    for rows, _ in linearization.row_batches(batch):
+    for rows, _ in linearization.batches(batch):
         pulled.addmm_(rows.mT, V[start : start + len(rows)])
         start += len(rows)
-    return torch.cat([rows @ pulled for rows, _ in linearization.row_batches(batch)])
+    return torch.cat([rows @ pulled for rows, _ in linearization.batches(batch)])
 
 
 def sketched_rows(linearization: Linearization, sketch: CountSketch) -> Tensor:
@@ -151,7 +151,7 @@ def sketched_rows(linearization: Linearization, sketch: CountSketch) -> Tensor:
     like = linearization.residual
     batch = max(1, ROWS_BYTES // (like.element_size() * linearization.size))
     out, start = like.new_zeros(sketch.size, linearization.size), 0
-    for rows, _ in linearization.row_batches(batch):
+    for rows, _ in linearization.batches(batch):
         points = slice(start, start + len(rows))
         sign = sketch.sign[points].to(rows.dtype)
         out.index_add_(0, sketch.bucket[points], sign[:, None] * rows)

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.capture import Capture, Use
-from kfac_pinn.jacobians import BlockJacobian, Layer, LayerInputs, LayerJacobian, Leaf, LeafJacobian
-from kfac_pinn.leaves import Share, chain, leaf_rows
-from kfac_pinn.linearization import Block, Tangent
+from kfac_pinn.jacobian.blocks import (
+    BlockJacobian,
+    Layer,
+    LayerInputs,
+    LayerJacobian,
+    Leaf,
+    LeafJacobian,
+)
+from kfac_pinn.jacobian.capture import Capture, LayerCall
+from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
+from kfac_pinn.jacobian.linearization import Block, TermJacobian
 
 __all__ = ["Assembly"]
 
@@ -39,7 +46,7 @@ class Assembly:
         self.leaves = [Leaf(p, self.places[id(p)]) for p in names if id(p) not in layered]
         self.inputs: dict[tuple[int, ...], LayerInputs] = {}
 
-    def tangent(self, name: str, output: Tensor, value: Tensor) -> Tangent:
+    def tangent(self, name: str, output: Tensor, value: Tensor) -> TermJacobian:
         """The Jacobian of one residual: `output` (N,) with its graph, `value` its numbers.
 
         Raises:
@@ -49,7 +56,7 @@ class Assembly:
         blocks = {**self._layer_jacobians(seen), **self._leaf_jacobians(seen)}
         if not blocks:
             raise RuntimeError(self._why_empty(name, output))
-        return Tangent(name, value, blocks)
+        return TermJacobian(name, value, blocks)
 
     def _why_empty(self, name: str, output: Tensor) -> str:
         gradients = zip(self.names.values(), backward(output, list(self.names)), strict=True)
@@ -81,13 +88,13 @@ class Assembly:
         return Layer(weight, bias, *where)
 
     def _layer_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
-        grouped: dict[Layer, list[Use]] = {}
+        grouped: dict[Layer, list[LayerCall]] = {}
         for use in seen.reached:
             if id(use.weight) in self.layers:
                 grouped.setdefault(self.layers[id(use.weight)], []).append(use)
         return {layer: self._layer_jacobian(layer, uses, seen) for layer, uses in grouped.items()}
 
-    def _layer_jacobian(self, layer: Layer, uses: list[Use], seen: Backward) -> LayerJacobian:
+    def _layer_jacobian(self, layer: Layer, uses: list[LayerCall], seen: Backward) -> LayerJacobian:
         """Several uses of one weight are further shared positions; residuals share the inputs."""
         key = (seen.points, *map(id, uses))
         for use in uses:
@@ -96,7 +103,7 @@ class Assembly:
             self.inputs[key] = join_inputs([inputs_of(u, layer, seen.points) for u in uses])
         return LayerJacobian(layer, self.inputs[key], joined([seen.g[use] for use in uses]))
 
-    def _refuse_if_mixed(self, layer: Layer, use: Use, seen: Backward) -> None:
+    def _refuse_if_mixed(self, layer: Layer, use: LayerCall, seen: Backward) -> None:
         if use not in seen.g:
             raise RuntimeError(
                 f"parameter {self.names[layer.parameters[0]]} is evaluated at "
@@ -150,7 +157,7 @@ class Backward:
             if self.points in (1, use.inputs.shape[1])
         }
         self.shares = [
-            Share(each.tensor, flat_rows(gradient, self.points).__getitem__)
+            BroadcastJacobian(each.tensor, flat_rows(gradient, self.points).__getitem__)
             for each, gradient in zip(broadcasts, gradients[len(uses) :], strict=True)
             if gradient is not None
             and self.points in (1, len(gradient))
@@ -159,7 +166,7 @@ class Backward:
         self.shares += [s for use in self.g for s in self._computed(use, layers)]
         self._separate_single_points()
 
-    def _computed(self, use: Use, layers: Mapping[int, Layer]) -> list[Share]:
+    def _computed(self, use: LayerCall, layers: Mapping[int, Layer]) -> list[BroadcastJacobian]:
         """The weight and the bias of a use where they are not a layer's own."""
         own = layers.get(id(use.weight), Layer(None, None, NOWHERE, NOWHERE))
         parts = [
@@ -167,11 +174,16 @@ class Backward:
             Layer(None, use.bias if own.bias is None else None, NOWHERE, NOWHERE),
         ]
         return [
-            Share(p, LayerJacobian(part, inputs_of(use, part, self.points), self.g[use]).rows)
+            BroadcastJacobian(
+                p, LayerJacobian(part, inputs_of(use, part, self.points), self.g[use]).rows
+            )
             for part in parts
             for p in part.parameters
             if p.requires_grad
         ]
+
+    def _jacobian(self, part: Layer, use: LayerCall) -> LayerJacobian:
+        return LayerJacobian(part, inputs_of(use, part, self.points), self.g[use])
 
     def _separate_single_points(self) -> None:
         """Uses at one point that all N points read: the chain rule through what they read."""
@@ -191,13 +203,13 @@ def backward(
     return torch.autograd.grad(output.sum(), places, retain_graph=True, allow_unused=True)
 
 
-def mixes_points(tensor: Tensor, uses: Sequence[Use]) -> bool:
+def mixes_points(tensor: Tensor, uses: Sequence[LayerCall]) -> bool:
     """Whether a tensor that all points read, a mean of outputs say, was computed from many."""
     many = [use.output for use in uses if use.inputs.shape[1] > 1]
     return not tensor.is_leaf and any(g is not None for g in backward(tensor, many))
 
 
-def inputs_of(use: Use, layer: Layer, points: int) -> LayerInputs:
+def inputs_of(use: LayerCall, layer: Layer, points: int) -> LayerInputs:
     """z and e of one use; e vanishes if it leaves out the layer's bias."""
     unit = use.unit if use.bias is layer.bias else torch.zeros_like(use.unit)
     if points == 1:

@@ -96,10 +96,10 @@ class Leaf:
 class BlockJacobian(Protocol):
     """What every block offers: J v, J^T u and the rows of J, for N points."""
 
-    def times(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """J v (N,) for a flat vector v (P,)."""
 
-    def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """out += J^T u for u (N,), out (P,)."""
 
     def rows(self, points: slice = slice(None)) -> Tensor:
@@ -160,7 +160,7 @@ class LayerJacobian:
         """d r_n / d b = sum_s e_s g_ns, shape (N, d_out)."""
         return weighted_sum(self.inputs.unit, self.g)
 
-    def times(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """(J v)_n = sum_s g_ns . (W z_ns + e_s b); several v (P, m) share the passes over z."""
         product = v.new_zeros(self.g.shape[1], *v.shape[1:])
         if self.layer.weight is not None:
@@ -181,7 +181,7 @@ class LayerJacobian:
             total.addcmul_(buffer, b if v.ndim == 1 else b[:, None])
         return total.sum(-1)
 
-    def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """J^T u = sum_ns u_n g_ns [z_ns; e_s]^T, added into the flat vector `out`."""
         if self.layer.weight is not None:
             narrow, wide, swap = self._sides()
@@ -239,11 +239,11 @@ class LeafJacobian:
     def __init__(self, leaf: Leaf, dense: Tensor) -> None:
         self.leaf, self.dense = leaf, dense
 
-    def times(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (N,)."""
         return self.dense @ v[self.leaf.place]
 
-    def add_transpose_times(self, u: Tensor, out: Tensor) -> None:
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """out += J^T u."""
         out[self.leaf.place] += u @ self.dense
 

@@ -11,13 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from kfac_pinn.assembly import Assembly
-from kfac_pinn.capture import PRECISION, Capture
-from kfac_pinn.leaves import probe, tolerance, uses_tf32
-from kfac_pinn.linearization import Block, Linearization, Tangent
-from kfac_pinn.residuals import Residuals, Term, as_terms
+from kfac_pinn.jacobian.assembly import Assembly
+from kfac_pinn.jacobian.capture import PRECISION, Capture
+from kfac_pinn.jacobian.dense_rows import probe, tolerance, uses_tf32
+from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
+from kfac_pinn.jacobian.losses import Residuals, Term, as_terms
 
-__all__ = ["Block", "Linearization", "SelfLinearizing", "Tangent", "linearize"]
+__all__ = ["Block", "Linearization", "SelfLinearizing", "TermJacobian", "linearize"]
 
 
 @runtime_checkable
@@ -84,7 +84,7 @@ def linearize(
         assembly = Assembly(known, capture)
         tangents = [assembly.tangent(*each) for each in triples]
         loss = float(sum(term.loss().detach() for term in terms))
-        result = Linearization(list(known), tangents, loss, excess_of(terms, list(known)))
+        result = Linearization(list(known), tangents, loss, linear_term_of(terms, list(known)))
         refuse_infinite(result, known)
         with checking(check, known, capture.program) as due:
             if due:
@@ -153,9 +153,9 @@ def tangents_of(term: Term, like: Tensor) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def excess_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:
+def linear_term_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:
     """The gradient of what the convex losses' tangents leave over."""
-    parts = [part for part in (term.excess() for term in terms) if part is not None]
+    parts = [part for part in (term.linear_term() for term in terms) if part is not None]
     return autograd_of(torch.stack(parts).sum(), parameters) if parts else None
 
 
@@ -192,7 +192,7 @@ def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor,
     """J^T u against autograd's for a random u: J is exact, or the step does not happen."""
     u = probe(result.residual)
     truth = autograd_product(result, outputs, u)
-    error = result.transpose_times(u) - truth
+    error = result.vjp(u) - truth
     errors, sizes = norms(result, error), norms(result, truth)
     allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
     if not (errors <= allowed).all():
@@ -210,7 +210,7 @@ def norms(result: Linearization, flat: Tensor) -> Tensor:
 
 def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) -> Tensor:
     """J^T u (P,) by autograd alone."""
-    parts = zip(result.tangents, outputs, result.split(u), strict=True)
+    parts = zip(result.terms, outputs, result.split(u), strict=True)
     scalars = [t.scale * (output @ part) for t, output, part in parts]
     return autograd_of(torch.stack(scalars).sum(), result.parameters)
 

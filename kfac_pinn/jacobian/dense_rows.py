@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["Share", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
+__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
 
 BYTES = 2**27
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
+class BroadcastJacobian:
     """d r_n / d t of a trained tensor t that all points read.
 
     Attributes:
@@ -35,7 +35,7 @@ class Share:
 
 
 def leaf_rows(
-    output: Tensor, leaves: Sequence[Tensor], shares: Sequence[Share]
+    output: Tensor, leaves: Sequence[Tensor], shares: Sequence[BroadcastJacobian]
 ) -> list[Tensor | None]:
     """d r_n / d p of shape (N, numel p) for each leaf p, None where r does not depend on it.
 
@@ -85,7 +85,9 @@ def uses_tf32(like: Tensor) -> bool:
 
 
 def chain(
-    shares: Sequence[Share], targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
+    shares: Sequence[BroadcastJacobian],
+    targets: Sequence[Tensor] | Sequence[GradientEdge],
+    points: int,
 ) -> list[Tensor | None]:
     """sum_t (d r_n / d t) (d t / d target), (N, *target); None where no t depends on it."""
     totals: list[Tensor | None] = [None] * len(targets)
@@ -97,7 +99,7 @@ def chain(
 
 
 def pulled_back(
-    share: Share, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
+    share: BroadcastJacobian, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
     t = share.tensor

@@ -16,17 +16,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobians import BlockJacobian, Layer, LayerJacobian, Leaf
+from kfac_pinn.jacobian.blocks import BlockJacobian, Layer, LayerJacobian, Leaf
 from kfac_pinn.linalg import sum_of_squares
 
-__all__ = ["Block", "Linearization", "Tangent"]
+__all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
 ROWS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class Tangent:
+class TermJacobian:
     """One residual term, linearised: N rows of J, unscaled.
 
     Attributes:
@@ -50,20 +50,20 @@ class Linearization:
 
     Attributes:
         parameters: the tensors, in the order of the flat vector.
-        tangents: one entry a residual term (several for a term with a convex loss).
+        terms: one entry a residual term (several for a term with a convex loss).
         loss: L, a float; 1/2 ||r||^2 for least squares.
-        excess: gradient of the loss beyond J^T r, shape (P,); None for least squares.
+        linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        tangents: Sequence[Tangent],
+        terms: Sequence[TermJacobian],
         loss: float,
-        excess: Tensor | None = None,
+        linear_term: Tensor | None = None,
     ) -> None:
-        self.parameters, self.tangents = list(parameters), list(tangents)
-        self.loss, self.excess = loss, excess
+        self.parameters, self.terms = list(parameters), list(terms)
+        self.loss, self.linear_term = loss, linear_term
 
     @property
     def size(self) -> int:
@@ -73,42 +73,42 @@ class Linearization:
     @cached_property
     def blocks(self) -> list[Block]:
         """Layers and leaves that some residual depends on, in order of appearance."""
-        return list(dict.fromkeys(block for t in self.tangents for block in t.blocks))
+        return list(dict.fromkeys(block for t in self.terms for block in t.blocks))
 
     @cached_property
     def residual(self) -> Tensor:
         """r, stacked and scaled, shape (R,)."""
-        return torch.cat([t.scale * t.residual for t in self.tangents])
+        return torch.cat([t.scale * t.residual for t in self.terms])
 
     @cached_property
     def gradient(self) -> Tensor:
-        """dL/dtheta = J^T r (+ excess), shape (P,)."""
-        gradient = self.transpose_times(self.residual)
-        return gradient if self.excess is None else gradient + self.excess
+        """dL/dtheta = J^T r (+ linear_term), shape (P,)."""
+        gradient = self.vjp(self.residual)
+        return gradient if self.linear_term is None else gradient + self.linear_term
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """J v, shape (R,), for a flat vector v (P,), or (R, m) for several as columns (P, m)."""
-        return torch.cat([self._times(t, v) for t in self.tangents])
+        return torch.cat([self._jvp(t, v) for t in self.terms])
 
-    def transpose_times(self, u: Tensor) -> Tensor:
+    def vjp(self, u: Tensor) -> Tensor:
         """J^T u, shape (P,), for u (R,)."""
         out = u.new_zeros(self.size)
-        for tangent, part in zip(self.tangents, self.split(u), strict=True):
-            for block in tangent.blocks.values():
-                block.add_transpose_times(tangent.scale * part, out)
+        for term, part in zip(self.terms, self.split(u), strict=True):
+            for block in term.blocks.values():
+                block.add_vjp(term.scale * part, out)
         return out
 
     def split(self, u: Tensor) -> tuple[Tensor, ...]:
         """A stacked vector (R, ...) term by term."""
-        return u.split([len(t.residual) for t in self.tangents])
+        return u.split([len(t.residual) for t in self.terms])
 
     def restrict(self, block: Block) -> Linearization:
         """The same with all columns of J zero but those of one block."""
-        tangents = [
-            Tangent(t.name, t.residual, {b: j for b, j in t.blocks.items() if b is block})
-            for t in self.tangents
+        terms = [
+            TermJacobian(t.name, t.residual, {b: j for b, j in t.blocks.items() if b is block})
+            for t in self.terms
         ]
-        return Linearization(self.parameters, tangents, self.loss)
+        return Linearization(self.parameters, terms, self.loss)
 
     def unflatten(self, v: Tensor) -> list[Tensor]:
         """A flat vector (P,) as views of the parameters' shapes."""
@@ -117,31 +117,31 @@ class Linearization:
 
     def rows(self, block: Block | None = None) -> Tensor:
         """J, shape (R, P), or its columns of one block, shape (R, block.size)."""
-        return torch.cat([self._rows(t, slice(None), block) for t in self.tangents])
+        return torch.cat([self._rows(t, slice(None), block) for t in self.terms])
 
-    def row_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (rows of J, entries of r) of at most `size` rows each, in order."""
-        for tangent in self.tangents:
-            for start in range(0, len(tangent.residual), size):
+        for term in self.terms:
+            for start in range(0, len(term.residual), size):
                 points = slice(start, start + size)
-                yield self._rows(tangent, points), tangent.scale * tangent.residual[points]
+                yield self._rows(term, points), term.scale * term.residual[points]
 
     def gramian(self, block: Block | None = None) -> Tensor:
         """J^T J, shape (P, P), or the diagonal block of one block, shape (size, size)."""
         size = self.size if block is None else block.size
-        like = self.tangents[0].residual
+        like = self.terms[0].residual
         batch = max(1, ROWS_BYTES // (like.element_size() * size))
         return sum_of_squares(
-            self._rows(tangent, slice(start, start + batch), block)
-            for tangent in self.tangents
-            for start in range(0, len(tangent.residual), batch)
+            self._rows(term, slice(start, start + batch), block)
+            for term in self.terms
+            for start in range(0, len(term.residual), batch)
         )
 
     def gramian_diagonal(self) -> Tensor:
         """diag(J^T J), shape (P,)."""
-        diagonal = self.tangents[0].residual.new_zeros(self.size)
+        diagonal = self.terms[0].residual.new_zeros(self.size)
         batch = max(1, ROWS_BYTES // (diagonal.element_size() * self.size))
-        for rows, _ in self.row_batches(batch):
+        for rows, _ in self.batches(batch):
             diagonal += rows.square().sum(0)
         return diagonal
 
@@ -155,28 +155,28 @@ class Linearization:
                 kernel += sum_of_squares([self.rows(block).mT])
         return kernel
 
-    def _times(self, tangent: Tangent, v: Tensor) -> Tensor:
-        product = v.new_zeros(len(tangent.residual), *v.shape[1:])
-        for block in tangent.blocks.values():
-            product += block.times(v)
-        return tangent.scale * product
+    def _jvp(self, term: TermJacobian, v: Tensor) -> Tensor:
+        product = v.new_zeros(len(term.residual), *v.shape[1:])
+        for block in term.blocks.values():
+            product += block.jvp(v)
+        return term.scale * product
 
-    def _rows(self, tangent: Tangent, points: slice, block: Block | None = None) -> Tensor:
+    def _rows(self, term: TermJacobian, points: slice, block: Block | None = None) -> Tensor:
         if block is not None:
-            if block in tangent.blocks:
-                return tangent.scale * tangent.blocks[block].rows(points)
-            return tangent.residual.new_zeros(len(tangent.residual[points]), block.size)
-        out = tangent.residual.new_zeros(len(tangent.residual[points]), self.size)
-        for place, jacobian in tangent.blocks.items():
+            if block in term.blocks:
+                return term.scale * term.blocks[block].rows(points)
+            return term.residual.new_zeros(len(term.residual[points]), block.size)
+        out = term.residual.new_zeros(len(term.residual[points]), self.size)
+        for place, jacobian in term.blocks.items():
             rows, start = jacobian.rows(points), 0
             for columns in place.slices:
                 width = columns.stop - columns.start
-                torch.mul(rows[:, start : start + width], tangent.scale, out=out[:, columns])
+                torch.mul(rows[:, start : start + width], term.scale, out=out[:, columns])
                 start += width
         return out
 
     def _factored_is_cheaper(self, block: Block) -> bool:
-        jacobians = [t.blocks[block] for t in self.tangents if block in t.blocks]
+        jacobians = [t.blocks[block] for t in self.terms if block in t.blocks]
         layers = [j for j in jacobians if isinstance(j, LayerJacobian)]
         if len(layers) < len(jacobians):
             return False
@@ -184,10 +184,10 @@ class Linearization:
         return factored < len(self.residual) ** 2 * block.size
 
     def _add_factored_kernel(self, block: Block, kernel: Tensor) -> None:
-        sizes = [len(t.residual) for t in self.tangents]
+        sizes = [len(t.residual) for t in self.terms]
         for i, row in enumerate(kernel.split(sizes)):
             for j, cell in enumerate(row.split(sizes, dim=1)):
-                a, b = self.tangents[i].blocks.get(block), self.tangents[j].blocks.get(block)
+                a, b = self.terms[i].blocks.get(block), self.terms[j].blocks.get(block)
                 if isinstance(a, LayerJacobian) and isinstance(b, LayerJacobian):
-                    scale = self.tangents[i].scale * self.tangents[j].scale
+                    scale = self.terms[i].scale * self.terms[j].scale
                     cell.add_(a.kernel(b), alpha=scale)

@@ -36,7 +36,7 @@ class LeastSquares:
         """The one pair (r, value of r)."""
         return [(self.residual, self.residual.detach())]
 
-    def excess(self) -> Tensor | None:
+    def linear_term(self) -> Tensor | None:
         """The part of the loss whose gradient is not J^T r: none."""
         return None
 
@@ -47,7 +47,7 @@ class ConvexLoss:
     The Gauss-Newton matrix is mean_n J_n^T H_n J_n with H_n the Hessian of l at y_n. With
     H = U U^T it is the Gramian of the tangents U^T y (U held constant), so every optimizer runs
     on it unchanged. What of the gradient J^T l'(y) is not in the range of J^T U (a term linear in
-    u, say) is kept apart as the *excess* (docs/mathematics.md, "General convex losses").
+    u, say) is kept apart as the *linear term* (docs/mathematics.md, "General convex losses").
 
     Args:
         outputs: C tensors y_c of shape (N,) or (N, 1), values of operators at the N points.
@@ -84,7 +84,7 @@ class ConvexLoss:
         tangent = (root.mT @ y[..., None])[..., 0]
         return list(zip(tangent.unbind(-1), values.unbind(-1), strict=True))
 
-    def excess(self) -> Tensor | None:
+    def linear_term(self) -> Tensor | None:
         """mean_n e_n . y_n with e = l' - U U^+ l' held constant, or None where e vanishes."""
         slope, hessian = self._derivatives()
         root, pseudo_inverse = square_root(hessian)

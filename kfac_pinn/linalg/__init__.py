@@ -24,7 +24,7 @@ from kfac_pinn.linalg.krylov import (
     conjugate_gradients,
     geometric_indices,
 )
-from kfac_pinn.linalg.pairs import Pairs
+from kfac_pinn.linalg.limited_memory import Pairs
 from kfac_pinn.linalg.sketches import CosineSketch, CountSketch, Nystrom, dct, idct, nystrom
 
 __all__ = [

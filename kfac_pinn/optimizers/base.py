@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kfac_pinn.linearize import Linearization, linearize
-from kfac_pinn.residuals import Residuals
-from kfac_pinn.search import Objective, Search, Step
+from kfac_pinn.jacobian.closure import Linearization, linearize
+from kfac_pinn.jacobian.losses import Residuals
+from kfac_pinn.search.line import Objective, Search, Step
 
 __all__ = ["LeastSquaresOptimizer", "Parameters"]
 

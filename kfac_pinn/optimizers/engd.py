@@ -9,12 +9,18 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.factors import Average
-from kfac_pinn.geodesic import Geodesic
-from kfac_pinn.kernels import ExactKernel, Kernel, NaturalGradient, factored, sample_space
-from kfac_pinn.linearization import Block, Linearization
+from kfac_pinn.curvature.kronecker_factors import Average
+from kfac_pinn.curvature.sample_space import (
+    ExactKernel,
+    Kernel,
+    NaturalGradient,
+    factored,
+    sample_space,
+)
+from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import GridSearch, Objective, Search, Step
+from kfac_pinn.search.geodesic import Geodesic
+from kfac_pinn.search.line import GridSearch, Objective, Search, Step
 
 __all__ = ["ENGD", "Diagonal", "Full", "Gramian", "PerLayer", "SampleSpace"]
 
@@ -62,8 +68,10 @@ class ENGD(LeastSquaresOptimizer):
         self.acceleration = acceleration
 
     def direction(self, linearization: Linearization) -> Tensor:
-        """-(G + lambda I)^-1 (J^T r + e), e the excess of convex losses."""
-        return -self.natural_gradient(linearization)(linearization.residual, linearization.excess)
+        """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses."""
+        return -self.natural_gradient(linearization)(
+            linearization.residual, linearization.linear_term
+        )
 
     def natural_gradient(self, linearization: Linearization) -> NaturalGradient:
         """(u, e) -> (G + lambda I)^-1 (J^T u + e), factored; brings the averages up to date."""
@@ -76,7 +84,7 @@ class ENGD(LeastSquaresOptimizer):
         if self.acceleration is None:
             return super().propose(linearization, objective)
         solve = self.natural_gradient(linearization)
-        velocity = -solve(linearization.residual, linearization.excess) * self.expand("lr")
+        velocity = -solve(linearization.residual, linearization.linear_term) * self.expand("lr")
         if not torch.isfinite(velocity).all():
             return Step(velocity, info={"reason": "the direction is not finite"})
         return self.acceleration.search(
@@ -236,7 +244,7 @@ def parameter_space(
 
 def pulled_back(linearization: Linearization, u: Tensor, e: Tensor | None) -> Tensor:
     """J^T u + e."""
-    v = linearization.transpose_times(u)
+    v = linearization.vjp(u)
     return v if e is None else v + e
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.compression import Compression, Exact
-from kfac_pinn.linearize import Linearization
+from kfac_pinn.curvature.compression import Compression, Exact
+from kfac_pinn.curvature.decomposition import Decomposition
+from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import FixedStep, Objective, Step, promised
-from kfac_pinn.trust_region import Decomposition, RatioControl, TargetSchedule, Trial
+from kfac_pinn.search.line import FixedStep, Objective, Step, promised
+from kfac_pinn.search.trust_region import RatioControl, TargetSchedule, Trial
 
 __all__ = ["GaussNewton"]
 

@@ -10,13 +10,13 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn.curvature.preconditioners import Preconditioner
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.losses import Residuals, total_loss
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
-from kfac_pinn.linearization import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.preconditioners import Preconditioner
-from kfac_pinn.residuals import Residuals, total_loss
-from kfac_pinn.search import Armijo, Objective, Search, Step
+from kfac_pinn.search.line import Armijo, Objective, Search, Step
 
 Closure: TypeAlias = Callable[[], Residuals]
 
@@ -38,7 +38,7 @@ class GGN:
     """
 
     def product(self, linearization: Linearization, closure: Closure | None = None) -> Operator:
-        return lambda v: linearization.transpose_times(linearization @ v)
+        return lambda v: linearization.vjp(linearization @ v)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TruncatedCG:
         decay: the next solve starts from decay times the last solution.
         backtracking: among the iterates 1, 2, 3, 4, 5, 7, 9, 11, ... go back from the last as
             long as the loss itself gets smaller.
-        preconditioner: None, or an object of `kfac_pinn.preconditioners`.
+        preconditioner: None, or an object of `kfac_pinn.curvature.preconditioners`.
 
     Source: Martens (2010), sections 4.4 to 4.8.
     """

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.factors import Factors, Stored, precondition
-from kfac_pinn.linearization import Block, Linearization
+from kfac_pinn.curvature.kronecker_factors import Factors, Stored, precondition
+from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import FixedStep, GridSearch, Objective, QuadraticModel, Search, Step
+from kfac_pinn.search.line import FixedStep, GridSearch, Objective, QuadraticModel, Search, Step
 
 __all__ = ["KFAC", "KFACStar", "KroneckerOptimizer"]
 

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kfac_pinn.factors import Average, Factors, TraceNormDamping
+from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping
+from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import Pairs, conjugate_gradients
-from kfac_pinn.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.kfac import KroneckerOptimizer
-from kfac_pinn.search import Armijo, Marquardt, Objective, Step, promised
+from kfac_pinn.search.line import Armijo, Marquardt, Objective, Step, promised
 
 __all__ = ["KFACPINN"]
 
@@ -91,7 +91,7 @@ class KFACPINN(KroneckerOptimizer):
         spent: list[tuple[Tensor, Tensor]] = []
 
         def product(v: Tensor) -> Tensor:
-            spent.append((v, linearization.transpose_times(linearization @ v)))
+            spent.append((v, linearization.vjp(linearization @ v)))
             return spent[-1][1] + damping * v
 
         known = self._pairs(g)

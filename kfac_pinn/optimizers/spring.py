@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kfac_pinn.kernels import ExactKernel, Kernel, sample_space
-from kfac_pinn.linearization import Linearization
+from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, sample_space
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search import GridSearch, Search
+from kfac_pinn.search.line import GridSearch, Search
 
 __all__ = ["SPRING"]
 
@@ -69,9 +69,11 @@ class SPRING(LeastSquaresOptimizer):
         return phi / torch.sqrt(1 - mu ** (2 * k)) if self.bias_correction else phi
 
     def _next(self, linearization: Linearization, kept: Tensor, step: int) -> Tensor:
-        """phi_k from kept = mu phi_(k-1); convex losses add their excess gradient."""
+        """phi_k from kept = mu phi_(k-1); convex losses add the gradient of their linear term."""
         damping = self.shared("damping")
         solve = sample_space(
             linearization, self.kernel.factor(linearization, damping, step), damping
         )
-        return kept - solve(linearization.residual + linearization @ kept, linearization.excess)
+        return kept - solve(
+            linearization.residual + linearization @ kept, linearization.linear_term
+        )

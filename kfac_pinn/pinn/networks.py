@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kfac_pinn.domains import Box
+from kfac_pinn.pinn.domains import Box
 
 __all__ = [
     "MLP",

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.domains import Device, Domain
+from kfac_pinn.pinn.domains import Device, Domain
 
 __all__ = ["Batch", "Problem", "Term", "relative_l2", "root_mean_square_error"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_pinn.linearization import Linearization
-from kfac_pinn.residuals import LeastSquares, as_terms
-from kfac_pinn.search import Objective, Search, Step
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.losses import LeastSquares, as_terms
+from kfac_pinn.search.line import Objective, Search, Step
 
 __all__ = ["Geodesic", "second_derivative"]
 

@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.closure import Linearization
+from kfac_pinn.jacobian.losses import Residuals, total_loss
 from kfac_pinn.linalg import pinv_solve
-from kfac_pinn.linearize import Linearization
-from kfac_pinn.residuals import Residuals, total_loss
 
 __all__ = [
     "Armijo",

@@ -315,7 +315,7 @@ def missing(function: Any) -> str:
     short = name.rsplit(".", 1)[-1]
     return f"""{name} has no rule for jets. Add one, in one of three ways:
 
-    from kfac_pinn.rules import elementwise, linear, rule
+    from kfac_pinn.taylor_mode.rules import elementwise, linear, rule
 
     @elementwise({name})  # it acts on each entry: give its derivatives
     def {short}_derivatives(v, y, order):  # y = {short}(v)

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn import rules  # noqa: F401  (fills the table)
-from kfac_pinn.jets import Basis, Jet
+from kfac_pinn.taylor_mode import rules  # noqa: F401  (fills the table)
+from kfac_pinn.taylor_mode.jets import Basis, Jet
 
 __all__ = [
     "bilaplacian",

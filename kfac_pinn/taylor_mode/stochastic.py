@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.operators import Function, check_points, roots, taylor
+from kfac_pinn.taylor_mode.operators import Function, check_points, roots, taylor
 
 __all__ = [
     "gaussian",

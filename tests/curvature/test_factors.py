@@ -11,7 +11,7 @@ from small_problems import Closure, cases, network, points, relative, small_case
 from torch import Tensor, nn
 
 from kfac_pinn import Linearization, laplacian, linearize
-from kfac_pinn.factors import (
+from kfac_pinn.curvature.kronecker_factors import (
     Average,
     Empirical,
     EqualDamping,
@@ -24,8 +24,8 @@ from kfac_pinn.factors import (
     precondition,
     terms,
 )
-from kfac_pinn.jacobians import Layer, LayerInputs, Leaf
-from kfac_pinn.linearization import Block
+from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf
+from kfac_pinn.jacobian.linearization import Block
 
 FRESH = Factors(average=Average(0.0))
 
@@ -144,7 +144,7 @@ def test_fisher_types() -> None:
     sampled = Factors(fisher=MonteCarlo(seed=3))
     samples = [sampled.measure(lin, step) for step in range(400)]
     for block in lin.blocks:
-        for k, tangent in enumerate(lin.tangents):
+        for k, tangent in enumerate(lin.terms):
             g = tangent.blocks[block].g
             weighted = g * tangent.residual[:, None]
             B = torch.einsum("sni,snj->ij", weighted, weighted) / g.shape[1]
@@ -215,5 +215,5 @@ def test_residuals_of_one_pass_share_their_inputs() -> None:
 
     lin = linearized(model, system)
     for block in lin.blocks:
-        first, second = (tangent.blocks[block] for tangent in lin.tangents)
+        first, second = (tangent.blocks[block] for tangent in lin.terms)
         assert first.inputs is second.inputs

@@ -33,11 +33,11 @@ from kfac_pinn import (
     Linearization,
     linearize,
 )
-from kfac_pinn.linearize import SelfLinearizing
-from kfac_pinn.networks import MLP, ModifiedMLP
-from kfac_pinn.operators import taylor
-from kfac_pinn.residuals import total_loss
-from kfac_pinn.search import FixedStep
+from kfac_pinn.jacobian.closure import SelfLinearizing
+from kfac_pinn.jacobian.losses import total_loss
+from kfac_pinn.pinn.networks import MLP, ModifiedMLP
+from kfac_pinn.search.line import FixedStep
+from kfac_pinn.taylor_mode.operators import taylor
 
 F64 = torch.float64
 FAMILY = kovasznay()
@@ -175,7 +175,7 @@ def test_factored_kernel_equals_brute_force_rows(rank: int | None, base: nn.Modu
     assert (lin.kernel() - J @ J.T).abs().max() < 1e-12 * scale
     for mine, right in [
         (lin.residual, r), (lin.gradient, J.T @ r), (lin @ v, J @ v),
-        (lin.transpose_times(u), J.T @ u), (lin.rows(), J), (lin.gramian(), J.T @ J),
+        (lin.vjp(u), J.T @ u), (lin.rows(), J), (lin.gramian(), J.T @ J),
     ]:  # fmt: skip
         assert (mine - right).detach().abs().max() < 1e-12 * (1 + float(right.detach().abs().max()))
     assert lin.loss == pytest.approx(float(total_loss(residuals()).detach()), rel=1e-12)
@@ -206,17 +206,17 @@ def test_sign_vectors_are_unbiased() -> None:
     exact = closure(h).linearize(parameters)
     sketched = closure(h, signs=400).linearize(parameters)
     G = exact.gramian()
-    rows = Linearization(parameters, sketched.tangents, exact.loss).rows()
+    rows = Linearization(parameters, sketched.terms, exact.loss).rows()
     error = (rows.T @ rows - G).norm() / G.norm()
     assert error < 0.3
     v, u = torch.randn(sketched.size, dtype=F64), torch.randn(len(exact.residual), dtype=F64)
     for mine, right in [
         (sketched.gradient, exact.gradient), (sketched @ v, exact @ v),
-        (sketched.transpose_times(u), exact.transpose_times(u)),
+        (sketched.vjp(u), exact.vjp(u)),
         (sketched.kernel(), exact.kernel()), (sketched.rows(), exact.rows()),
         (sketched.gramian(), G), (sketched.gramian_diagonal(), exact.gramian_diagonal()),
-        (torch.cat([rows for rows, _ in sketched.row_batches(7)]), exact.rows()),
-        (torch.cat([r for _, r in sketched.row_batches(7)]), exact.residual),
+        (torch.cat([rows for rows, _ in sketched.batches(7)]), exact.rows()),
+        (torch.cat([r for _, r in sketched.batches(7)]), exact.residual),
         (torch.cat(sketched.split(u)), u),
     ]:  # fmt: skip
         assert torch.equal(mine, right)

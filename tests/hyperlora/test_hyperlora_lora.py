@@ -17,9 +17,9 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import LoRALinear, adapt, adapters, count, merge
 from hyperlora_ext.saved import load, state
 from hyperlora_ext.spaces import GaussianField, Interval
-from kfac_pinn.linearize import linearize
-from kfac_pinn.networks import MLP, HardConstraint, ModifiedMLP, PirateNet
-from kfac_pinn.operators import taylor
+from kfac_pinn.jacobian.closure import linearize
+from kfac_pinn.pinn.networks import MLP, HardConstraint, ModifiedMLP, PirateNet
+from kfac_pinn.taylor_mode.operators import taylor
 
 F64 = torch.float64
 

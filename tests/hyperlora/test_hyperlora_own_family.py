@@ -29,9 +29,9 @@ from hyperlora_ext.regimes import by_physics, pinn
 from hyperlora_ext.solve import solve
 from hyperlora_ext.spaces import GaussianField, Interval, Intervals
 from hyperlora_ext.training import Levenberg
-from kfac_pinn.domains import Box
-from kfac_pinn.networks import MLP, PeriodicFeatures
-from kfac_pinn.operators import taylor
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
+from kfac_pinn.taylor_mode.operators import taylor
 
 F64 = torch.float64
 FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]
@@ -140,7 +140,7 @@ def test_the_example_of_a_family_of_ones_own(
     """It runs; and where a = 1 its residual vanishes at the solution of Liouville and Bratu."""
     fit = training.fit
     monkeypatch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "steps": 1}))
-    example = Path(__file__).parent.parent / "examples" / "hyperlora_own_family.py"
+    example = Path(__file__).parents[2] / "examples" / "hyperlora_own_family.py"
     family = runpy.run_path(str(example))["family"]
     assert capsys.readouterr().out.count("held-out loss") == 3
     tasks = torch.tensor([[1.0, 0.7], [1.0, 1.9]], dtype=F64)

@@ -8,7 +8,7 @@ from torch import Generator
 
 import hyperlora_ext as hl
 from hyperlora_ext.problems import burgers1d, kovasznay
-from kfac_pinn.networks import MLP, PeriodicFeatures
+from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 
 def network(family):

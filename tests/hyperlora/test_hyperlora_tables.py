@@ -20,8 +20,8 @@ from hyperlora_ext.problems import burgers2d, kovasznay, step_function
 from hyperlora_ext.setups import SETUPS, Setup, number
 from hyperlora_ext.spaces import Interval
 from hyperlora_ext.tables import bench_of, main, markdown, table_1, table_2, table_3
-from kfac_pinn.domains import Box
-from kfac_pinn.networks import MLP
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import MLP
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")

@@ -25,10 +25,10 @@ from hyperlora_ext.training import (
     Published,
     Stochastic,
 )
-from kfac_pinn.fit import Callback, Checkpoint, Run
-from kfac_pinn.linearize import linearize
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Problem
+from kfac_pinn.jacobian.closure import linearize
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.training import Callback, Checkpoint, Run
 
 F64 = torch.float64
 FAMILY = kovasznay()

@@ -15,9 +15,9 @@ from hyperlora_ext.saved import load, state
 from hyperlora_ext.training import Levenberg
 from hyperlora_ext.windows import Windows, delay, march, window
 from kfac_pinn import taylor
-from kfac_pinn.domains import Box, TimeSpace
-from kfac_pinn.networks import MLP, PeriodicFeatures
-from kfac_pinn.problem import Problem, Term
+from kfac_pinn.pinn.domains import Box, TimeSpace
+from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
+from kfac_pinn.pinn.problem import Problem, Term
 
 F64 = torch.float64
 DOMAIN = TimeSpace(0.0, 2.0, Box((0.0,), (1.0,)))

@@ -18,8 +18,9 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from kfac_pinn import laplacian, linearize, networks, taylor
-from kfac_pinn.jacobians import Layer, Leaf
+from kfac_pinn import laplacian, linearize, taylor
+from kfac_pinn.jacobian.blocks import Layer, Leaf
+from kfac_pinn.pinn import networks
 
 N, D = 5, 2
 Closure = Callable[[], Sequence[Tensor]]
@@ -34,7 +35,7 @@ def exact(closure: Closure, parameters: Sequence[Tensor], oracle: Closure | None
         (lin.residual, r),
         (lin.rows(), J),
         (lin @ v, J @ v),
-        (lin.transpose_times(u), J.T @ u),
+        (lin.vjp(u), J.T @ u),
         (lin.kernel(), J @ J.T),
         (lin.gramian(), J.T @ J),
         (lin.gradient, J.T @ r),
@@ -429,7 +430,7 @@ def test_containers_of_residuals(container: Callable[..., Any]) -> None:
     torch.testing.assert_close(
         lin.rows(), jacobian(lambda: (model(x), model(x + 1)), parameters)[1]
     )
-    names = [tangent.name for tangent in lin.tangents]
+    names = [tangent.name for tangent in lin.terms]
     assert names in (["residual 'a'", "residual 'b'"], ["residual 0", "residual 1"])
 
 

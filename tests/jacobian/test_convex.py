@@ -28,12 +28,12 @@ from kfac_pinn import (
     taylor,
     total_loss,
 )
-from kfac_pinn.factors import Average, Factors
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import Hessian
-from kfac_pinn.problem import relative_l2
-from kfac_pinn.problems.ritz import poisson_ritz
-from kfac_pinn.search import Armijo, FixedStep
+from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn.pinn.problems.ritz import poisson_ritz
+from kfac_pinn.search.line import Armijo, FixedStep
 
 X = points(9)
 Operators = Callable[[Any], Sequence[Tensor]]
@@ -118,12 +118,12 @@ def test_gauss_newton_and_gradient(name: str, seed: int) -> None:
 
 
 def test_a_square_is_least_squares() -> None:
-    """Residual, Gramian, gradient and excess of the two ways to write one term."""
+    """Residual, Gramian, gradient and linear term of the two ways to write one term."""
     model = network(2, 5, 1)
     parameters = list(model.parameters())
     convex = linearize(lambda: ConvexLoss(interior(model), lambda r: 0.5 * r * r), parameters)
     square = linearize(lambda: interior(model)[0], parameters)
-    assert convex.excess is None
+    assert convex.linear_term is None
     assert convex.loss == pytest.approx(square.loss, rel=1e-14)
     assert relative(convex.residual.abs(), square.residual.abs()) <= 1e-14
     assert relative(convex.gramian(), square.gramian()) <= 1e-14
@@ -132,7 +132,7 @@ def test_a_square_is_least_squares() -> None:
 
 @pytest.mark.parametrize("name", ["ritz", "linear", "huber", "coupled"])
 def test_directions_are_dense_solves(name: str) -> None:
-    """Sample space, parameter space and conjugate gradients, with an excess gradient."""
+    """Sample space, parameter space and conjugate gradients, with a linear term."""
     model = network(2, 30, 1)
     operators, density = LOSSES[name]
     closure = lambda: ConvexLoss(operators(model), density)  # noqa: E731

@@ -23,7 +23,7 @@ from oracles import (
 from torch import Tensor, nn
 
 from kfac_pinn import ConvexLoss, Linearization, laplacian, linearize, taylor, total_loss
-from kfac_pinn.jacobians import Layer, LayerJacobian
+from kfac_pinn.jacobian.blocks import Layer, LayerJacobian
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: list[Activation] = [torch.tanh, torch.sin, torch.sigmoid, torch.exp]
@@ -150,8 +150,8 @@ def test_products_and_their_adjoint(case: Case, count: int) -> None:
     r, J = jacobian(case.oracle, case.parameters)
     v, u = torch.randn(lin.size, dtype=r.dtype), torch.randn_like(r)
     close(lin @ v, J @ v)
-    close(lin.transpose_times(u), J.T @ u)
-    close((lin @ v) @ u, v @ lin.transpose_times(u))
+    close(lin.vjp(u), J.T @ u)
+    close((lin @ v) @ u, v @ lin.vjp(u))
     V = torch.randn(lin.size, count, dtype=r.dtype)
     close(lin @ V, J @ V)
 
@@ -165,11 +165,11 @@ def test_blocks_and_batches(case: Case, size: int) -> None:
         assert block.size == len(columns)
         close(lin.rows(block), J[:, columns])
         close(lin.gramian(block), J[:, columns].T @ J[:, columns])
-    batches = list(lin.row_batches(size))
+    batches = list(lin.batches(size))
     assert all(len(rows) == len(r) <= size for rows, r in batches)
     close(torch.cat([rows for rows, _ in batches]), J)
     close(torch.cat([r for _, r in batches]), lin.residual)
-    with mock.patch("kfac_pinn.linearization.ROWS_BYTES", 1):
+    with mock.patch("kfac_pinn.jacobian.linearization.ROWS_BYTES", 1):
         close(lin.gramian(), J.T @ J)
         close(lin.gramian_diagonal(), J.square().sum(0))
 
@@ -183,7 +183,7 @@ def test_flat_vectors_follow_the_parameters(case: Case) -> None:
     loss = total_loss(case.oracle())
     close(lin.gradient, flat_gradient(loss, case.parameters))
     assert [len(part) for part in lin.split(lin.residual)] == [
-        len(tangent.residual) for tangent in lin.tangents
+        len(tangent.residual) for tangent in lin.terms
     ]
 
 
@@ -219,7 +219,7 @@ def test_rows_and_factors_of_backpack() -> None:
     lin = linearize(lambda: network(x), list(network.parameters()))
     close(lin.rows() * len(x) ** 0.5, backpack_rows(network, x))
     for block, (A, B) in zip(lin.blocks, backpack_factors(network, x), strict=True):
-        jacobian_ = lin.tangents[0].blocks[block]
+        jacobian_ = lin.terms[0].blocks[block]
         assert isinstance(jacobian_, LayerJacobian)
         z, g = jacobian_.inputs.z[0], jacobian_.g[0]
         close(z.T @ z / len(x), A)
@@ -231,7 +231,7 @@ def test_inputs_of_a_system_are_shared() -> None:
     model = Network([2, 4, 3], [True, True], torch.tanh).double()
     case = Case(model, [Term(torch.rand(5, 2, dtype=torch.float64), 2)])
     lin = linearize(case.residuals, case.parameters)
-    first, *others = [list(tangent.blocks.values()) for tangent in lin.tangents]
+    first, *others = [list(tangent.blocks.values()) for tangent in lin.terms]
     for blocks in others:
         for a, b in zip(first, blocks, strict=True):
             assert isinstance(a, LayerJacobian)
@@ -266,7 +266,7 @@ def test_a_convex_loss_of_one_square_is_least_squares() -> None:
     close(convex.gradient, squares.gradient)
     close(convex.gramian(), squares.gramian())
     close(convex.kernel(), squares.kernel())
-    assert convex.excess is None
+    assert convex.linear_term is None
     assert convex.loss == pytest.approx(squares.loss, rel=1e-14)
 
 

@@ -23,10 +23,10 @@ from test_kfac import PROBLEMS, reference
 from torch import Tensor, nn
 
 from kfac_pinn import ENGD, Linearization, linearize
-from kfac_pinn.factors import Average
-from kfac_pinn.kernels import ExactKernel, NystromKernel, SketchedKernel
+from kfac_pinn.curvature.kronecker_factors import Average
+from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel, SketchedKernel
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
-from kfac_pinn.search import FixedStep
+from kfac_pinn.search.line import FixedStep
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -146,8 +146,8 @@ def test_nystrom_becomes_exact(seed: int) -> None:
         NystromKernel(tail, seed).factor(linearization, 1e-3, 0)(linearization.residual)
         for tail in (1e-1, 1e-4, 0.0)
     ]
-    pulled = [linearization.transpose_times(u - exact).norm() for u in found]
-    scale = linearization.transpose_times(exact).norm()
+    pulled = [linearization.vjp(u - exact).norm() for u in found]
+    scale = linearization.vjp(exact).norm()
     assert pulled[0] <= 0.5 * scale
     assert pulled[1] <= 1e-2 * scale
     assert pulled[2] <= 1e-7 * scale
@@ -185,7 +185,7 @@ def test_sketch_is_the_step_of_the_sketched_problem() -> None:
     J, r = S @ linearization.rows(), S @ linearization.residual
     damped = J.mT @ J + 1e-3 * torch.eye(J.shape[1], dtype=torch.float64)
     expected = torch.linalg.solve(damped, J.mT @ r)
-    assert relative(linearization.transpose_times(u), expected) <= 1e-9
+    assert relative(linearization.vjp(u), expected) <= 1e-9
 
 
 @pytest.mark.parametrize("kernel", [NystromKernel(), SketchedKernel(8)])

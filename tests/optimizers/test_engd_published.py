@@ -18,7 +18,7 @@ from test_kfac import PROBLEMS, reference
 from torch import Tensor, nn
 
 from kfac_pinn import ENGD, Linearization, linearize
-from kfac_pinn.factors import Average
+from kfac_pinn.curvature.kronecker_factors import Average
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer
 
 EPS = torch.finfo(torch.float64).eps

@@ -13,13 +13,13 @@ from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
 from kfac_pinn import GaussNewton, laplacian, linearize
-from kfac_pinn.compression import Exact, Sketch
-from kfac_pinn.networks import MLP
-from kfac_pinn.operators import taylor
-from kfac_pinn.problem import relative_l2
-from kfac_pinn.problems import poisson_2d
-from kfac_pinn.residuals import ConvexLoss
-from kfac_pinn.trust_region import TargetSchedule
+from kfac_pinn.curvature.compression import Exact, Sketch
+from kfac_pinn.jacobian.losses import ConvexLoss
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn.pinn.problems import poisson_2d
+from kfac_pinn.search.trust_region import TargetSchedule
+from kfac_pinn.taylor_mode.operators import taylor
 
 
 def setting(sizes=(2, 8, 8, 1), points=(60, 20), dtype=torch.float64, order=None):
@@ -118,10 +118,10 @@ def test_a_step_that_does_not_lower_the_damping_lowers_the_target():
         assert optimizer.common["low_target"] == expected
 
 
-@pytest.mark.parametrize("excess", [False, True], ids=["squares", "Ritz"])
-def test_a_sketch_of_everything_is_exact(excess):
+@pytest.mark.parametrize("linear_term", [False, True], ids=["squares", "Ritz"])
+def test_a_sketch_of_everything_is_exact(linear_term):
     model, residuals = setting(sizes=(2, 6, 1))
-    lin = linearize(ritz(model) if excess else residuals, list(model.parameters()))
+    lin = linearize(ritz(model) if linear_term else residuals, list(model.parameters()))
     exact = Exact()(lin, Generator(), 0.0)
     whole = Sketch(rows=10**6, columns=lin.size)(lin, Generator().manual_seed(0), 0.0)
     for damping in (1e-4, 1.0):
@@ -258,7 +258,7 @@ def test_the_gramian_does_not_change_the_path(monkeypatch: pytest.MonkeyPatch) -
     """While the damping is large, steps from J^T J are those from J's singular values."""
 
     def path(limit: float) -> list[Tensor]:
-        monkeypatch.setattr("kfac_pinn.compression.LARGE_DAMPING", limit)
+        monkeypatch.setattr("kfac_pinn.curvature.compression.LARGE_DAMPING", limit)
         model, x, xb = network(2, 5, 1), points(40), points(20, seed=1)
         optimizer = GaussNewton(model.parameters())
         steps = []

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kfac_pinn import GaussNewton
 from kfac_pinn.optimizers import gauss_newton
-from kfac_pinn.problem import relative_l2
-from kfac_pinn.problems import poisson_2d
+from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn.pinn.problems import poisson_2d
 
 BATCH = r"fits \d+ of \d+ residuals freely.*use more points"
 

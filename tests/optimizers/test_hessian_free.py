@@ -15,14 +15,14 @@ from test_kfac import PROBLEMS, reference
 from torch import Tensor, nn
 
 from kfac_pinn import HessianFree, Linearization, laplacian, linearize, total_loss
-from kfac_pinn.linalg import RelativeResidual
-from kfac_pinn.optimizers.hessian_free import GGN, Hessian, LevenbergMarquardt, TruncatedCG
-from kfac_pinn.preconditioners import (
+from kfac_pinn.curvature.preconditioners import (
     DiagonalPreconditioner,
     KroneckerPreconditioner,
     NystromPreconditioner,
 )
-from kfac_pinn.search import FixedStep
+from kfac_pinn.linalg import RelativeResidual
+from kfac_pinn.optimizers.hessian_free import GGN, Hessian, LevenbergMarquardt, TruncatedCG
+from kfac_pinn.search.line import FixedStep
 
 TO_FIVE_DIGITS = TruncatedCG(stop=(RelativeResidual(1e-5),))
 EXACT = TruncatedCG(stop=(RelativeResidual(1e-12),), iterations=2000, backtracking=False)

@@ -24,13 +24,13 @@ from kfac_pinn import (
     KFACStar,
     laplacian,
 )
-from kfac_pinn.factors import Average, Factors
-from kfac_pinn.geodesic import Geodesic
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
+from kfac_pinn.curvature.preconditioners import DiagonalPreconditioner, KroneckerPreconditioner
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import TruncatedCG
-from kfac_pinn.preconditioners import DiagonalPreconditioner, KroneckerPreconditioner
-from kfac_pinn.problems import WithDiffusivity, inverse_heat
-from kfac_pinn.search import Armijo
+from kfac_pinn.pinn.problems import WithDiffusivity, inverse_heat
+from kfac_pinn.search.geodesic import Geodesic
+from kfac_pinn.search.line import Armijo
 
 # Without backtracking: rounding would decide between iterates of equal loss.
 DIAGONAL = TruncatedCG(backtracking=False, preconditioner=DiagonalPreconditioner())

@@ -14,7 +14,7 @@ from small_problems import Closure, cases, flat, network, points, relative, smal
 from torch import Tensor, nn
 
 from kfac_pinn import KFAC, KFACPINN, KFACStar, laplacian, linearize, taylor
-from kfac_pinn.factors import (
+from kfac_pinn.curvature.kronecker_factors import (
     Average,
     Empirical,
     Factors,
@@ -23,9 +23,9 @@ from kfac_pinn.factors import (
     TraceNormDamping,
 )
 from kfac_pinn.linalg import Pairs, conjugate_gradients
-from kfac_pinn.search import FixedStep
+from kfac_pinn.search.line import FixedStep
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 PROBLEMS = ["poisson2d", "heat1d", "logfokkerplanck3d"]
 EARLY = Average(0.9, start=1.0)
 Residuals = Callable[[], tuple[Tensor, Tensor]]

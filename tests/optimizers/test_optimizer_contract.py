@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 import kfac_pinn
 from kfac_pinn import Linearization, laplacian, linearize, total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.search import Armijo, GridSearch
+from kfac_pinn.search.line import Armijo, GridSearch
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
 OPTIMIZERS = [

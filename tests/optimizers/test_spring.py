@@ -13,9 +13,9 @@ from test_kfac import PROBLEMS, reference
 from torch import Tensor, nn
 
 from kfac_pinn import ENGD, SPRING, ConvexLoss, laplacian, linearize
-from kfac_pinn.kernels import NystromKernel
+from kfac_pinn.curvature.sample_space import NystromKernel
 from kfac_pinn.optimizers.engd import SampleSpace
-from kfac_pinn.search import FixedStep, GridSearch, NormConstraint
+from kfac_pinn.search.line import FixedStep, GridSearch, NormConstraint
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

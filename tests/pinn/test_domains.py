@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator
 
-from kfac_pinn.domains import Ball, Box, TimeSpace, grid, sobol, uniform
+from kfac_pinn.pinn.domains import Ball, Box, TimeSpace, grid, sobol, uniform
 
 fills = st.sampled_from([uniform, sobol])
 seeds = st.integers(0, 10**6)

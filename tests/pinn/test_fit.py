@@ -9,14 +9,23 @@ import torch
 from torch import nn
 
 import kfac_pinn
-from kfac_pinn.domains import Box
-from kfac_pinn.fit import Callback, Checkpoint, Every, Fixed, Progress, Schedule, StopAtError, fit
-from kfac_pinn.networks import MLP
+from kfac_pinn.jacobian.losses import ConvexLoss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.problem import Problem, Term, relative_l2
-from kfac_pinn.problems import WithDiffusivity, heat_1d, inverse_heat, poisson_2d
-from kfac_pinn.residuals import ConvexLoss
-from kfac_pinn.search import FixedStep
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem, Term, relative_l2
+from kfac_pinn.pinn.problems import WithDiffusivity, heat_1d, inverse_heat, poisson_2d
+from kfac_pinn.pinn.training import (
+    Callback,
+    Checkpoint,
+    Every,
+    Fixed,
+    Progress,
+    Schedule,
+    StopAtError,
+    fit,
+)
+from kfac_pinn.search.line import FixedStep
 
 SMALL = {"interior": 40, "boundary": 20}
 OURS = ["KFAC", "KFACStar", "KFACPINN", "ENGD", "SPRING", "HessianFree", "GaussNewton"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from kfac_pinn.domains import Box
-from kfac_pinn.networks import (
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import (
     MLP,
     SIREN,
     FourierFeatures,
@@ -20,7 +20,7 @@ from kfac_pinn.networks import (
     PirateNet,
     wall_distance,
 )
-from kfac_pinn.operators import laplacian
+from kfac_pinn.taylor_mode.operators import laplacian
 
 BOX = Box((0.0, -1.0), (2.0, 3.0))
 

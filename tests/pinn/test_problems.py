@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Generator
 
-from kfac_pinn.domains import Box
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Problem, Term, relative_l2, root_mean_square_error
-from kfac_pinn.problems import (
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem, Term, relative_l2, root_mean_square_error
+from kfac_pinn.pinn.problems import (
     WithDiffusivity,
     burgers,
     fokker_planck,
@@ -24,7 +24,7 @@ from kfac_pinn.problems import (
     poisson_10d,
     poisson_100d,
 )
-from kfac_pinn.problems.burgers import cole_hopf
+from kfac_pinn.pinn.problems.burgers import cole_hopf
 
 PROBLEMS = [
     poisson_2d(),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import functional as autograd
 
 from kfac_pinn import ENGD, ConvexLoss, laplacian, linearize
-from kfac_pinn.geodesic import Geodesic, second_derivative
-from kfac_pinn.search import FixedStep, GridSearch, Objective
+from kfac_pinn.search.geodesic import Geodesic, second_derivative
+from kfac_pinn.search.line import FixedStep, GridSearch, Objective
 
 
 def exact_second_derivative(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:

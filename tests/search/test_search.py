@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kfac_pinn.linearize import Linearization, linearize
-from kfac_pinn.search import (
+from kfac_pinn.jacobian.closure import Linearization, linearize
+from kfac_pinn.search.line import (
     Armijo,
     FixedStep,
     GridSearch,

@@ -9,13 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kfac_pinn.trust_region import (
+from kfac_pinn.curvature.decomposition import (
     Decomposition,
     GramianDecomposition,
     KernelDecomposition,
-    RatioControl,
-    Trial,
 )
+from kfac_pinn.search.trust_region import RatioControl, Trial
 
 shapes = st.sampled_from([(12, 5), (5, 12), (7, 7), (1, 4), (6, 1)])
 seeds = st.integers(0, 2**16)
@@ -33,32 +32,32 @@ def draw(shape, seed, with_excess):
     return J, r, normal(shape[1]) if with_excess else None
 
 
-def dense_step(J, r, excess, damping):
+def dense_step(J, r, linear_term, damping):
     """The minimiser of 1/2 ||J p + r||^2 + e.p + lambda/2 ||p||^2, by the normal equations."""
-    gradient = J.mT @ r + (0 if excess is None else excess)
+    gradient = J.mT @ r + (0 if linear_term is None else linear_term)
     return -torch.linalg.solve(J.mT @ J + damping * torch.eye(J.shape[1]).to(J), gradient)
 
 
-def model(J, r, excess, p):
+def model(J, r, linear_term, p):
     """m(p) - m(0)."""
-    linear = 0 if excess is None else excess @ p
+    linear = 0 if linear_term is None else linear_term @ p
     return 0.5 * (J @ p + r).square().sum() - 0.5 * r.square().sum() + linear
 
 
 @given(shapes, seeds, dampings, flags)
 def test_step_is_the_dense_damped_solve(shape, seed, damping, with_excess):
-    J, r, excess = draw(shape, seed, with_excess)
-    expected = dense_step(J, r, excess, damping)
-    found = Decomposition(J, r, excess).step(damping)
+    J, r, linear_term = draw(shape, seed, with_excess)
+    expected = dense_step(J, r, linear_term, damping)
+    found = Decomposition(J, r, linear_term).step(damping)
     condition = torch.linalg.matrix_norm(J, 2) ** 2 / damping + 1
     assert (found - expected).norm() <= 1e-14 * condition * expected.norm()
 
 
 @given(st.sampled_from([(12, 5), (7, 7), (6, 1)]), seeds, st.floats(-6, 2), flags)
 def test_the_gramian_serves_while_the_damping_is_large(shape, seed, exponent, with_excess):
-    J, r, excess = draw(shape, seed, with_excess)
-    direct = Decomposition(J, r, excess)
-    gramian = GramianDecomposition(J.mT @ J, J.mT @ r + (0 if excess is None else excess))
+    J, r, linear_term = draw(shape, seed, with_excess)
+    direct = Decomposition(J, r, linear_term)
+    gramian = GramianDecomposition(J.mT @ J, J.mT @ r + (0 if linear_term is None else linear_term))
     damping = 10**exponent * float(direct.S[0]) ** 2
     step = direct.step(damping)
     assert (gramian.step(damping) - step).norm() <= 1e-14 / 10**exponent * step.norm() + 1e-14
@@ -70,8 +69,8 @@ def test_the_gramian_serves_while_the_damping_is_large(shape, seed, exponent, wi
 
 @given(st.sampled_from([(5, 12), (7, 7), (1, 4)]), seeds, st.floats(-6, 2), flags)
 def test_the_kernel_serves_while_the_damping_is_large(shape, seed, exponent, with_excess):
-    J, r, excess = draw(shape, seed, with_excess)
-    direct, kernel = Decomposition(J, r, excess), KernelDecomposition(J, r, excess)
+    J, r, linear_term = draw(shape, seed, with_excess)
+    direct, kernel = Decomposition(J, r, linear_term), KernelDecomposition(J, r, linear_term)
     damping = 10**exponent * float(direct.S[0]) ** 2
     step = direct.step(damping)
     assert (kernel.step(damping) - step).norm() <= 1e-14 / 10**exponent * step.norm() + 1e-14
@@ -81,21 +80,21 @@ def test_the_kernel_serves_while_the_damping_is_large(shape, seed, exponent, wit
 
 @given(seeds, flags)
 def test_the_kernel_serves_where_rows_depend_on_each_other(seed, with_excess):
-    J, r, excess = draw((4, 12), seed, with_excess)
+    J, r, linear_term = draw((4, 12), seed, with_excess)
     J, r = J.repeat(2, 1), r.repeat(2)
     damping = 1e-6 * float(torch.linalg.matrix_norm(J, 2)) ** 2
-    expected = dense_step(J, r, excess, damping)
-    found = KernelDecomposition(J, r, excess).step(damping)
+    expected = dense_step(J, r, linear_term, damping)
+    found = KernelDecomposition(J, r, linear_term).step(damping)
     assert (found - expected).norm() <= 1e-7 * expected.norm()
 
 
 @given(shapes, seeds, dampings, flags)
 def test_decrease_is_that_of_the_quadratic_model(shape, seed, damping, with_excess):
-    J, r, excess = draw(shape, seed, with_excess)
-    decomposition = Decomposition(J, r, excess)
+    J, r, linear_term = draw(shape, seed, with_excess)
+    decomposition = Decomposition(J, r, linear_term)
     p = decomposition.step(damping)
     scale = r.square().sum() + (J @ p).square().sum() + p.norm() * 10
-    assert abs(decomposition.decrease(damping) + model(J, r, excess, p)) <= 1e-13 * scale
+    assert abs(decomposition.decrease(damping) + model(J, r, linear_term, p)) <= 1e-13 * scale
 
 
 @given(shapes, seeds, dampings, flags)

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from nested_autograd import derivatives_along_lines
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from kfac_pinn.jets import Basis, Jet
-from kfac_pinn.operators import laplacian, taylor
-from tests.nested_autograd import derivatives_along_lines
+from kfac_pinn.taylor_mode.jets import Basis, Jet
+from kfac_pinn.taylor_mode.operators import laplacian, taylor
 
 f64 = torch.float64
 N, d, WIDTH = 3, 2, 4

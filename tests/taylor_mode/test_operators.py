@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kfac_pinn.operators import (
+from kfac_pinn.taylor_mode.operators import (
     bilaplacian,
     directions_of,
     divergence,
@@ -21,7 +21,7 @@ from kfac_pinn.operators import (
     partial,
     taylor,
 )
-from kfac_pinn.stochastic import (
+from kfac_pinn.taylor_mode.stochastic import (
     gaussian,
     hutchinson_laplacian,
     rademacher,

@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from nested_autograd import derivatives_along_lines
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from kfac_pinn.jets import RULES, Jet
-from kfac_pinn.operators import taylor
-from kfac_pinn.rules import elementwise, linear, rule
-from tests.nested_autograd import derivatives_along_lines
+from kfac_pinn.taylor_mode.jets import RULES, Jet
+from kfac_pinn.taylor_mode.operators import taylor
+from kfac_pinn.taylor_mode.rules import elementwise, linear, rule
 
 N, d, D = 3, 4, 3
 f64 = torch.float64
@@ -347,7 +347,7 @@ def test_a_missing_rule_prints_the_lines_that_add_it():
         taylor(torch.special.bessel_j0, x)
     text = str(error.value)
     assert "torch.special.bessel_j0" in text or "torch.special_bessel_j0" in text
-    for line in ("@elementwise(", "linear(", "@rule(", "from kfac_pinn.rules import"):
+    for line in ("@elementwise(", "linear(", "@rule(", "from kfac_pinn.taylor_mode.rules import"):
         assert line in text
     compile(
         text.split(":\n\n", 1)[1].replace("    ", "", 1).replace("\n    ", "\n"), "message", "exec"

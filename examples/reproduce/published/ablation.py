@@ -10,10 +10,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from experiments.figures import write
-from experiments.recipes import NEVER
-from experiments.results import Experiment, last_rows, load
-from experiments.training import train
+from published.figures import write
+from published.recipes import NEVER
+from published.results import Experiment, last_rows, load
+from published.training import train
 
 __all__ = ["draw", "experiments", "measure", "medians"]
 

@@ -21,12 +21,12 @@ import torch
 from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 
-from experiments.figures import write
-from experiments.recipes import OPTIMIZERS
-from kfac_pinn.fit import Fixed, Run
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Problem
-from kfac_pinn.problems.poisson import poisson
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.problems.poisson import poisson
+from kfac_pinn.pinn.training import Fixed, Run
+from published.figures import write
+from published.recipes import OPTIMIZERS
 
 __all__ = ["AXES", "Size", "constants", "draw", "fitted", "formulas", "measure", "measure_all"]
 

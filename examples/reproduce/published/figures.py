@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from experiments.published import RECORDED, SCALE
+from published.recorded import RECORDED, SCALE
 
 __all__ = ["errors", "write"]
 

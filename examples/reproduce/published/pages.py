@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.figures import errors
-from experiments.published import RECORDED, RMS, SCALE, SECONDS, TEN_SEEDS, steps
-from experiments.recipes import OPTIMIZERS, PROBLEMS
-from experiments.results import RUN, SEEDS, load, markdown, summary
+from published.figures import errors
+from published.recipes import OPTIMIZERS, PROBLEMS
+from published.recorded import RECORDED, RMS, SCALE, SECONDS, TEN_SEEDS, steps
+from published.results import RUN, SEEDS, load, markdown, summary
 
 __all__ = [
     "circumstances",
@@ -123,7 +123,7 @@ def command(run: Any) -> str:
     budget = f"--{'seconds' if run.unit == 'seconds' else 'steps'} {run.budget:g}"
     if run.unit == "seconds" and run.steps >= run.limit:
         budget += f" --steps {run.limit:g}"
-    name = f"python examples/run.py train {run.problem} {run.optimizer}{run.options}"
+    name = f"python examples/reproduce/run.py train {run.problem} {run.optimizer}{run.options}"
     return f"{name} {budget} --seeds {run.seeds} --folder mine"
 
 

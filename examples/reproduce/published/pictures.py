@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.figures import write
-from experiments.recipes import OPTIMIZERS
-from experiments.training import Clock
-from kfac_pinn.fit import Callback, Run, fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import Problem, relative_l2
-from kfac_pinn.problems.poisson import poisson
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem, relative_l2
+from kfac_pinn.pinn.problems.poisson import poisson
+from kfac_pinn.pinn.training import Callback, Run, fit
+from published.figures import write
+from published.recipes import OPTIMIZERS
+from published.training import Clock
 
 __all__ = ["draw", "errors", "measure", "poisson_waves"]
 

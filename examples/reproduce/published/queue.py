@@ -11,12 +11,12 @@ from typing import Protocol
 import pandas as pd
 from rich.console import Console
 
-from experiments import studies
-from experiments.published import steps
-from experiments.recipes import OPTIMIZERS, resampling
-from experiments.results import Experiment
-from experiments.sweeps import SEED, key, known_settings, remember, sweep
-from experiments.training import network_of, train
+from published import studies
+from published.recipes import OPTIMIZERS, resampling
+from published.recorded import steps
+from published.results import Experiment
+from published.sweeps import SEED, key, known_settings, remember, sweep
+from published.training import network_of, train
 
 __all__ = ["QUEUE", "Folders", "Item", "Stage", "Study", "plan", "work"]
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import kfac_pinn as kp
-from kfac_pinn import problems
-from kfac_pinn.compression import Exact, Sketch
-from kfac_pinn.factors import Average, Factors
+from kfac_pinn.curvature.compression import Exact, Sketch
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg.krylov import RelativeResidual, Solution
-from kfac_pinn.linearization import Linearization
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import TruncatedCG
-from kfac_pinn.search import Objective, Step
+from kfac_pinn.pinn import problems
+from kfac_pinn.search.line import Objective, Step
 
 __all__ = ["NEVER", "OPTIMIZERS", "PROBLEMS", "SPACES", "Recipe", "resampling"]
 

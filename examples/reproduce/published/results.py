@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from experiments.recipes import NEVER, PROBLEMS, resampling
-from kfac_pinn.fit import History
+from kfac_pinn.pinn.training import History
+from published.recipes import NEVER, PROBLEMS, resampling
 
 __all__ = [
     "Experiment",
@@ -129,7 +129,9 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 def commit() -> str:
     """The commit of this checkout, "-dirty" where more than results differ; "" without git."""
     known = git("describe", "--always")
-    changed = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)examples/results")
+    changed = git(
+        "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)examples/reproduce/results"
+    )
     return f"{known}-dirty" if changed else known
 
 

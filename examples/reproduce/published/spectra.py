@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from experiments.figures import write
-from experiments.recipes import PROBLEMS, kfac_star
 from kfac_pinn import Linearization
-from kfac_pinn.factors import Factors
+from kfac_pinn.curvature.kronecker_factors import Factors
+from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.linalg import KroneckerSum
-from kfac_pinn.linearize import linearize
-from kfac_pinn.networks import MLP
+from kfac_pinn.pinn.networks import MLP
+from published.figures import write
+from published.recipes import PROBLEMS, kfac_star
 
 __all__ = ["draw", "measure", "quantiles", "spectra_of"]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from experiments import ablation, cost, pictures, spectra
-from experiments.pages import circumstances, fill
-from experiments.results import environment, markdown
+from published import ablation, cost, pictures, spectra
+from published.pages import circumstances, fill
+from published.results import environment, markdown
 
 __all__ = ["SECONDS", "STUDIES", "make", "publish", "table"]
 
-EXAMPLES = Path(__file__).parent.parent
-RESULTS = EXAMPLES / "results" / "studies"
-DOCS = EXAMPLES.parent / "docs"
+REPRODUCE = Path(__file__).parents[1]
+RESULTS = REPRODUCE / "results" / "studies"
+DOCS = REPRODUCE.parents[1] / "docs"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import optuna
 
-from experiments.published import SETTINGS
-from experiments.recipes import OPTIMIZERS, SPACES
-from experiments.results import Experiment
-from experiments.training import network_of, train
+from published.recipes import OPTIMIZERS, SPACES
+from published.recorded import SETTINGS
+from published.results import Experiment
+from published.training import network_of, train
 
 __all__ = ["SEED", "key", "known_settings", "remember", "sweep", "tunable"]
 

@@ -16,11 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from experiments.recipes import NEVER, OPTIMIZERS, PROBLEMS
-from experiments.results import Experiment, save
-from kfac_pinn.fit import Callback, Checkpoint, Every, Run, fit
-from kfac_pinn.networks import MLP
-from kfac_pinn.problem import relative_l2
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn.pinn.training import Callback, Checkpoint, Every, Run, fit
+from published.recipes import NEVER, OPTIMIZERS, PROBLEMS
+from published.results import Experiment, save
 
 __all__ = ["AtRest", "Autosave", "Bar", "Clock", "network_of", "run_all", "train"]
 

@@ -7,8 +7,8 @@ point is given a copy of its own. One backward pass of a residual to those place
 whole Jacobian, that of layers in factored form (docs/mathematics.md, "Weight sharing").
 """
 
-from kfac_pinn.capture.mode import Broadcast, Capture
-from kfac_pinn.capture.refusals import PRECISION
-from kfac_pinn.capture.uses import Use
+from kfac_pinn.jacobian.capture.mode import Broadcast, Capture
+from kfac_pinn.jacobian.capture.recorders import LayerCall
+from kfac_pinn.jacobian.capture.unsupported import PRECISION
 
-__all__ = ["PRECISION", "Broadcast", "Capture", "Use"]
+__all__ = ["PRECISION", "Broadcast", "Capture", "LayerCall"]

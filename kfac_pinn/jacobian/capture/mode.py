@@ -12,9 +12,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from kfac_pinn.capture.refusals import FORBIDDEN, forbid_functorch, forbid_half, is_functorch
-from kfac_pinn.capture.uses import RECORDERS, Use
-from kfac_pinn.jets import Jet
+from kfac_pinn.jacobian.capture.recorders import RECORDERS, LayerCall
+from kfac_pinn.jacobian.capture.unsupported import (
+    FORBIDDEN,
+    forbid_functorch,
+    forbid_half,
+    is_functorch,
+)
+from kfac_pinn.taylor_mode.jets import Jet
 
 __all__ = ["Broadcast", "Capture"]
 
@@ -51,7 +56,7 @@ class Capture(TorchFunctionMode):
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
         self.tracked = {id(parameter) for parameter in parameters}
-        self.uses: list[Use] = []
+        self.uses: list[LayerCall] = []
         self.broadcasts: list[Broadcast] = []
         self.program: list[Any] = []
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kfac_pinn.jets import Jet
+from kfac_pinn.taylor_mode.jets import Jet
 
-__all__ = ["RECORDERS", "Use"]
+__all__ = ["RECORDERS", "LayerCall"]
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class LayerCall:
     """One application y_s = W z_s + e_s b of a weight to S shared positions of N points.
 
     Attributes:
@@ -67,7 +67,7 @@ def pixels_to_positions(gradient: Tensor) -> Tensor:
 
 def record_linear(
     output: Tensor | Jet, input: Tensor | Jet, weight: Tensor, bias: Tensor | None = None
-) -> Use:
+) -> LayerCall:
     """F.linear: tokens, if any, are further shared positions; a vector is a matrix of one row.
 
     A bias of another shape than (d_out,) is broadcast: it is left to the leaves.
@@ -84,7 +84,7 @@ def record_linear(
     def positions(gradient: Tensor) -> Tensor:
         return tokens_to_positions(gradient.reshape(shape))
 
-    return Use(weight, bias, inputs, unit, edge_of(output), positions)
+    return LayerCall(weight, bias, inputs, unit, edge_of(output), positions)
 
 
 def record_convolution(
@@ -96,7 +96,7 @@ def record_convolution(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Use:
+) -> LayerCall:
     """F.conv1d and F.conv2d: a linear layer on patches, each pixel a shared position."""
     if groups != 1 or isinstance(padding, str):
         raise NotImplementedError(
@@ -116,7 +116,7 @@ def record_convolution(
     def positions(gradient: Tensor) -> Tensor:
         return pixels_to_positions(gradient.reshape(shape))
 
-    return Use(weight, bias, inputs, unit, edge_of(output), positions)
+    return LayerCall(weight, bias, inputs, unit, edge_of(output), positions)
 
 
 def patches_of(
@@ -134,7 +134,7 @@ def pair(value: int | Sequence[int], height: int, two_d: bool) -> tuple[int, int
     return (values[0], values[-1]) if two_d else (height, values[-1])
 
 
-RECORDERS: dict[Any, Callable[..., Use]] = {
+RECORDERS: dict[Any, Callable[..., LayerCall]] = {
     F.linear: record_linear,
     F.conv1d: record_convolution,
     F.conv2d: record_convolution,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.jets import Jet
+from kfac_pinn.taylor_mode.jets import Jet
 
 __all__ = ["FORBIDDEN", "PRECISION", "forbid_functorch", "forbid_half", "is_functorch"]
 

@@ -7,9 +7,9 @@ from math import log, pi
 import torch
 from torch import Tensor
 
-from kfac_pinn.domains import Box, TimeSpace
-from kfac_pinn.operators import taylor
-from kfac_pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.domains import Box, TimeSpace
+from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["fokker_planck"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfac_pinn.domains import Box, TimeSpace, together
-from kfac_pinn.operators import taylor
-from kfac_pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.domains import Box, TimeSpace, together
+from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["WithDiffusivity", "heat", "heat_1d", "heat_4d", "inverse_heat"]
 

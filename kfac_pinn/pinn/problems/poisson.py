@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.domains import Box
-from kfac_pinn.operators import laplacian
-from kfac_pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.taylor_mode.operators import laplacian
 
 __all__ = ["poisson", "poisson_2d", "poisson_5d", "poisson_10d", "poisson_100d"]
 

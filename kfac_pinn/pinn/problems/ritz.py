@@ -7,10 +7,10 @@ from math import pi
 import torch
 from torch import Tensor
 
-from kfac_pinn.domains import Box
-from kfac_pinn.operators import taylor
-from kfac_pinn.problem import Function, Problem, Term
-from kfac_pinn.residuals import ConvexLoss
+from kfac_pinn.jacobian.losses import ConvexLoss
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["poisson_ritz"]
 

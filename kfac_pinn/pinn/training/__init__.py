@@ -5,9 +5,9 @@ run         the state of a run, its step and measurements, when points are drawn
 callbacks   checkpoints, learning rate schedules, stopping at an error, a progress bar
 """
 
-from kfac_pinn.fit.callbacks import Checkpoint, Progress, Schedule, StopAtError
-from kfac_pinn.fit.loop import History, fit
-from kfac_pinn.fit.run import Callback, Every, Fixed, Row, Run, Sampling
+from kfac_pinn.pinn.training.callbacks import Checkpoint, Progress, Schedule, StopAtError
+from kfac_pinn.pinn.training.loop import History, fit
+from kfac_pinn.pinn.training.run import Callback, Every, Fixed, Row, Run, Sampling
 
 __all__ = [
     "Callback",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from kfac_pinn.fit.run import Callback, Run
+from kfac_pinn.pinn.training.run import Callback, Run
 
 __all__ = ["Checkpoint", "Progress", "Schedule", "StopAtError"]
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Generator, nn
 from torch.optim import Optimizer
 
-from kfac_pinn.fit.run import Callback, Every, Fixed, Row, Run, Sampling
-from kfac_pinn.problem import Problem
+from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.training.run import Callback, Every, Fixed, Row, Run, Sampling
 
 __all__ = ["History", "fit"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
+from kfac_pinn.jacobian.losses import total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.problem import Batch, Problem, relative_l2
-from kfac_pinn.residuals import total_loss
+from kfac_pinn.pinn.problem import Batch, Problem, relative_l2
 
 __all__ = ["Callback", "Every", "Fixed", "Row", "Run", "Sampling"]
 

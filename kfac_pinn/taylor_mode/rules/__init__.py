@@ -1,4 +1,4 @@
-"""How each torch function acts on jets: one table, `kfac_pinn.jets.RULES`, filled here.
+"""How each torch function acts on jets: one table, `kfac_pinn.taylor_mode.jets.RULES`, filled here.
 
 `series` holds the mathematics (Leibniz, Faa di Bruno, their adjoints), `kinds` the decorators,
 `elementary` the functions given by their derivatives, `arithmetic`, `shapes` and `layers` the rest.
@@ -9,8 +9,8 @@ A function of your own joins by one decorated function:
         ...
 """
 
-from kfac_pinn.jets import RULES, rule
-from kfac_pinn.rules import arithmetic, elementary, layers, shapes
-from kfac_pinn.rules.kinds import elementwise, linear
+from kfac_pinn.taylor_mode.jets import RULES, rule
+from kfac_pinn.taylor_mode.rules import arithmetic, elementary, layers, shapes
+from kfac_pinn.taylor_mode.rules.registration import elementwise, linear
 
 __all__ = ["RULES", "arithmetic", "elementary", "elementwise", "layers", "linear", "rule", "shapes"]

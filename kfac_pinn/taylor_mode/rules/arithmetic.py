@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.jets import Jet, jets_among, rule
-from kfac_pinn.rules.elementary import powers
-from kfac_pinn.rules.kinds import (
+from kfac_pinn.taylor_mode.jets import Jet, jets_among, rule
+from kfac_pinn.taylor_mode.rules.elementary import powers
+from kfac_pinn.taylor_mode.rules.registration import (
     Operand,
     aligned,
     as_jets,

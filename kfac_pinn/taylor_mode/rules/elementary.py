@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.jets import Basis, Jet
-from kfac_pinn.rules.kinds import elementwise
-from kfac_pinn.rules.series import total
+from kfac_pinn.taylor_mode.jets import Basis, Jet
+from kfac_pinn.taylor_mode.rules.registration import elementwise
+from kfac_pinn.taylor_mode.rules.series import total
 
 Derivatives: TypeAlias = list[Tensor]
 

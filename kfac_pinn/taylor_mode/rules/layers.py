@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.jets import Jet, rule
-from kfac_pinn.rules.kinds import Operand, shift
+from kfac_pinn.taylor_mode.jets import Jet, rule
+from kfac_pinn.taylor_mode.rules.registration import Operand, shift
 
 # --- weights ----------------------------------------------------------------------------------
 

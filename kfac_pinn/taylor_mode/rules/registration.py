@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kfac_pinn.jets import Basis, Jet, jets_among, rule
-from kfac_pinn.rules.series import (
+from kfac_pinn.taylor_mode.jets import Basis, Jet, jets_among, rule
+from kfac_pinn.taylor_mode.rules.series import (
     Bilinear,
     Composition,
     Shift,

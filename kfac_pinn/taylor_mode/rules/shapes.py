@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.jets import Jet, rule
-from kfac_pinn.rules.kinds import aligned, as_jets, linear, tensor_like, value_of
+from kfac_pinn.taylor_mode.jets import Jet, rule
+from kfac_pinn.taylor_mode.rules.registration import aligned, as_jets, linear, tensor_like, value_of
 
 
 def after(dim: Any) -> Any:
