@@ -80,7 +80,8 @@ class Objective:
     def _write(self, flat: Tensor) -> None:
         parts = flat.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
+            # .data: graphs that the linearisation keeps do not mind (`AutogradJacobian`)
+            parameter.data.copy_(part.view_as(parameter))
 
 
 class Search(Protocol):
