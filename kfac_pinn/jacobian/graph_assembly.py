@@ -76,7 +76,7 @@ class ReadResidual:
         readers = self.graph.readers
         edges = [GradientEdge(reader.node, 0) for reader in readers]
         known = self.memory.setdefault(("owners", self.memory.get("shared")), {})
-        self.tagged = Tagged(self.output, edges, known)
+        self.tagged = Tagged(self.output, edges, known, self.graph.is_static)
         pairs = enumerate(zip(readers, self.tagged.first, strict=True))
         self.reached = {reader: i for i, (reader, first) in pairs if first is not None}
         self.owners: dict[Reader, Owners | None] = {}

@@ -55,7 +55,6 @@ class Source:
         Raises:
             RuntimeError: for a residual that depends on none of the parameters.
         """
-        self._refuse_independent()
         sources = [self._calls, self._graph, self._autograd]
         unseen = self.capture is None or self.capture.unseen
         for number in range(self.memory.get("source", int(unseen)), len(sources)):
@@ -63,6 +62,7 @@ class Source:
                 found = sources[number]()
             except Mixed:
                 continue
+            refuse_independent(found)
             known = self.memory.get("source") == number and not check
             if known or number == 2 or self._agrees(found):
                 self.memory["source"] = number
@@ -80,27 +80,29 @@ class Source:
 
     def _autograd(self) -> list[TermJacobian]:
         partition = Partition(self.names, [])
-        return [
-            TermJacobian(
-                name, value, {}, AutogradJacobian(output, list(partition.leaves.values()))
+        found = []
+        for name, output, value in self.triples:
+            reached = torch.autograd.grad(
+                output.sum(), list(self.names), retain_graph=True, allow_unused=True
             )
-            for name, output, value in self.triples
-        ]
+            pairs = zip(self.names, reached, strict=True)
+            leaves = [partition.block(id(p)) for p, gradient in pairs if gradient is not None]
+            rest = AutogradJacobian(output, leaves) if leaves else None
+            found.append(TermJacobian(name, value, {}, rest))
+        return found
 
     def _agrees(self, terms: list[TermJacobian]) -> bool:
         result = Linearization(list(self.names), terms, 0.0)
         return mismatch(result, self.outputs, self.names) is None
 
-    def _refuse_independent(self) -> None:
-        for name, output, _ in self.triples:
-            reached = torch.autograd.grad(
-                output.sum(), list(self.names), retain_graph=True, allow_unused=True
+def refuse_independent(terms: Sequence[TermJacobian]) -> None:
+    """A residual that reads nothing trained is a mistake."""
+    for term in terms:
+        if not term.depends_on:
+            raise RuntimeError(
+                f"{term.name} depends on none of the optimizer's parameters. Pass the parameters "
+                "of the model that the residual evaluates"
             )
-            if all(gradient is None for gradient in reached):
-                raise RuntimeError(
-                    f"{name} depends on none of the optimizer's parameters. Pass the parameters of "
-                    "the model that the residual evaluates"
-                )
 
 
 def remembered(key: Hashable) -> Memory:

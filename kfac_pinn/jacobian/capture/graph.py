@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -40,6 +41,16 @@ Node: TypeAlias = Any
 CONSTANT, SHARED, POINT = "constant", "shared", "point"
 SHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "Transpose", "T"}
 SHAPING |= {"Permute", "Clone", "ToCopy", "Expand"}
+
+
+STATIC = {
+    *ELEMENTWISE, "AccumulateGrad", "Cat", "Stack", "Sum", "Mean", "Neg", "Rsub", "Pow", "Where",
+    "Exp", "Log", "Sin", "Cos", "Tanh", "Sigmoid", "Softplus", "Silu", "Gelu", "Relu", "Threshold",
+    "Elu", "LeakyRelu", "Sqrt", "Rsqrt", "Reciprocal", "Abs", "Sgn", "Erf", "Sinh", "Cosh", "Mish",
+    "Repeat", "Fill", "Zero", "Sign", "Atan", "LogSigmoid", "Expm1", "Log1p",
+}  # fmt: skip
+SLICING = {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Diagonal", "Narrow", "Chunk"}
+ROWWISE = {"Mm", "Addmm"}
 
 
 class Graph:
@@ -78,8 +89,25 @@ class Graph:
 
     @property
     def signature(self) -> int:
-        """A hash of the nodes and of their sizes."""
-        return hash(tuple((name_of(node), shape_of(node, 0)) for node in self.nodes))
+        """A hash of the nodes, of their sizes, and of what they slice."""
+        return hash(tuple((name_of(n), shape_of(n, 0), slicing(n)) for n in self.nodes))
+
+    @cached_property
+    def is_static(self) -> bool:
+        """Whether the signature says which rows a residual reads: no index, no data decides it."""
+        return all(self._keeps_rows(node) for node in self.nodes if self.kind[node] == POINT)
+
+    def _keeps_rows(self, node: Node) -> bool:
+        name = name_of(node)
+        if name in PRODUCTS:
+            points = [
+                slot
+                for slot, (source, _) in enumerate(node.next_functions)
+                if source is not None and self.kind[source] != SHARED
+            ]
+            left = [slot for slot, (source, _) in enumerate(node.next_functions) if source is None]
+            return name in ROWWISE and len(points) <= 1 and not (points and left)
+        return name in STATIC or name in SHAPING or name in SLICING
 
     def leaves_of(self, edge: GradientEdge) -> frozenset[int]:
         """Ids of the trained tensors that a shared one is computed from."""
@@ -210,6 +238,14 @@ def inputs_first(root: Node) -> list[Node]:
             stack.append((node, True))
             stack += [(source, False) for source, _ in node.next_functions if source is not None]
     return order
+
+
+def slicing(node: Node) -> tuple[Any, ...]:
+    """What a node that changes shapes has to say about how."""
+    if name_of(node) not in SLICING | SHAPING | {"Cat", "Stack"}:
+        return ()
+    names = ("dim", "dim0", "dim1", "dims", "start", "end", "step", "index", "split_size")
+    return tuple(getattr(node, f"_saved_{name}", None) for name in names)
 
 
 def edges_of(node: Node) -> list[tuple[Node, int]]:

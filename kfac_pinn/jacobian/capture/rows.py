@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,14 +22,29 @@ __all__ = ["Owners", "Tagged", "arrange"]
 Rows = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Owners:
     """n of every row m: shape (M,), -1 where the row reaches no residual."""
 
     index: Tensor
 
+    @cached_property
+    def all_live(self) -> bool:
+        """Whether every row reaches a residual."""
+        return bool((self.index >= 0).all())
+
+    def is_identity(self, points: int) -> bool:
+        """Whether the rows are 0, ..., N - 1."""
+        return self._counts and len(self.index) == points
+
+    @cached_property
+    def _counts(self) -> bool:
+        return torch.equal(self.index, torch.arange(len(self.index), device=self.index.device))
+
     def of(self, values: Tensor, otherwise: float) -> Tensor:
         """values[n] of every row, shape (M,)."""
+        if self.is_identity(len(values)):
+            return values
         found = values[self.index.clamp_min(0)]
         return torch.where(self.index >= 0, found, otherwise)
 
@@ -41,12 +57,17 @@ class Tagged:
         edges: where to.
         known: the owners that an earlier evaluation of the same program found, edge by edge: they
             are compared with this one's gradients, and looked for anew only where they differ.
+        trust: take the known ones as they are, for a graph that cannot read other rows.
     """
 
     def __init__(
-        self, output: Tensor, edges: Sequence[GradientEdge], known: dict[int, Owners]
+        self,
+        output: Tensor,
+        edges: Sequence[GradientEdge],
+        known: dict[int, Owners | None],
+        trust: bool = False,
     ) -> None:
-        self.output, self.edges, self.known = output, list(edges), known
+        self.output, self.edges, self.known, self.trust = output, list(edges), known, trust
         self.generator = torch.Generator().manual_seed(len(output))
         self.weights = self._powers_of_two()
         self.first = self._backward(self.weights)
@@ -71,12 +92,20 @@ class Tagged:
         first = rows(first)
         if len(self.output) == 1:
             return Owners(torch.zeros(len(first), dtype=torch.long, device=first.device))
+        if self.trust and key in self.known and self._dead_is_dead(first, self.known[key]):
+            return self.known[key]
         known = self.known.get(key)
         if known is not None and len(known.index) == len(first):
             tags, second = self._pass("random")[0]
             if fits(first, rows(second[i]), known.of(tags, 0.0)):  # type: ignore[arg-type]
                 return known
         return self._decode(i, rows, key, first)
+
+    def _dead_is_dead(self, first: Tensor, owners: Owners | None) -> bool:
+        """Whether rows that reached no residual still do not: a factor 0 may have changed."""
+        if owners is None or owners.all_live:
+            return True
+        return not first[owners.index < 0].any()
 
     def _decode(self, i: int, rows: Rows, key: int, first: Tensor) -> Owners | None:
         levels, index = self._levels(), torch.zeros(len(first), dtype=torch.long)
@@ -85,14 +114,15 @@ class Tagged:
         dead = size <= 32 * torch.finfo(first.dtype).eps * size.max()
         for digit, (_, second) in enumerate(self._pass("digits")):
             gradient = rows(second[i])  # type: ignore[arg-type]
-            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(TINY)
+            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(torch.finfo(first.dtype).tiny)
             level = ((ratio - 1) * levels).round()
+            level = level.clamp(0, levels - 1)
             if not fits(first, gradient, torch.where(dead, 0.0, 1 + level / levels)):
+                self.known[key] = None
                 return None
-            index += level.nan_to_num().long().clamp(0, levels - 1) * levels**digit
-        if (index >= len(self.output)).any():
-            return None
-        self.known[key] = Owners(torch.where(dead, -1, index))
+            index += level.nan_to_num().long() * levels**digit
+        found = torch.where(dead, -1, index)
+        self.known[key] = Owners(found) if (found < len(self.output)).all() else None
         return self.known[key]
 
     def _levels(self) -> int:
@@ -131,9 +161,6 @@ class Tagged:
         )
 
 
-TINY = 1e-300
-
-
 def fits(first: Tensor, second: Tensor, tags: Tensor) -> bool:
     """Whether second_m = tag_m first_m, up to rounding; tag 0: both vanish."""
     double = first.dtype == torch.float64
@@ -144,9 +171,9 @@ def fits(first: Tensor, second: Tensor, tags: Tensor) -> bool:
 
 def arrange(owners: Owners, points: int) -> Tensor | None:
     """Row numbers as (S, N), -1 where a residual has fewer than S; None: they are 0, ..., N - 1."""
-    index = owners.index
-    if len(index) == points and torch.equal(index, torch.arange(points, device=index.device)):
+    if owners.is_identity(points):
         return None
+    index = owners.index
     live = (index >= 0).nonzero()[:, 0]
     order = live[index[live].argsort(stable=True)]
     owner = index[order]
