@@ -10,14 +10,24 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.capture import PRECISION, Capture
 from kfac_pinn.jacobian.check import autograd_of
 from kfac_pinn.jacobian.dense_rows import uses_tf32
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term, as_terms
+from kfac_pinn.jacobian.losses import Residuals, Term, as_terms, total_loss
 from kfac_pinn.jacobian.sources import Source
 
-__all__ = ["Block", "Linearization", "SelfLinearizing", "TermJacobian", "linearize"]
+__all__ = [
+    "Block",
+    "Linearization",
+    "SelfLinearizing",
+    "TermJacobian",
+    "evaluate",
+    "linearize",
+    "linearize_loss",
+    "terms_at",
+]
 
 
 @runtime_checkable
@@ -77,21 +87,84 @@ def linearize(
             return closure.linearize(list(known), due, list(known.values()))
     before = [p.detach().clone() for p in known] if check is not False else []
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        with Capture(known) as capture:
-            terms = as_terms(closure())
-        like = next(iter(known))
-        triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-        loss = float(sum(term.loss().detach() for term in terms))
-        linear_term = linear_term_of(terms, list(known))
+        with Capture(known) as capture, BackwardWatch(known, run=False) as watch:
+            returned = closure()
+        output = returned if watch.loss is None else watch.loss
         with checking(check, known, capture.program) as due:
-            source = Source(known, capture, triples)
-            result = Linearization(list(known), source.terms(due), loss, linear_term)
-            refuse_infinite(result, known)
+            result = linearized(output, known, capture, due)
             if due:
-                warn_of_tf32(like)
+                warn_of_tf32(next(iter(known)))
                 refuse_changes(known, before)
-                warn_of_unused(result, known)
+    result.needs_gradients = capture.calls_autograd or is_loss(output)
     return result
+
+
+def linearize_loss(
+    losses: Tensor | Sequence[Tensor],
+    parameters: Iterable[Tensor],
+    check: bool | set[int] = False,
+    names: Sequence[str] | None = None,
+) -> Linearization:
+    """The linearisation of a loss that has been computed already, or of the sum of several.
+
+    Args:
+        losses: tensors of one number each, with their graphs (`BackwardWatch` keeps them).
+        parameters, check, names: as of `linearize`.
+
+    Raises:
+        As `linearize`.
+    """
+    known = named(list(parameters), names)
+    losses = [losses] if isinstance(losses, Tensor) else list(losses)
+    with torch.enable_grad():
+        total = torch.stack([loss.reshape(()) for loss in losses]).sum()
+        with checking(check, known, [linearize_loss]) as due:
+            return linearized(total, known, None, due)
+
+
+def linearized(
+    output: Any, known: Mapping[Tensor, str], capture: Capture | None, due: bool
+) -> Linearization:
+    """r and J of what a closure returned or called backward on, with its graph."""
+    like = next(iter(known))
+    terms = as_terms(output, known)
+    triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
+    loss = float(output.detach() if is_loss(output) else sum(t.loss().detach() for t in terms))
+    linear_term = linear_term_of(terms, list(known))
+    source = Source(known, capture, triples)
+    result = Linearization(list(known), source.terms(due), loss, linear_term)
+    refuse_infinite(result, known)
+    if due:
+        warn_of_unused(result, known)
+    return result
+
+
+def is_loss(output: Any) -> bool:
+    """Whether it is one number, not a vector of residuals."""
+    return isinstance(output, Tensor) and output.ndim == 0
+
+
+def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
+    """L at the current parameters, of a closure that returns residuals or calls backward.
+
+    Args:
+        closure: as of `linearize`; backward() inside it does nothing.
+        gradients: whether it may need a graph: one that calls autograd does
+            (`Linearization.needs_gradients`).
+    """
+    return total_loss(run(closure, gradients))
+
+
+def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
+    """The residual terms there; arguments as of `evaluate`."""
+    return as_terms(run(closure, gradients))
+
+
+def run(closure: Callable[[], Any], gradients: bool) -> Any:
+    """What it returns, or the loss that it called backward on."""
+    with torch.set_grad_enabled(gradients), BackwardWatch(run=False) as watch:
+        returned = closure()
+        return returned if watch.loss is None else watch.loss
 
 
 @contextmanager

@@ -109,7 +109,11 @@ class Linearization:
         terms: one entry a residual term (several for a term with a convex loss).
         loss: L, a float; 1/2 ||r||^2 for least squares.
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
+        needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
+            with gradients disabled.
     """
+
+    needs_gradients: bool = False
 
     def __init__(
         self,

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.closure import Linearization
-from kfac_pinn.jacobian.losses import Residuals, total_loss
+from kfac_pinn.jacobian.closure import Linearization, evaluate
+from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import pinv_solve
 
 __all__ = [
@@ -59,13 +59,13 @@ class Objective:
         self.closure, self.parameters = closure, list(parameters)
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
+        self.gradients = False  # whether the closure calls autograd itself
 
     def __call__(self, displacement: Tensor) -> float:
         """The loss there; inf where it is not finite. Leaves the parameters there."""
         self.move(displacement)
         self.evaluations += 1
-        with torch.no_grad():
-            loss = float(total_loss(self.closure()))
+        loss = float(evaluate(self.closure, self.gradients))
         return loss if math.isfinite(loss) else math.inf
 
     def move(self, displacement: Tensor) -> None:

@@ -179,6 +179,6 @@ def arrange(owners: Owners, points: int) -> Tensor | None:
     owner = index[order]
     counts = owner.bincount(minlength=points)
     rank = torch.arange(len(order), device=index.device) - (counts.cumsum(0) - counts)[owner]
-    places = index.new_full((int(counts.max()), points), -1)
+    places = index.new_full((max(1, int(counts.max())), points), -1)
     places[rank, owner] = order
     return places
