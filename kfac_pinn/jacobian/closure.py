@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,8 +10,15 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.capture import PRECISION, Capture
-from kfac_pinn.jacobian.check import autograd_of
-from kfac_pinn.jacobian.dense_rows import uses_tf32
+from kfac_pinn.jacobian.check import (
+    CheckSchedule,
+    autograd_of,
+    due,
+    names_of,
+    refuse_changes,
+    warn_of_tf32,
+    warn_of_unused,
+)
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
 from kfac_pinn.jacobian.losses import Residuals, Term, as_terms, total_loss
 from kfac_pinn.jacobian.sources import Source
@@ -54,7 +59,7 @@ class SelfLinearizing(Protocol):
 def linearize(
     closure: Callable[[], Residuals],
     parameters: Iterable[Tensor],
-    check: bool | set[int] = False,
+    check: bool | CheckSchedule = False,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
@@ -64,9 +69,8 @@ def linearize(
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
             asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
-        check: also compare J^T u with autograd's, parameter by parameter, for a random u; given
-            the set of programs (the torch functions called, and the parameters) that were compared
-            before, only if this one is new; it then joins them.
+        check: also compare J^T u with autograd's, parameter by parameter, for a random u: now, or
+            when a schedule says so. A program that is new is compared in any case.
         names: of the parameters, for errors.
 
     Raises:
@@ -82,19 +86,19 @@ def linearize(
             "the closure must be a function that returns the residuals, found "
             f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
         )
+    before = [p.detach().clone() for p in known]
     if isinstance(closure, SelfLinearizing):
-        with checking(check, known, [type(closure)]) as due:
-            return closure.linearize(list(known), due, list(known.values()))
-    before = [p.detach().clone() for p in known] if check is not False else []
+        with due(check, known, [type(closure)]) as now:
+            result = closure.linearize(list(known), now, list(known.values()))
+            refuse_changes(known, before)
+            return result
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Capture(known) as capture, BackwardWatch(known, run=False) as watch:
             returned = closure()
+        refuse_changes(known, before)
         output = returned if watch.loss is None else watch.loss
-        with checking(check, known, capture.program) as due:
-            result = linearized(output, known, capture, due)
-            if due:
-                warn_of_tf32(next(iter(known)))
-                refuse_changes(known, before)
+        with due(check, known, capture.program) as now:
+            result = linearized(output, known, capture, now)
     result.needs_gradients = capture.calls_autograd or is_loss(output)
     return result
 
@@ -102,7 +106,7 @@ def linearize(
 def linearize_loss(
     losses: Tensor | Sequence[Tensor],
     parameters: Iterable[Tensor],
-    check: bool | set[int] = False,
+    check: bool | CheckSchedule = False,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """The linearisation of a loss that has been computed already, or of the sum of several.
@@ -118,12 +122,12 @@ def linearize_loss(
     losses = [losses] if isinstance(losses, Tensor) else list(losses)
     with torch.enable_grad():
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
-        with checking(check, known, [linearize_loss]) as due:
-            return linearized(total, known, None, due)
+        with due(check, known, [linearize_loss]) as now:
+            return linearized(total, known, None, now)
 
 
 def linearized(
-    output: Any, known: Mapping[Tensor, str], capture: Capture | None, due: bool
+    output: Any, known: Mapping[Tensor, str], capture: Capture | None, check: bool
 ) -> Linearization:
     """r and J of what a closure returned or called backward on, with its graph."""
     like = next(iter(known))
@@ -132,9 +136,10 @@ def linearized(
     loss = float(output.detach() if is_loss(output) else sum(t.loss().detach() for t in terms))
     linear_term = linear_term_of(terms, list(known))
     source = Source(known, capture, triples)
-    result = Linearization(list(known), source.terms(due), loss, linear_term)
+    result = Linearization(list(known), source.terms(check), loss, linear_term)
     refuse_infinite(result, known)
-    if due:
+    if check:
+        warn_of_tf32(like)
         warn_of_unused(result, known)
     return result
 
@@ -167,24 +172,11 @@ def run(closure: Callable[[], Any], gradients: bool) -> Any:
         return returned if watch.loss is None else watch.loss
 
 
-@contextmanager
-def checking(
-    check: bool | set[int], parameters: Iterable[Tensor], program: Sequence[Any]
-) -> Iterator[bool]:
-    """Whether a program is to be compared with autograd; it is remembered unless that fails."""
-    if isinstance(check, bool):
-        yield check
-    else:
-        key = hash((frozenset(map(id, parameters)), *program))
-        yield key not in check
-        check.add(key)
-
-
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:
     """parameter -> name, after a look at what can be wrong with them."""
     if not parameters:
         raise ValueError("no parameters: there is nothing to train")
-    names = names or [f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(parameters)]
+    names = names_of(parameters, names)
     for name, p in zip(names, parameters, strict=True):
         refuse_parameter(name, p, parameters[0])
     result = dict(zip(parameters, names, strict=True))
@@ -240,33 +232,3 @@ def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
                 f"the gradient of parameter {name} is not finite although the residual is. Look "
                 "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
             )
-
-
-def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:
-    """A closure evaluates the residuals; it must not train."""
-    for (p, name), old in zip(names.items(), before, strict=True):
-        if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
-            raise RuntimeError(
-                f"the closure changed parameter {name}. It may be called several times a step and "
-                "must leave the parameters alone: no optimizer step, no clipping or renormalising "
-                "of weights inside; do that between the steps"
-            )
-
-
-def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
-    """A parameter that moves no residual stays where it is."""
-    used = {id(p) for block in result.blocks for p in block.parameters}
-    unused = [name for p, name in names.items() if id(p) not in used]
-    if unused:
-        message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
-        warnings.warn(message, stacklevel=2)
-
-
-def warn_of_tf32(like: Tensor) -> None:
-    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
-    if uses_tf32(like):
-        warnings.warn(
-            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
-            "torch.set_float32_matmul_precision('highest') or train in float64",
-            stacklevel=2,
-        )

@@ -32,11 +32,11 @@ from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
+from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["GraphAssembly", "Memory", "ReadResidual"]
 
 ATTEMPTS = 8
-DENSE = 2**25  # entries of dense rows
 
 Memory = dict[Any, Any]
 Entries = tuple[Tensor, Tensor, Tensor]
@@ -113,9 +113,7 @@ class GraphAssembly:
         memory: what earlier evaluations of the same program have found.
     """
 
-    def __init__(
-        self, names: Mapping[Tensor, str], outputs: list[Tensor], memory: Memory
-    ) -> None:
+    def __init__(self, names: Mapping[Tensor, str], outputs: list[Tensor], memory: Memory) -> None:
         trained = {id(p): p for p in names}
         self.read = [ReadResidual(output, trained, memory) for output in outputs]
         products = [p for read in self.read for p in self._products(read)]
@@ -186,7 +184,7 @@ class GraphAssembly:
         if isinstance(block, Layer):
             return isinstance(reader, Factor) and leaf_at(reader.edge) is block.bias
         width = numel(shape_at(reader.edge))
-        return block.size <= LARGEST_LEAF and read.points * width <= DENSE
+        return block.size <= LARGEST_LEAF and read.points * width <= NUMBERS
 
     def _layers(
         self, read: ReadResidual, value: Tensor, lost: list[Block]

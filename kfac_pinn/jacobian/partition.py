@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import Layer, Leaf
 
-__all__ = ["NOWHERE", "Partition", "Pair"]
+__all__ = ["NOWHERE", "Pair", "Partition"]
 
 NOWHERE = slice(0, 0)
 

@@ -78,9 +78,7 @@ class Head:
     rho: Rho | None = None
 
 
-def residual_terms(
-    loss: Tensor, trained: Iterable[Tensor] | None = None
-) -> list[LeastSquares]:
+def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> list[LeastSquares]:
     """The residuals of a scalar loss, each as a term: their losses add up to it.
 
     Args:
@@ -320,7 +318,7 @@ def log_cosh(node: Node) -> Head | None:
     cosh = node.next_functions[0][0]
     if name_of(cosh) != "Cosh":
         return None
-    return Head(node, cosh._saved_self, same, lambda r: r.abs() + torch.log1p(torch.exp(-2 * r.abs())) - math.log(2))
+    return Head(node, cosh._saved_self, same, lambda r: torch.logaddexp(r, -r) - math.log(2))
 
 
 def square_root(node: Node) -> Head | None:

@@ -95,6 +95,7 @@ class Source:
         result = Linearization(list(self.names), terms, 0.0)
         return mismatch(result, self.outputs, self.names) is None
 
+
 def refuse_independent(terms: Sequence[TermJacobian]) -> None:
     """A residual that reads nothing trained is a mistake."""
     for term in terms:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.closure import terms_at
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import LeastSquares
 from kfac_pinn.search.line import Objective, Search, Step
 

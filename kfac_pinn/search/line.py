@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.check import names_of, refuse_changes
 from kfac_pinn.jacobian.closure import Linearization, evaluate
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import pinv_solve
@@ -53,10 +54,20 @@ class Objective:
     Args:
         closure: returns residuals.
         parameters: moved for an evaluation, put back by `restore`.
+        names: of the parameters, for errors.
+
+    Raises (when called):
+        RuntimeError: for a closure that changes a parameter.
     """
 
-    def __init__(self, closure: Callable[[], Residuals], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        closure: Callable[[], Residuals],
+        parameters: Sequence[Tensor],
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.closure, self.parameters = closure, list(parameters)
+        self.names = names_of(self.parameters, names)
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
         self.gradients = False  # whether the closure calls autograd itself
@@ -64,8 +75,10 @@ class Objective:
     def __call__(self, displacement: Tensor) -> float:
         """The loss there; inf where it is not finite. Leaves the parameters there."""
         self.move(displacement)
+        there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
         loss = float(evaluate(self.closure, self.gradients))
+        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
         return loss if math.isfinite(loss) else math.inf
 
     def move(self, displacement: Tensor) -> None:

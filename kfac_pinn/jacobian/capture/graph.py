@@ -25,7 +25,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from kfac_pinn.jacobian.capture.readers import (
     ELEMENTWISE,
     PRODUCTS,
-    Factor,
     Product,
     Reader,
     Unknown,

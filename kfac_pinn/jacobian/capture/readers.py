@@ -63,10 +63,10 @@ class Product:
         copies = 1
         for length in shape[:-2]:
             copies *= length
-        sent = numbers.to(dtype_of(self.edge.node, self.edge.output_nr)).view(shape[-2:]).expand(shape)
-        (found,) = torch.autograd.grad(
-            self.edge, leaf, sent, retain_graph=True, allow_unused=True
+        sent = (
+            numbers.to(dtype_of(self.edge.node, self.edge.output_nr)).view(shape[-2:]).expand(shape)
         )
+        (found,) = torch.autograd.grad(self.edge, leaf, sent, retain_graph=True, allow_unused=True)
         if found is None:
             return
         for flipped in (False, True):
@@ -197,7 +197,9 @@ def convolution(node: Node, slot: int, edge: GradientEdge) -> Reader:
         images, kernel = images[:, :, None], (1, *kernel)
     patches = F.unfold(images, tuple(kernel), *geometry)
     z = patches.transpose(1, 2).flatten(0, 1)
-    product = Product(node, edge, z, lambda g: g.flatten(2).transpose(1, 2).flatten(0, 1), left=True)
+    product = Product(
+        node, edge, z, lambda g: g.flatten(2).transpose(1, 2).flatten(0, 1), left=True
+    )
     return product
 
 

@@ -114,7 +114,9 @@ class Tagged:
         dead = size <= 32 * torch.finfo(first.dtype).eps * size.max()
         for digit, (_, second) in enumerate(self._pass("digits")):
             gradient = rows(second[i])  # type: ignore[arg-type]
-            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(torch.finfo(first.dtype).tiny)
+            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(
+                torch.finfo(first.dtype).tiny
+            )
             level = ((ratio - 1) * levels).round()
             level = level.clamp(0, levels - 1)
             if not fits(first, gradient, torch.where(dead, 0.0, 1 + level / levels)):
