@@ -1,9 +1,9 @@
 """The Jacobian against autograd's: when the two are compared.
 
 J is read off one forward pass. Whether it was read rightly is seen by one product, J^T u for a
-random u, that autograd gives too; where they differ, `sources` reads it in another way. What can be wrong may begin at any step (a closure that shuffles
-its outputs from the second step on calls the same functions), so one look is not enough, while a
-look at every step costs a backward pass.
+random u, that autograd gives too; where they differ, `sources` reads it in another way. What can be
+wrong may begin at any step (a closure that shuffles its outputs from the second step on calls the
+same functions), so one look is not enough, while a look at every step costs a backward pass.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class CheckSchedule:
 
 @contextmanager
 def due(
-    check: bool | CheckSchedule, parameters: Mapping[Tensor, str], functions: Sequence[Any]
+    check: bool | CheckSchedule | None, parameters: Mapping[Tensor, str], functions: Sequence[Any]
 ) -> Iterator[bool]:
-    """Whether to compare now: a schedule decides by the program, a bool by itself."""
+    """Whether to compare now: a schedule decides by the program, a bool by itself, None is no."""
     if isinstance(check, CheckSchedule):
         with check.due(hash((frozenset(map(id, parameters)), *functions))) as answer:
             yield answer
     else:
-        yield check
+        yield bool(check)
 
 
 def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -59,7 +59,7 @@ class SelfLinearizing(Protocol):
 def linearize(
     closure: Callable[[], Residuals],
     parameters: Iterable[Tensor],
-    check: bool | CheckSchedule = False,
+    check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
@@ -69,8 +69,8 @@ def linearize(
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
             asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
-        check: also compare J^T u with autograd's, parameter by parameter, for a random u: now, or
-            when a schedule says so. A program that is new is compared in any case.
+        check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
+            schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
 
     Raises:
@@ -98,7 +98,8 @@ def linearize(
         refuse_changes(known, before)
         output = returned if watch.loss is None else watch.loss
         with due(check, known, capture.program) as now:
-            result = linearized(output, known, capture, now)
+            new = check is not False
+            result = linearized(output, known, Source(known, capture, now, new))
     result.needs_gradients = capture.calls_autograd or is_loss(output)
     return result
 
@@ -106,7 +107,7 @@ def linearize(
 def linearize_loss(
     losses: Tensor | Sequence[Tensor],
     parameters: Iterable[Tensor],
-    check: bool | CheckSchedule = False,
+    check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """The linearisation of a loss that has been computed already, or of the sum of several.
@@ -123,22 +124,19 @@ def linearize_loss(
     with torch.enable_grad():
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
-            return linearized(total, known, None, now)
+            return linearized(total, known, Source(known, None, now, check is not False))
 
 
-def linearized(
-    output: Any, known: Mapping[Tensor, str], capture: Capture | None, check: bool
-) -> Linearization:
+def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
     """r and J of what a closure returned or called backward on, with its graph."""
     like = next(iter(known))
     terms = as_terms(output, known)
     triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
     loss = float(output.detach() if is_loss(output) else sum(t.loss().detach() for t in terms))
     linear_term = linear_term_of(terms, list(known))
-    source = Source(known, capture, triples)
-    result = Linearization(list(known), source.terms(check), loss, linear_term)
+    result = Linearization(list(known), source.terms(triples), loss, linear_term)
     refuse_infinite(result, known)
-    if check:
+    if source.check:
         warn_of_tf32(like)
         warn_of_unused(result, known)
     return result

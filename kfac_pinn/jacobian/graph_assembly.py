@@ -239,13 +239,14 @@ class GraphAssembly:
 
     def _of_parameters(self, read: ReadResidual, name: str, value: Tensor) -> TermJacobian:
         """A residual that reads no points: a penalty on weights, or a function of them."""
-        leaves = [read.graph.trained[i] for i in read.graph.leaves[read.graph.root]]
+        found = read.graph.leaves[read.graph.root]
+        leaves = [p for i, p in read.graph.trained.items() if i in found]
         by_block: dict[Block, list[Entries | None]] = {}
-        for leaf, found in zip(leaves, self._entries(read, leaves, value), strict=True):
-            by_block.setdefault(self.partition.block(id(leaf)), []).append(found)
+        for leaf, entries in zip(leaves, self._entries(read, leaves, value), strict=True):
+            by_block.setdefault(self.partition.block(id(leaf)), []).append(entries)
         lost = [block for block, parts in by_block.items() if None in parts]
         blocks: dict[Block, BlockJacobian] = {
-            block: EntriesJacobian(block, *map(torch.cat, zip(*parts, strict=True)), read.points)  # type: ignore[arg-type]
+            block: joined_entries(block, [part for part in parts if part], read.points)
             for block, parts in by_block.items()
             if block not in lost
         }
@@ -259,16 +260,22 @@ class GraphAssembly:
         edges = [get_gradient_edge(leaf) for leaf in leaves]
         tagged = Tagged(read.output, edges, read.memory.setdefault("entries", {}))
         for i, leaf in enumerate(leaves):
-            owners = tagged.owners(i, entries, i)
+            owners = tagged.owners(i, each_entry, i)
             if owners is None:
                 yield None
                 continue
             kept = (owners.index >= 0).nonzero()[:, 0]
-            values = tagged.gradient(i, entries, owners)[kept, 0].to(value)
+            values = tagged.gradient(i, each_entry, owners)[kept, 0].to(value)
             yield kept + self.partition.places[id(leaf)].start, owners.index[kept], values
 
 
-def entries(gradient: Tensor) -> Tensor:
+def joined_entries(block: Block, parts: list[Entries], points: int) -> EntriesJacobian:
+    """Those of a layer's weight and bias together."""
+    columns, owners, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return EntriesJacobian(block, columns, owners, values, points)
+
+
+def each_entry(gradient: Tensor) -> Tensor:
     """Every entry a row of its own."""
     return gradient.reshape(-1, 1)
 

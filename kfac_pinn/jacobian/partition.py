@@ -79,5 +79,5 @@ class Partition:
         }
 
     def _layer(self, weight: Tensor | None, bias: Tensor | None, transposed: bool) -> Layer:
-        where = [self.places.get(id(p), NOWHERE) for p in (weight, bias)]
-        return Layer(weight, bias, *where, transposed and weight is not None)
+        first, second = (self.places.get(id(p), NOWHERE) for p in (weight, bias))
+        return Layer(weight, bias, first, second, transposed and weight is not None)

@@ -1,12 +1,12 @@
 """The residuals behind a scalar loss, read off its autograd graph.
 
-A loss L = sum_k sum_e w_ke r_ke^2 is linear in its squares: from the loss down, sums, means, weights
-and changes of shape lead to the nodes that square something, and one backward pass to those nodes
-says with which weights w. So L = 1/2 ||r||^2 for the residuals sqrt(2 w) r.
+A loss L = sum_k sum_e w_ke r_ke^2 is linear in its squares: from the loss down, sums, means,
+weights and changes of shape lead to the nodes that square something, and one backward pass to those
+nodes says with which weights w. So L = 1/2 ||r||^2 for the residuals sqrt(2 w) r.
 
-Robust losses rho(r) (Huber, L1, log cosh, ...) are least squares with the weights rho'(r) / r, which
-are held constant for a step: their gradient is exact, their curvature that of the parabola that
-touches rho from above (iteratively reweighted least squares).
+Robust losses rho(r) (Huber, L1, log cosh, ...) are least squares with the weights rho'(r) / r,
+which are held constant for a step: their gradient is exact, their curvature that of the parabola
+that touches rho from above (iteratively reweighted least squares).
 """
 
 from __future__ import annotations
@@ -220,9 +220,9 @@ def refusal(node: Node) -> str:
 def squared(node: Node) -> Head | None:
     """r ** 2, and r ** 4 as the square of r ** 2; the square of a norm is that of its vector."""
     exponent, value = exponent_of(node), node._saved_self
-    if exponent == 2 and name_of(value.grad_fn) == "LinalgVectorNorm":
-        if (head := norm(value.grad_fn, node)) is not None:
-            return head
+    vector = name_of(value.grad_fn) == "LinalgVectorNorm"
+    if exponent == 2 and vector and (head := norm(value.grad_fn, node)) is not None:
+        return head
     if exponent > 0 and exponent % 2 == 0:
         return Head(node, value if exponent == 2 else value ** (exponent / 2), same)
     return None

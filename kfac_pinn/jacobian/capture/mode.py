@@ -84,8 +84,15 @@ class Capture(TorchFunctionMode):
             if isinstance(output, Tensor) and is_functorch(output):
                 self.unseen = True
             elif output.requires_grad:
-                self.uses.append(RECORDERS[func](output, *args, **kwargs))
+                self.record(func, output, args, kwargs)
         return output
+
+    def record(self, func: Any, output: Any, args: Any, kwargs: Any) -> None:
+        """Keep what is needed of a call, if it is of a kind that is known here."""
+        try:
+            self.uses.append(RECORDERS[func](output, *args, **kwargs))
+        except NotImplementedError:
+            self.unseen = True
 
     def spread(self, args: Sequence[Any]) -> Sequence[Any]:
         """Replace what is broadcast over the points by one copy a point."""
