@@ -117,10 +117,10 @@ class GraphAssembly:
         trained = {id(p): p for p in names}
         self.read = [ReadResidual(output, trained, memory) for output in outputs]
         products = [p for read in self.read for p in self._products(read)]
-        products.sort(key=lambda pair: pair[0].node._sequence_nr())
+        products.sort(key=lambda pair: (pair[1] is None, pair[0].node._sequence_nr()))
         self.partition = Partition(
             names,
-            [Pair(p.weight, bias, p.transposed) for p, bias in products if p.weight is not None],
+            [Pair(p.weight, b, p.stored_transposed) for p, b in products if p.weight is not None],
             self._alone(),
         )
         self.inputs: dict[Any, LayerInputs] = {}
@@ -141,7 +141,7 @@ class GraphAssembly:
     def _products(self, read: ReadResidual) -> list[tuple[Product, Tensor | None]]:
         """Products with the trained bias that is added to them, if one is."""
         added = {
-            reader.node: bias
+            read.graph.sum_at(reader.node): bias
             for reader in read.reached
             if isinstance(reader, Factor) and (bias := leaf_at(reader.edge)) is not None
         }
@@ -159,7 +159,7 @@ class GraphAssembly:
         for read in self.read:
             joint = {p.bias_node for p, bias in self._products(read) if bias is not None}
             for reader in read.reached:
-                if not isinstance(reader, Factor) or reader.node not in joint:
+                if not isinstance(reader, Factor) or read.graph.sum_at(reader.node) not in joint:
                     found |= set(read.graph.leaves_of(reader.edge))
         return found - {
             id(p.weight)
@@ -171,7 +171,11 @@ class GraphAssembly:
     def _lost(self, read: ReadResidual) -> list[Block]:
         """Blocks with a reader that cannot be read, or too large for dense rows."""
         found: dict[Block, None] = {}
+        joint = {p.bias_node: bias for p, bias in self._products(read) if bias is not None}
         for reader in read.reached:
+            bias = joint.get(read.graph.sum_at(reader.node))
+            if bias is not None and leaf_at(reader.edge) is bias and self._layered(bias):
+                continue  # its rows are those of the product
             layered = isinstance(reader, Product) and id(reader.weight) in self.partition.layers
             for parameter in read.graph.leaves_of(reader.edge):
                 block = self.partition.block(parameter)
@@ -179,6 +183,9 @@ class GraphAssembly:
                 if not clear or not (layered or self._fits(read, reader, block)):
                     found[block] = None
         return list(found)
+
+    def _layered(self, bias: Tensor) -> bool:
+        return isinstance(self.partition.block(id(bias)), Layer)
 
     def _fits(self, read: ReadResidual, reader: Reader, block: Block) -> bool:
         if isinstance(block, Layer):
