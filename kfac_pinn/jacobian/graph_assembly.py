@@ -32,6 +32,7 @@ from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
+from kfac_pinn.jacobian.sampled import Sampler
 from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["GraphAssembly", "Memory", "ReadResidual"]
@@ -136,7 +137,19 @@ class GraphAssembly:
             **self._leaves(read, value, lost),
         }
         rest = AutogradJacobian(read.output, lost) if lost else None
-        return TermJacobian(name, value, blocks, rest)
+        return TermJacobian(name, value, blocks, rest, self._sampler(read, lost))
+
+    def _sampler(self, read: ReadResidual, lost: list[Block]) -> Sampler | None:
+        """Kronecker factors of the layers that are left to autograd."""
+        found: dict[Layer, list[Product]] = {}
+        biased = set()
+        for product, bias in self._products(read):
+            layer = self.partition.layers.get(id(product.weight))
+            if layer is not None and layer in lost:
+                found.setdefault(layer, []).append(product)
+                if bias is not None and bias is layer.bias:
+                    biased.add(product)
+        return Sampler(read.output, found, biased) if found else None
 
     def _products(self, read: ReadResidual) -> list[tuple[Product, Tensor | None]]:
         """Products with the trained bias that is added to them, if one is."""
