@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from hyperlora_ext.emission import task_linear
+from hyperlora_ext.emitted_layers import task_linear
 from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
 from kfac_pinn.jacobian.blocks import Layer, LayerJacobian
@@ -249,7 +249,7 @@ def task_rows(closure: TaskResiduals) -> TaskRows:
     if not capture.uses:
         raise RuntimeError(
             "the residuals do not evaluate the tasks' networks: they have no rows. Regression on "
-            "weights takes one of torch's optimizers, by `Published`, or `by_weights(train=None)`"
+            "weights takes one of torch's optimizers"
         )
     scales = [len(r) ** -0.5 for r in residuals]
     rows = [s * rows_of(r, theta, fields, capture) for s, r in zip(scales, residuals, strict=True)]

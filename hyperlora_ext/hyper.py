@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.emission import LowRank, TaskLinear, Whole
-from hyperlora_ext.frames import Shifted, in_frame, shifted
+from hyperlora_ext.emitted_layers import LowRank, TaskLinear, Whole
 from hyperlora_ext.lora import frozen, ranks_for, rewired
-from hyperlora_ext.spaces import Task, TaskSpace, single
+from hyperlora_ext.symmetry import Shifted, in_frame, shifted
+from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]

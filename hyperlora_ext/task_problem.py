@@ -66,7 +66,7 @@ class Data:
 class Weights:
     """Regression on the numbers of trained networks, whatever fields they make.
 
-    Its residuals do not pass through the networks: for torch's optimizers (`Published`) only.
+    Its residuals do not pass through the networks: for torch's optimizers only.
 
     Attributes:
         numbers: theta_t of the tasks that are drawn, in their order, (T, size).

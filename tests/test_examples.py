@@ -23,7 +23,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hyperlora_ext import training
+from hyperlora_ext import schedules
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = {
@@ -66,9 +66,9 @@ def test_hyperlora_scripts_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As they are printed in the docs, but one step instead of so many seconds."""
-    fit = training.fit
+    fit = schedules.fit
     monkeypatch.setattr(
-        training, "fit", lambda *a, **k: fit(*a, **{**k, "seconds": None, "steps": 1})
+        schedules, "fit", lambda *a, **k: fit(*a, **{**k, "seconds": None, "steps": 1})
     )
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLES / f"{name}.py"))

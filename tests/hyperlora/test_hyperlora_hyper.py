@@ -8,20 +8,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from published_schedule import PublishedSchedule
+from regimes import by_pinns
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from hyperlora_ext.emission import task_linear
+from hyperlora_ext.emitted_layers import task_linear
 from hyperlora_ext.family import Family
 from hyperlora_ext.generated import GeneratedLinearization, TaskResiduals
 from hyperlora_ext.hyper import HIDDEN, HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count
-from hyperlora_ext.objectives import task_problem
 from hyperlora_ext.problems import burgers1d, kovasznay
-from hyperlora_ext.regimes import by_pinns
-from hyperlora_ext.spaces import Interval
-from hyperlora_ext.training import Published
+from hyperlora_ext.task_problem import task_problem
+from hyperlora_ext.task_spaces import Interval
 from kfac_pinn import (
     ENGD,
     KFAC,
@@ -304,7 +304,7 @@ def test_everything_takes_the_networks_dtype(family: Family) -> None:
     assert h.pinn(task)(x).dtype == h(task, x).dtype == torch.float32
     assert family.errors(lambda t: h.fields(t), task).mse.dtype == torch.float64
     known = task[None], [h.pinn(task)]
-    adam = Published(2, 1, 1)
+    adam = PublishedSchedule(2, 1, 1)
     by_pinns(copy.deepcopy(h), family, known, adam, 5)
 
 
