@@ -16,7 +16,7 @@ from hyperlora_ext.objectives import Sizes
 from kfac_pinn import SPRING
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.pinn.training import Callback, Every, History, Run, Schedule, fit
+from kfac_pinn.pinn.training import Callback, Every, History, Patience, Run, Schedule, fit
 from kfac_pinn.search.line import Armijo
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "PUBLISHED_PINN",
     "Exhausted",
     "Levenberg",
-    "Patience",
     "Published",
     "Stochastic",
 ]
@@ -224,23 +223,3 @@ class Published:
 
 PUBLISHED_PINN = Published(30_000, 10_000, 5_000, polish=500)
 PUBLISHED_HYPER = Published(15_000, 5_000, 3_000, patience=15_000)
-
-
-class Patience(Callback):
-    """Stops when the held-out loss of the history has not improved for so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.best, self.since = steps, math.inf, 0
-
-    def on_step(self, run: Run) -> None:
-        row = run.rows[-1]
-        if row["held_out_loss"] < self.best:
-            self.best, self.since = row["held_out_loss"], row["step"]
-        elif run.step - self.since >= self.steps:
-            run.stop(f"no progress on held-out points for {self.steps} steps")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "since": self.since}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.since = state["best"], state["since"]
