@@ -32,7 +32,7 @@ def check_arguments(model: Any, problem: Any, optimizer: Any) -> None:
     _is(model, nn.Module, "model", "a torch.nn.Module", "MLP((2, 16, 1))")
     _is(problem, Problem, "problem", "a Problem", "poisson_2d()")
     _is(optimizer, Optimizer, "optimizer", "an optimizer", "KFACPINN(model.parameters())")
-    if not problem.terms:
+    if not problem.terms and type(problem).sample is Problem.sample:  # others draw without terms
         raise ValueError(f"the problem '{problem.name}' has no terms: there is nothing to solve")
     own = {id(p): name for name, p in model.named_parameters()}
     if not own:
