@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hyperlora_ext.task_problem import Sizes
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.pinn.training import Callback, Every, History, Run, Schedule, fit
+from kfac_pinn.pinn.training import Callback, Every, History, Patience, Schedule, fit
 
-__all__ = ["PUBLISHED_HYPER", "PUBLISHED_PINN", "Patience", "PublishedSchedule"]
+__all__ = ["PUBLISHED_HYPER", "PUBLISHED_PINN", "PublishedSchedule"]
 
 
 @dataclass(frozen=True)
@@ -74,23 +73,3 @@ class PublishedSchedule:
 
 PUBLISHED_PINN = PublishedSchedule(30_000, 10_000, 5_000, polish=500)
 PUBLISHED_HYPER = PublishedSchedule(15_000, 5_000, 3_000, patience=15_000)
-
-
-class Patience(Callback):
-    """Stops when the held-out loss of the history has not improved for so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.best, self.since = steps, math.inf, 0
-
-    def on_step(self, run: Run) -> None:
-        row = run.rows[-1]
-        if row["held_out_loss"] < self.best:
-            self.best, self.since = row["held_out_loss"], row["step"]
-        elif run.step - self.since >= self.steps:
-            run.stop(f"no progress on held-out points for {self.steps} steps")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "since": self.since}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.since = state["best"], state["since"]
