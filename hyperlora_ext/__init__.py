@@ -22,7 +22,6 @@ symmetry                        each task in a frame of its own
 
 from hyperlora_ext.certified import Solved, held_out_loss, solve
 from hyperlora_ext.family import Condition, Errors, Family, Splits, uniform_points
-from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.lora import adapt, adapters, count, merge
@@ -31,6 +30,7 @@ from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule
 from hyperlora_ext.serialization import load, state
 from hyperlora_ext.task_inputs import AtTask, parametric
 from hyperlora_ext.task_problem import Data, TaskProblem, task_problem
+from hyperlora_ext.task_residuals import TaskResiduals
 from hyperlora_ext.task_spaces import GaussianField, Interval, Intervals, TaskSpace
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.family import Family, Points
-from hyperlora_ext.generated import TaskResiduals
+from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
 
 __all__ = ["Data", "Objective", "Sizes", "TaskBatch", "TaskProblem", "Weights", "task_problem"]
