@@ -23,6 +23,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 __all__ = [
     "CheckSchedule",
     "autograd_of",
+    "compare",
     "due",
     "mismatch",
     "names_of",
@@ -101,6 +102,17 @@ def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> Non
             )
 
 
+def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]) -> None:
+    """Refuse a Jacobian that a closure gave of itself (`SelfLinearizing`) if it is not exact."""
+    if (wrong := mismatch(result, outputs, names)) is not None:
+        raise RuntimeError(
+            f"the Jacobian of {wrong} does not match autograd's. The closure's own method "
+            "`linearize` gives it; correct that, or leave it out: any closure is linearised"
+        )
+    warn_of_tf32(result.parameters[0])
+    warn_of_unused(result, names)
+
+
 def mismatch(
     result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]
 ) -> str | None:
@@ -117,7 +129,7 @@ def mismatch(
         allowed = torch.maximum(allowed, 100 * norms(result, rounding))
     for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
         if not error <= most:
-            return f"parameter {name}, relative difference {float(error / size):.1e}"
+            return f"parameter {name} (relative difference {float(error / size):.1e})"
     return None
 
 

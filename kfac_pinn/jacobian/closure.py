@@ -13,6 +13,7 @@ from kfac_pinn.jacobian.capture import PRECISION, Capture
 from kfac_pinn.jacobian.check import (
     CheckSchedule,
     autograd_of,
+    compare,
     due,
     names_of,
     refuse_changes,
