@@ -76,6 +76,7 @@ class LeastSquaresOptimizer(Optimizer):
         objective = Objective(closure, parameters, self._names())
         try:
             linearization = self._linearize(closure, parameters)
+            objective.gradients = linearization.needs_gradients
             self._notice(linearization)
             step = self.propose(linearization, objective)
             moved = self._move(step, objective)
