@@ -3,8 +3,7 @@
 import torch
 
 import hyperlora_ext as hl
-from kfac_pinn import MLP, HardConstraint, taylor
-from kfac_pinn.pinn.domains import Ball
+from kfac_pinn import MLP, Ball, HardConstraint, taylor
 
 disk = Ball((0.0, 0.0))
 space = hl.Intervals((hl.Interval(0.5, 2.0), hl.Interval(0.5, 2.0)))  # a and b
@@ -24,10 +23,10 @@ family = hl.Family("Bratu", disk, space, {"inside": inside})
 
 torch.manual_seed(0)
 network = HardConstraint(MLP((2, 16, 16, 1)), lambda x: 0 * x[:, :1], edge).double()
-base = hl.pinn(network, family.problem(torch.tensor([1.0, 1.0])), hl.Levenberg(), steps=40)
-h = hl.HyperLoRA(base, space, rank=4, hidden=(64, 64))
-train = hl.Levenberg(every=3)
-hl.by_physics(h, family, lambda g: space.sample(20, g), train, {"inside": 40}, steps=60)
+hl.LevenbergSchedule()(network, family.problem(torch.tensor([1.0, 1.0])), steps=40)
+h = hl.HyperLoRA(network, space, rank=4, hidden=(64, 64))
+tasks = hl.task_problem(family, lambda g: space.sample(20, g), sizes={"inside": 40})
+hl.LevenbergSchedule(every=3)(h, tasks, steps=60)
 for task in space.sample(3, torch.Generator().manual_seed(1)):
     solved = hl.solve(h, family, task, tolerance=1e-8, steps=10)
     middle = float(solved.model(torch.zeros(1, 2).double()).detach())

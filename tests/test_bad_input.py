@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import types
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +14,13 @@ import torch.nn.functional as F
 from steepest import Steepest
 from torch import Tensor, nn
 
-from kfac_pinn import laplacian, linearize, total_loss
+from kfac_pinn import (
+    GaussNewton,
+    laplacian,
+    linearize,
+    total_loss,
+)
+from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.dense_rows import uses_tf32
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -37,8 +41,7 @@ def fails(error: type[Exception], *says: str) -> Any:
 
 
 SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "two columns": (lambda u: torch.cat([u, u], 1), r"\(6, 2\)"),
-    "a mean": (lambda u: u.square().mean(), r"shape \(\)"),
+    "a row": (lambda u: u.mT, r"\(1, 6\)"),
     "no points": (lambda u: u[:0], r"\(0,\)"),
     "three axes": (lambda u: u[:, :, None], r"\(6, 1, 1\)"),
 }
@@ -95,20 +98,6 @@ def test_no_residuals_at_all() -> None:
         linearize(lambda: (), list(network().parameters()))
 
 
-def test_a_torch_closure() -> None:
-    model = network()
-    optimizer = Steepest(model.parameters())
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = model(x).square().mean()
-        loss.backward()
-        return loss
-
-    with fails(ValueError, "do not average over the points"):
-        optimizer.step(closure)
-
-
 def test_residuals_without_a_gradient() -> None:
     model = network()
     detached = lambda: (model(x), model(x).detach())  # noqa: E731
@@ -122,13 +111,6 @@ def test_residuals_of_another_model() -> None:
     model, other = network(), network()
     with fails(RuntimeError, "residual 1 depends on none of the optimizer's parameters", "Pass"):
         linearize(lambda: (model(x), other(x)), list(model.parameters()))
-
-
-def test_penalties_on_weights() -> None:
-    model = network()
-    closure = lambda: (model(x), 0.1 * weight(model, "0.weight").flatten())  # noqa: E731
-    with fails(RuntimeError, "residual 1 reads parameter 0 of shape", "F.linear"):
-        linearize(closure, list(model.parameters()), check=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -148,147 +130,69 @@ def test_gradients_that_are_not_finite() -> None:
         optimizer.step(lambda: model(x).square().sqrt() + 1)
 
 
-def test_batch_norm() -> None:
-    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
-    with fails(RuntimeError, "parameter 0.weight", "BatchNorm", "LayerNorm or model.eval"):
-        names = [name for name, _ in model.named_parameters()]
-        linearize(lambda: model(x), list(model.parameters()), check=True, names=names)
+def runs_compared(check: bool | CheckSchedule, runs: int) -> list[int]:
+    """The steps at which the Jacobian is compared with autograd's, points and closures changing."""
+    model = network()
+    optimizer, found = Steepest(model.parameters()), []
+    optimizer.check = check
+    for run in range(1, runs + 1):
+        with mock.patch("kfac_pinn.jacobian.sources.mismatch", return_value=None) as compare:
+            optimizer.step(lambda n=run % 3 + 2: laplacian(model, x[:n]))  # type: ignore[misc]
+        found += [run] * compare.call_count
+    return found
 
 
-def test_a_later_closure_is_checked_too() -> None:
+def test_a_program_is_checked_now_and_then() -> None:
+    assert runs_compared(CheckSchedule(), 210) == [1, 2, 4, 8, 16, 32, 64, 100, 128, 200]
+    assert runs_compared(CheckSchedule(every=3), 9) == [1, 2, 3, 4, 6, 8, 9]
+
+
+def test_the_check_may_be_made_always_or_never() -> None:
+    assert runs_compared(CheckSchedule(every=1), 5) == [1, 2, 3, 4, 5]
+    assert runs_compared(True, 5) == [1, 2, 3, 4, 5]
+    assert runs_compared(False, 5) == []
+    with fails(ValueError, "every must be at least 1, found 0"):
+        CheckSchedule(every=0)
+
+
+def test_two_programs_are_checked_each_on_its_own() -> None:
+    """Taken in turn, one of them would have all the runs 2, 4, 8, ..."""
+    model, compared = network(), [0, 0]
+    optimizer = Steepest(model.parameters())
+    for step in range(16):
+        with mock.patch("kfac_pinn.jacobian.sources.mismatch", return_value=None) as compare:
+            optimizer.step([lambda: model(x), lambda: model(x).sin()][step % 2])
+        compared[step % 2] += compare.call_count
+    assert compared == [4, 4]
+
+
+def test_a_copied_optimizer_checks_anew() -> None:
     model = network()
     optimizer = Steepest(model.parameters())
+    optimizer.check = CheckSchedule(every=7)
     optimizer.step(lambda: model(x))
-    with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-        optimizer.step(lambda: model(x) - model(x).mean())
+    copied = copy.deepcopy(optimizer)
+    assert isinstance(copied.check, CheckSchedule)
+    assert copied.check.runs == {} and copied.check.every == 7
 
 
-def test_rounding_is_not_taken_for_a_wrong_row() -> None:
-    """A layer norm of two features: in float32, autograd itself is right to few digits."""
-    refused = 0
-    for seed in range(20):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 2), nn.LayerNorm(2))
-        z = torch.rand(40, 2)
-        u = lambda: laplacian(model, z)[:, 0]  # noqa: B023, E731
-        linearize(u, model.parameters(), check=True)
-        try:
-            linearize(lambda: u() - u().mean(), model.parameters(), check=True)  # noqa: B023
-        except RuntimeError:
-            refused += 1
-    assert refused >= 18
-
-
-def mixed(model: nn.Module) -> Tensor:
-    return model(x) - model(x).mean()
-
-
-LATER: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]] = {
-    "partial": functools.partial,
-    "decorated": lambda residual: torch.enable_grad()(residual),
-    "method": lambda residual: types.MethodType(lambda _: residual(), x),
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_a_closure_calls_counts_not_how_it_is_wrapped(name: str) -> None:
-    model = network()
-    optimizer = Steepest(model.parameters())
-    optimizer.step(LATER[name](lambda: model(x)))
-    for _ in range(2):  # nor is it forgiven the second time
-        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-            optimizer.step(LATER[name](lambda: mixed(model)))
-
-
-def test_a_closure_that_changes_its_ways_is_checked_again() -> None:
-    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
-    optimizer, calls = Steepest(model.parameters()), []
+@pytest.mark.parametrize("first", [2, 3, 7])
+def test_a_closure_that_trains_from_some_later_call_on(first: int) -> None:
+    """The call may be one of the search's."""
+    model, calls = network(), [0]
+    optimizer = GaussNewton(model.parameters())
 
     def closure() -> Tensor:
-        calls.append(model.train(len(calls) >= 2))
+        calls[0] += 1
+        if calls[0] >= first:
+            with torch.no_grad():
+                model[0].weight.clamp_(-0.01, 0.01)
         return model(x) - 1
 
-    optimizer.step(closure)
-    optimizer.step(closure)
-    with fails(RuntimeError, "parameter 0 of shape", "BatchNorm"):
-        optimizer.step(closure)
-
-
-def test_a_program_is_checked_once() -> None:
-    model = network()
-    optimizer = Steepest(model.parameters())
-    with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
-        for n in (3, 6, 2):
-            optimizer.step(lambda n=n: laplacian(model, x[:n]))  # type: ignore[misc]
-    assert compare.call_count == 1
-
-
-PRODUCTS: dict[str, Callable[[Tensor], Callable[[Any], Any]]] = {
-    "x @ W.T": lambda W: lambda z: z @ W.T,
-    "matmul": lambda W: lambda z: torch.matmul(z, W.t()),
-    "addmm": lambda W: lambda z: torch.addmm(torch.zeros(1, dtype=W.dtype), z, W.mT),
-    "method": lambda W: lambda z: z.mm(W.transpose(0, 1)),
-    "einsum": lambda W: lambda z: torch.einsum("ni,oi->no", z, W),
-}
-
-
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_matrix_products_with_a_trained_matrix(name: str) -> None:
-    W = nn.Parameter(torch.rand(1, 2, dtype=torch.float64))
-    u = PRODUCTS[name](W)
-    with fails(RuntimeError, r"\(1, 2\)", r"functional.linear\(x, W, b\)", "nn.Linear"):
-        linearize(lambda: u(x), [W])
-
-
-@pytest.mark.parametrize("name", ["x @ W.T", "matmul", "einsum"])
-def test_matrix_products_of_jets(name: str) -> None:
-    W = nn.Parameter(torch.rand(1, 2, dtype=torch.float64))
-    u = PRODUCTS[name](W)
-    with fails(RuntimeError, r"\(1, 2\)", r"functional.linear\(x, W, b\)"):
-        linearize(lambda: laplacian(lambda z: u(z.sin()), x), [W])
-
-
-def test_nested_autograd() -> None:
-    model = network()
-
-    def closure() -> Tensor:
-        z = x.clone().requires_grad_()
-        (du,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
-        return du[:, 0]
-
-    with fails(RuntimeError, r"autograd.grad\(..., create_graph=True\)", "taylor"):
-        linearize(closure, list(model.parameters()))
-
-
-@pytest.mark.parametrize("transform", [torch.func.hessian, torch.func.jacrev, torch.func.jacfwd])
-def test_transforms_of_torch_func(transform: Callable[..., Any]) -> None:
-    model = network()
-    derivative = transform(lambda point: model(point).sum())
-    with fails(RuntimeError, "torch.func transform", "whole batch", "laplacian"):
-        linearize(lambda: torch.vmap(derivative)(x).flatten(1).sum(1), list(model.parameters()))
-
-
-def test_the_points_of_two_terms_in_one_evaluation() -> None:
-    model = network()
-
-    def closure() -> tuple[Tensor, Tensor]:
-        u = model(torch.cat([x, x + 1, x + 2]))
-        return u[:6], u[6:]
-
-    with fails(RuntimeError, "parameter 0 of shape", "18 points", "6 entries", "once a term"):
-        linearize(closure, list(model.parameters()))
-
-
-def test_points_that_are_mixed() -> None:
-    model = network()
-    closures: list[Callable[[], Tensor]] = [
-        lambda: model(x).flip(0),
-        lambda: model(x) - model(x).mean(),
-        lambda: model(x) - model(x).roll(1, 0),
-    ]
-    for closure in closures:
-        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-            linearize(closure, list(model.parameters()), check=True)
+    with fails(RuntimeError, "the closure changed parameter 0 of shape", "between the steps"):
+        for _ in range(5):
+            optimizer.step(closure)
+    assert calls[0] == first
 
 
 def test_parameters_of_mixed_dtype() -> None:
@@ -373,22 +277,6 @@ def test_closures_that_train(change: str) -> None:
         optimizer.step(closure)
 
 
-def test_large_leaves() -> None:
-    table = nn.Embedding(3000, 2, dtype=torch.float64)
-    index = torch.arange(6)
-    with fails(RuntimeError, "parameter 0 of shape", "6000 entries", "too large", "F.linear"):
-        linearize(lambda: table(index).sum(1), list(table.parameters()))
-    idle = nn.Parameter(torch.zeros(6000, dtype=torch.float64))
-    model = network()
-    linearize(lambda: model(x), [*model.parameters(), idle])
-
-
-def test_grouped_convolutions() -> None:
-    layer = nn.Conv1d(2, 2, 1, groups=2).double()
-    with fails(NotImplementedError, "groups=2", "groups=1"):
-        linearize(lambda: layer(x[:, :, None]).sum((1, 2)), list(layer.parameters()))
-
-
 class OnCuda:
     """What is asked of a tensor to know how its products are rounded."""
 
@@ -411,17 +299,16 @@ def test_tf32_is_seen() -> None:
 
 
 def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module(
-        "kfac_pinn.jacobian.closure"
-    )  # the package's attribute is the function
-    monkeypatch.setattr(module, "uses_tf32", lambda like: True)
+    monkeypatch.setattr("kfac_pinn.jacobian.check.uses_tf32", lambda like: True)
     model = network()
     optimizer, closure = Steepest(model.parameters()), lambda: model(x)
     with pytest.warns(UserWarning, match="TF32 is on.*set_float32_matmul_precision"):
         optimizer.step(closure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer.step(closure)  # once is enough
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for _ in range(8):
+            optimizer.step(closure)
+    assert len(said) == 1
 
 
 def test_modules_still_say_where_they_are_applied() -> None:

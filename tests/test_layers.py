@@ -23,7 +23,7 @@ FLOORS = [
     ["taylor_mode"],
     ["jacobian.losses", "jacobian.blocks", "jacobian.dense_rows"],
     ["jacobian.capture", "jacobian.linearization"],
-    ["jacobian.assembly"],
+    ["jacobian.assembly", "jacobian.check"],
     ["jacobian.closure"],
     ["jacobian"],
     ["curvature.decomposition", "curvature.kronecker_factors", "curvature.sample_space"],
@@ -45,7 +45,7 @@ FLOORS = [
     ["pinn.domains"],
     ["pinn.networks"],
     ["pinn.problem"],
-    ["pinn.problems"],
+    ["pinn.problems", "pinn.windows"],
     ["pinn.training"],
     ["pinn"],
 ]

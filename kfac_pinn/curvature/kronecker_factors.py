@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobian.blocks import LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 
@@ -157,7 +157,9 @@ class TraceNormDamping:
 
 
 def identity(like: Tensor) -> Tensor:
-    """I of the size of the last dimension."""
+    """I of the size of the last dimension; for a diagonal (n,), ones."""
+    if like.ndim == 1:
+        return torch.ones_like(like)
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
@@ -220,26 +222,30 @@ class Factors:
     def measure(self, linearization: Linearization, step: int) -> dict[Block, Stored]:
         """The factors of every block at the current parameters, by name."""
         cotangents = self.fisher.cotangents(linearization, step)
-        return {block: self._of(block, linearization, cotangents) for block in linearization.blocks}
+        return {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
 
     def invert(self, block: Block, factors: Stored, damping: float) -> Stored:
         """The damped inverse of a block as plain tensors."""
         if isinstance(block, Leaf):
             gramian = factors["gramian"]
+            if gramian.ndim == 1:
+                return {"inverse": 1 / (gramian + damping)}
             return {"inverse": damped_solve(gramian, identity(gramian), damping)}
         pairs = [self.rule(factors[f"A{k}"], factors[f"B{k}"], damping) for k in terms(factors)]
         return dict(vars(KroneckerSum(pairs).inverse()))
 
-    def _of(self, block: Block, linearization: Linearization, cotangents: Cotangents) -> Stored:
+    def _of(
+        self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
+    ) -> Stored:
         if isinstance(block, Leaf):
-            return {"gramian": linearization.gramian(block)}
+            return {"gramian": linearization.leaf_gramian(block, step)}
         factors = {}
         for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
-            jacobian = term.blocks.get(block)
-            if isinstance(jacobian, LayerJacobian):
+            if (found := term.factors(block, step)) is not None:
+                jacobian, by_point = found
                 A = self.sharing.inputs(jacobian.inputs)
                 factors[f"A{k}"] = A[block.columns, block.columns]
-                factors[f"B{k}"] = self._gradients(jacobian.g, u)
+                factors[f"B{k}"] = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
         return factors
 
     def _gradients(self, g: Tensor, u: Tensor | float | None) -> Tensor:
@@ -256,6 +262,7 @@ def terms(factors: Stored) -> list[str]:
 def precondition(block: Block, inverse: Stored, v: Tensor, out: Tensor) -> None:
     """Write the block of F^-1 v into the flat vector `out`."""
     if isinstance(block, Leaf):
-        out[block.place] = inverse["inverse"] @ v[block.place]
+        known, part = inverse["inverse"], v[block.place]
+        out[block.place] = known * part if known.ndim == 1 else known @ part
     else:
         block.write(KroneckerInverse(**inverse).solve(block.matrix(v)), out)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, linearize
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.search.line import Objective, Search, Step
@@ -32,15 +33,16 @@ class LeastSquaresOptimizer(Optimizer):
     can be undone.
 
     Attributes:
+        check: when the Jacobian is compared with autograd's; True: at every step, False: never.
         stats: of the last step: loss, new_loss, evaluations, step_length, reason, ...
     """
 
-    _checked: frozenset[int] = frozenset()  # the programs whose Jacobian was compared
     _noticed: bool = False
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], search: Search) -> None:
         super().__init__(params, defaults)
         self.search = search
+        self.check: bool | CheckSchedule = CheckSchedule()
         self.stats: dict[str, float | int | str] = {}
 
     @abstractmethod
@@ -71,9 +73,10 @@ class LeastSquaresOptimizer(Optimizer):
         parameters, before = self.parameters, self._snapshot()
         if not parameters:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
-        objective = Objective(closure, parameters)
+        objective = Objective(closure, parameters, self._names())
         try:
             linearization = self._linearize(closure, parameters)
+            objective.gradients = linearization.needs_gradients
             self._notice(linearization)
             step = self.propose(linearization, objective)
             moved = self._move(step, objective)
@@ -105,7 +108,7 @@ class LeastSquaresOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
-        left_out = {"step", "_checked"} | {key for key in vars(self) if key.endswith("_hooks")}
+        left_out = {"step"} | {key for key in vars(self) if key.endswith("_hooks")}
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     @property
@@ -169,11 +172,8 @@ class LeastSquaresOptimizer(Optimizer):
     def _linearize(
         self, closure: Callable[[], Residuals], parameters: list[Tensor]
     ) -> Linearization:
-        """Checked against autograd whenever the parameters or what the closure calls are new."""
-        checked = set(self._checked)
-        linearization = linearize(closure, parameters, checked, self._names())
-        self._checked = frozenset(checked)
-        return linearization
+        """Compared with autograd when `check` says so."""
+        return linearize(closure, parameters, self.check, self._names())
 
     def _names(self) -> list[str]:
         names: list[str] = []

@@ -4,3 +4,28 @@ line          lengths along a direction
 trust_region  steps whose damping is chosen by the decrease they achieve
 geodesic      a step that bends with the residual
 """
+
+from kfac_pinn.search.geodesic import Geodesic
+from kfac_pinn.search.line import (
+    Armijo,
+    FixedStep,
+    GridSearch,
+    NormConstraint,
+    Objective,
+    Search,
+    Step,
+)
+from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
+
+__all__ = [
+    "Armijo",
+    "FixedStep",
+    "Geodesic",
+    "GridSearch",
+    "NormConstraint",
+    "Objective",
+    "RatioControl",
+    "Search",
+    "Step",
+    "TargetSchedule",
+]

@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.closure import Linearization
-from kfac_pinn.jacobian.losses import Residuals, total_loss
+from kfac_pinn.jacobian.check import names_of, refuse_changes
+from kfac_pinn.jacobian.closure import Linearization, evaluate
+from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import pinv_solve
 
 __all__ = [
@@ -53,19 +54,31 @@ class Objective:
     Args:
         closure: returns residuals.
         parameters: moved for an evaluation, put back by `restore`.
+        names: of the parameters, for errors.
+
+    Raises (when called):
+        RuntimeError: for a closure that changes a parameter.
     """
 
-    def __init__(self, closure: Callable[[], Residuals], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        closure: Callable[[], Residuals],
+        parameters: Sequence[Tensor],
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.closure, self.parameters = closure, list(parameters)
+        self.names = names_of(self.parameters, names)
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
+        self.gradients = False  # whether the closure calls autograd itself
 
     def __call__(self, displacement: Tensor) -> float:
         """The loss there; inf where it is not finite. Leaves the parameters there."""
         self.move(displacement)
+        there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
-        with torch.no_grad():
-            loss = float(total_loss(self.closure()))
+        loss = float(evaluate(self.closure, self.gradients))
+        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
         return loss if math.isfinite(loss) else math.inf
 
     def move(self, displacement: Tensor) -> None:
@@ -80,7 +93,8 @@ class Objective:
     def _write(self, flat: Tensor) -> None:
         parts = flat.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
+            # .data: graphs that the linearisation keeps do not mind (`AutogradJacobian`)
+            parameter.data.copy_(part.view_as(parameter))
 
 
 class Search(Protocol):

@@ -1,0 +1,205 @@
+"""What the tables share: one family, its base, and methods measured on its test tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import regimes
+import torch
+from cache import Cache, Row
+from configs import CONFIGS, Config
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.family import Errors, Splits
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.symmetry import in_frame
+from hyperlora_ext.task_inputs import AtTask, parametric
+
+__all__ = ["Benchmark", "Budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds for the base, for each task and for each hypernetwork; how many test tasks."""
+
+    base: float = 90.0
+    task: float = 5.0
+    hyper: float = 90.0
+    tasks: int = 20
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A family as it is measured.
+
+    Attributes:
+        name: of the config.
+        budget: of each part.
+        cache: where results are kept.
+        device: of the networks.
+    """
+
+    name: str
+    budget: Budget = Budget()
+    cache: Cache = field(default_factory=Cache)
+    device: str = "cpu"
+
+    @cached_property
+    def config(self) -> Config:
+        """Networks, points, schedules."""
+        return CONFIGS[self.name]()
+
+    @property
+    def printed(self) -> str:
+        """The family's name in the paper's tables."""
+        return self.config.printed or self.name
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """W0."""
+        return self.config.base(self.budget.base, self._network(), self.cache)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The task sets, each cut as that of the tests is."""
+        family, tasks = self.config.family, self.budget.tasks
+        parts = vars(family.splits()).values()
+        return Splits(*[part[: max(1, len(part) * tasks // family.counts[2])] for part in parts])
+
+    def _network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self.config.network().to(self.device)
+
+    def w0(self, task: Tensor) -> nn.Module:
+        """The base, in the task's own frame."""
+        return in_frame(self.base, self.config.family.space.offset(task[None])[0])
+
+    def adapted(self, task: Tensor, rank: int) -> nn.Module:
+        """L-PINN."""
+        problem, seconds = self.config.family.problem(task), self.budget.task
+        return regimes.l_pinn(self.w0(task), problem, self.config.train, rank, seconds=seconds)
+
+    def fine_tuned(self, task: Tensor) -> nn.Module:
+        """F-PINN."""
+        problem, seconds = self.config.family.problem(task), self.budget.task
+        return regimes.f_pinn(self.w0(task), problem, self.config.train_all, seconds=seconds)
+
+    def from_scratch(self, task: Tensor) -> nn.Module:
+        """PINN, in the time that the base had."""
+        problem, seconds = self.config.family.problem(task), self.budget.base
+        return regimes.pinn(self._network(), problem, self.config.train_all, seconds=seconds)
+
+    def parametric(self) -> Callable[[Tensor], nn.Module]:
+        """One plain network for all tasks, in the time of a hypernetwork.
+
+        Raises:
+            ValueError: for a config that has none.
+        """
+        if self.config.plain is None:
+            raise ValueError(f"{self.name}'s config has no plain network: give it one, `plain`")
+        family, (new, sizes) = self.config.family, self.config.plain
+        torch.manual_seed(0)
+        network, callbacks = new().to(self.device), self.cache.callbacks("parametric")
+        train = LevenbergSchedule(sizes, {name: 2 * n for name, n in sizes.items()})
+        train(network, parametric(family), seconds=self.budget.hyper, callbacks=callbacks)
+        return lambda task: AtTask(network, family.space, task[None])
+
+    def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
+        """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""
+        torch.manual_seed(0)
+        hyper = HyperLoRA(self.base, self.config.family.space, rank)
+        start, label = time.perf_counter(), f"{method} {rank or '*'}"
+        spent: dict[str, Any] = {"seconds": self.budget.hyper}
+        spent["callbacks"] = self.cache.callbacks(label)
+        history = self._train(hyper, method, rank, spent)
+        if history is None:
+            return hyper, time.perf_counter() - start
+        return hyper, float(history.last["seconds"])
+
+    def _train(self, hyper: HyperLoRA, method: str, rank: int | None, spent: Row) -> Any:
+        """Its history, or None where a linear problem was solved."""
+        config, tasks, size = self.config, self.splits.train, self.config.hyper_data
+        family, train = config.family, config.hyper_train
+        ways: dict[str, Callable[[], Any]] = {
+            "physics": lambda: regimes.by_physics(
+                hyper, family, config.fresh_tasks, train, config.hyper_step, **spent
+            ),
+            "data": lambda: regimes.by_data(
+                hyper, family, config.among(self._solved()), train, size, **spent
+            ),
+            "pinns": lambda: regimes.by_pinns(
+                hyper, family, (tasks, self._teachers(hyper, rank)), train, size, **spent
+            ),
+            "weights": lambda: regimes.by_weights(
+                hyper, family, (tasks, self._teachers(hyper, rank))
+            ),
+        }
+        result = ways[method]()
+        return None if method == "weights" else result
+
+    def _solved(self) -> Tensor:
+        """Tasks for training by data: the training set, and more of its kind if the config asks."""
+        tasks, space = self.splits.train, self.config.family.space
+        more = max(0, self.config.solved - len(tasks))
+        return torch.cat([tasks, space.sample(more, Generator().manual_seed(2030))])
+
+    def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
+        """One trained network a training task; kept as their numbers theta (T, size)."""
+        config, seconds = self.config, self.budget.task
+
+        def made(task: Tensor) -> Tensor:
+            (v,) = regimes.teachers(hyper, config.family, task[None], config.train, seconds=seconds)
+            return hyper.numbers(v)
+
+        names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]
+        pairs = zip(names, self.splits.train, strict=True)
+        return [
+            hyper.made_of(self.cache.tensor(n, lambda t=t: made(t)), t)  # type: ignore[misc]
+            for n, t in pairs
+        ]
+
+    def measured(self, method: str, make: Callable[[Tensor], Any]) -> Row:
+        """One network a test task: errors over the tasks, and the mean of the seconds."""
+        columns = self.each(method, make)
+        seconds = float(columns.pop("seconds").mean())
+        return {"method": method, **Errors(**columns).summary(), "seconds": seconds}
+
+    def each(self, method: str, make: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+        """Seconds and errors of every test task, (T,) by name."""
+        self.base  # noqa: B018  # trained outside of the clock
+
+        def one(task: Tensor) -> Row:
+            start = time.perf_counter()
+            network = make(task)
+            seconds = time.perf_counter() - start
+            error = self.config.family.errors(lambda _: network, task)
+            return {"seconds": seconds} | {k: float(v) for k, v in vars(error).items() if len(v)}
+
+        found = [
+            self.cache.row(f"{method} task {i}", lambda t=t: one(t))  # type: ignore[misc]
+            for i, t in enumerate(self.splits.test)
+        ]
+        return {k: torch.tensor([row[k] for row in found]).double() for k in found[0]}
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Any]]:
+        """What a method should be held against: no training at all."""
+        found: dict[str, Callable[[Tensor], Any]] = {"untouched W0": self.w0}
+        for name, u in self.config.baselines.items():
+            found[name] = lambda task, u=u: u  # type: ignore[misc]
+        return found
+
+    def reference(self) -> Row:
+        """The classical solver, or the formula, on the grid."""
+        family, tasks = self.config.family, self.splits.test
+        start = time.perf_counter()
+        for task in tasks:
+            family.solution(family.grid, task)
+        return {
+            "method": "classical solver",
+            "seconds": (time.perf_counter() - start) / len(tasks),
+        }

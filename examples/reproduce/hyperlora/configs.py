@@ -1,0 +1,165 @@
+"""How each family is set up for the tables: network, base task, points, and how W0 is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from cache import Cache
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.family import Family
+from hyperlora_ext.problems import (
+    burgers1d,
+    burgers1d_published,
+    burgers2d,
+    kovasznay,
+    step_function,
+)
+from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
+from hyperlora_ext.task_spaces import GaussianField
+from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
+
+__all__ = ["CONFIGS", "Config"]
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One family as it is measured.
+
+    Attributes:
+        family: tasks, residuals, reference.
+        network: a new base network, float64.
+        path: tasks on which the base is trained, one after the other (a continuation); the last
+            is the base's own.
+        step, judges: points of a step of adapters, and those it is judged on, by condition.
+        whole_step: points of a step of all weights: many parameters make it dear.
+        every: steps of adapters for which points are kept.
+        hyper_step: points a task, for hypernetworks.
+        hyper_tasks: tasks a step, for hypernetworks.
+        hyper_train: their schedule.
+        hyper_data: points a task where they are trained on fields.
+        solved: tasks whose solutions they are trained on by data; the training set at least.
+        plain: a new network of points and task, the alternative to a hypernetwork, and its points.
+        baselines: functions of the points to hold every error against, by name.
+        printed: the paper's name of the family, where ours is another.
+    """
+
+    family: Family
+    network: Callable[[], nn.Module]
+    path: tuple[Tensor, ...]
+    step: Sizes
+    judges: Sizes
+    hyper_step: Sizes
+    whole_step: Sizes | None = None
+    every: int = 25
+    hyper_tasks: int = 20
+    hyper_train: Train = field(default=LevenbergSchedule(every=10))
+    hyper_data: int = 40
+    solved: int = 0
+    plain: tuple[Callable[[], nn.Module], Sizes] | None = None
+    baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    printed: str = ""
+
+    @property
+    def train(self) -> LevenbergSchedule:
+        """The schedule for adapters."""
+        return LevenbergSchedule(self.step, self.judges, self.every, start=0.25)
+
+    @property
+    def train_all(self) -> LevenbergSchedule:
+        """The schedule for all weights."""
+        return LevenbergSchedule(self.whole_step or self.step, self.judges, start=0.25)
+
+    def fresh_tasks(self, generator: Generator | None) -> Tensor:
+        """New tasks for every step."""
+        return self.family.space.sample(self.hyper_tasks, generator)
+
+    def among(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
+        """As many of these tasks for every step, at random; all if there are no more."""
+        count = self.hyper_tasks
+        if len(tasks) <= count:
+            return lambda generator: tasks
+        return lambda generator: tasks[torch.randperm(len(tasks), generator=generator)[:count]]
+
+    def base(
+        self, seconds: float, network: nn.Module | None = None, cache: Cache | None = None
+    ) -> nn.Module:
+        """W0, trained for so long in all, the longest on the last task of the path."""
+        network, cache = network or self.network(), cache or Cache()
+        shares = [1.0] * (len(self.path) - 1) + [2.0]
+        for i, (share, task) in enumerate(zip(shares, self.path, strict=True)):
+            budget: dict[str, Any] = {"seconds": seconds * share / sum(shares)}
+            budget["callbacks"] = cache.callbacks(f"base {i}")
+            self.train_all(network, self.family.problem(task), **budget)
+        return network
+
+
+def number(value: float) -> Tensor:
+    """A task of one number."""
+    return torch.tensor([value], dtype=torch.float64)
+
+
+def _kovasznay() -> Config:
+    return Config(
+        kovasznay(),
+        lambda: MLP((2, *[64] * 5, 3)).double(),
+        (number(40.0),),
+        {"interior": 300, "boundary": 100},
+        {"interior": 1000, "boundary": 200},
+        {"interior": 24, "boundary": 8},
+        plain=(lambda: MLP((3, 24, 24, 3)).double(), {"interior": 800, "boundary": 300}),
+    )
+
+
+def _burgers1d() -> Config:
+    family, space = burgers1d(), GaussianField(centred=True)
+    draw = space.sample(1, Generator().manual_seed(2029))  # neither gentle nor steep
+    own = space.moved(draw, space.offset(draw))[0]  # in its own frame
+    return Config(
+        family,
+        lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, *[64] * 5, 1))).double(),
+        (own,),
+        {"interior": 4000, "initial": 256},
+        {"interior": 8000, "initial": 256},
+        {"interior": 8, "initial": 4},
+        whole_step={"interior": 3000, "initial": 192},
+        every=5,
+        hyper_tasks=150,
+        hyper_train=StochasticSchedule(),
+        hyper_data=8,
+        solved=2000,
+        baselines={"heat flow": lambda x: torch.zeros_like(x[:, :1])},
+    )
+
+
+def _burgers1d_whole() -> Config:
+    """Networks represent all of u, at even points: worse for adapters, better for hypernetworks."""
+    posed = burgers1d_published()
+    conditions = {name: c for name, c in posed.conditions.items() if name != "periodic"}
+    family = replace(posed, space=GaussianField(centred=True), conditions=conditions)
+    return replace(_burgers1d(), family=family, baselines={}, printed="burgers1d")
+
+
+def _burgers2d() -> Config:
+    return Config(
+        burgers2d(),
+        lambda: MLP((3, 64, 64, 64, 2)).double(),
+        tuple(number(nu) for nu in (1e-2, 4e-3, 2e-3, 1e-3, 5e-4)),
+        {"interior": 600, "initial": 120, "boundary": 120},
+        {"interior": 2000, "initial": 400, "boundary": 400},
+        {"interior": 30, "initial": 8, "boundary": 8},
+        baselines={"step function": step_function},
+    )
+
+
+CONFIGS: dict[str, Callable[[], Config]] = {
+    "kovasznay": _kovasznay,
+    "burgers1d": _burgers1d,
+    "burgers1d_whole": _burgers1d_whole,
+    "burgers2d": _burgers2d,
+}

@@ -1,0 +1,160 @@
+"""The seven regimes of the paper: three for one task, four for a hypernetwork over a family.
+
+Each takes `train`, a schedule: `LevenbergSchedule(...)` (ours) or `PublishedSchedule(...)` (the
+paper's), called as train(model, problem, steps, seconds, seed, callbacks). Hypernetworks have
+adapters or, made with rank=None, have not (the paper's starred rows).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.family import Family
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.lora import Ranks
+from hyperlora_ext.rank import aimed
+from hyperlora_ext.schedules import Train
+from hyperlora_ext.task_problem import Data, Weights, task_problem
+from kfac_pinn.linalg import damped_solve
+from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.training import History
+
+__all__ = [
+    "by_data",
+    "by_physics",
+    "by_pinns",
+    "by_weights",
+    "f_pinn",
+    "l_pinn",
+    "pinn",
+    "teachers",
+]
+
+Tasks = Callable[[Generator | None], Tensor]
+
+
+def pinn(network: nn.Module, problem: Problem, train: Train, **budget: Any) -> nn.Module:
+    """PINN: all weights, from a random start."""
+    train(network, problem, **budget)
+    return network
+
+
+def f_pinn(base: nn.Module, problem: Problem, train: Train, **budget: Any) -> nn.Module:
+    """F-PINN: all weights, from those of another task; the base is not changed."""
+    return pinn(copy.deepcopy(base).requires_grad_(), problem, train, **budget)
+
+
+def l_pinn(
+    base: nn.Module,
+    problem: Problem,
+    train: Train,
+    rank: Ranks = 4,
+    start: Callable[[nn.Module, Problem, Ranks], nn.Module] = aimed,
+    **budget: Any,
+) -> nn.Module:
+    """L-PINN: the factors A, B of every layer; weights and biases of the base are frozen.
+
+    Args:
+        start: makes the adapters: `aimed`, or `lambda base, problem, rank: adapt(base, rank)` for
+            the paper's random A.
+    """
+    return pinn(start(base, problem, rank), problem, train, **budget)
+
+
+def by_physics(
+    hyper: HyperLoRA,
+    family: Family,
+    tasks: Tasks,
+    train: Train,
+    sizes: Mapping[str, int] | None = None,
+    **budget: Any,
+) -> History:
+    """HyperPINN + LoRA: the residuals of all tasks; no solutions are needed."""
+    return train(hyper, task_problem(family, tasks, sizes=sizes), **budget)
+
+
+def by_data(
+    hyper: HyperLoRA, family: Family, tasks: Tasks, train: Train, size: int = 200, **budget: Any
+) -> History:
+    """Benchmark 1: mean squared error against the true solutions, at `size` points a task."""
+    data = Data(family, family.references, size)
+    return train(hyper, task_problem(family, tasks, data), **budget)
+
+
+def by_pinns(
+    hyper: HyperLoRA,
+    family: Family,
+    known: tuple[Tensor, list[nn.Module]],
+    train: Train,
+    size: int = 200,
+    **budget: Any,
+) -> History:
+    """Benchmark 3: mean squared error against fields that PINNs predict, one trained a task.
+
+    Args:
+        known: the tasks (T, p) and their networks (`teachers`).
+    """
+    like = next(hyper.network.parameters())
+    tasks, networks = known[0].to(like), known[1]
+    grid = family.grid.to(like)
+    with torch.no_grad():
+        fields = torch.stack([network(grid).cpu() for network in networks])
+    data = Data(family, lambda tasks: fields, size)
+    return train(hyper, task_problem(family, lambda generator: tasks, data), **budget)
+
+
+def by_weights(
+    hyper: HyperLoRA,
+    family: Family,
+    known: tuple[Tensor, list[nn.Module]],
+    train: Train | None = None,
+    **budget: Any,
+) -> float:
+    """Benchmark 2: regression on the factors of PINNs trained one a task.
+
+    Returns the root mean square misfit that is left.
+
+    Args:
+        known: the tasks (T, p) and their networks (`teachers`).
+        train: a schedule of torch's optimizers for all layers, as the paper's `PUBLISHED_HYPER`;
+            None: the last layer alone, exactly (`fit_last_layer`), in a moment.
+    """
+    tasks, networks = known
+    numbers = torch.stack([hyper.numbers(v) for v in networks])
+    if train is None:
+        fit_last_layer(hyper, tasks, numbers)
+    else:
+        train(hyper, task_problem(family, lambda generator: tasks, Weights(numbers)), **budget)
+    with torch.no_grad():
+        return float((numbers - hyper.factors(tasks)).square().mean().sqrt())
+
+
+@torch.no_grad()
+def fit_last_layer(hyper: HyperLoRA, tasks: Tensor, numbers: Tensor, damping: float = 1e-8) -> None:
+    """Least squares for the last layer, theta_t = V phi_t + c, by the kernel phi phi^T + 1."""
+    last = hyper.network.layers[-1]
+    inputs: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    misfit = numbers - hyper.factors(tasks)
+    handle.remove()
+    (phi,) = inputs
+    kernel = phi @ phi.T + 1
+    alpha = damped_solve(kernel, misfit, damping * float(kernel.diagonal().mean()))
+    last.get_parameter("weight").add_(alpha.T @ phi)
+    last.get_parameter("bias").add_(alpha.sum(0))
+
+
+def teachers(
+    hyper: HyperLoRA, family: Family, tasks: Tensor, train: Train, **budget: Any
+) -> list[nn.Module]:
+    """PINNs for benchmarks 2 and 3, one a task, each from the hypernetwork's own prediction.
+
+    From one start the factors of neighbouring tasks are comparable; from random ones they are
+    not, for B A = (B R) (R^-1 A).
+    """
+    return [pinn(hyper.pinn(task), family.problem(task), train, **budget) for task in tasks]

@@ -1,0 +1,177 @@
+"""By which schedule networks and hypernetworks are trained: kfac_pinn's `fit` does the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Generator, nn
+
+from hyperlora_ext.levenberg import LevenbergMarquardt
+from hyperlora_ext.task_problem import Sizes
+from kfac_pinn import SPRING
+from kfac_pinn.jacobian.closure import linearize
+from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.training import Callback, Every, History, Run, fit
+from kfac_pinn.search.line import Armijo
+
+__all__ = [
+    "Exhausted",
+    "LevenbergSchedule",
+    "StochasticSchedule",
+    "Train",
+]
+
+
+class Train(Protocol):
+    """A schedule: trains the model on the problem."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        steps: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> History: ...
+
+
+@dataclass(frozen=True)
+class LevenbergSchedule:
+    """Our schedule: Levenberg-Marquardt on points that are kept until held-out ones object.
+
+    On points kept, a smooth problem converges as collocation does, quadratically; new ones for
+    every step would disturb it. Where they are too few, the veto asks for new ones.
+
+    Attributes:
+        sizes: points of a step, by condition; the problem's own by default.
+        held_out: points (and tasks) the steps are judged on, by condition.
+        every: steps after which the points are renewed anyway.
+        start: the part of the points with which training begins: the first steps, far from the
+            solution, need fewer. It is a part of `sizes`, which must be given then.
+
+    Raises:
+        ValueError: for a part of no given sizes.
+    """
+
+    sizes: Sizes | None = None
+    held_out: Sizes | None = None
+    every: int = 25
+    start: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.start != 1 and self.sizes is None:
+            raise ValueError(f"start={self.start:g} is a part of the points: give their `sizes`")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        steps: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> History:
+        """Train the model; the same arguments as `kfac_pinn.pinn.training`."""
+        first = next(p for p in model.parameters() if p.requires_grad)
+        generator = Generator().manual_seed(seed + 1)
+        judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
+        optimizer = LevenbergMarquardt(model.parameters(), held_out=judges.residuals(model))
+        options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
+        sampling = Exhausted(self.every, self.sizes, self.start)
+        return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """New points after a veto of the held-out ones, and every so many steps.
+
+    Attributes:
+        every: steps after which points are renewed anyway.
+        sizes: points by condition, in the end.
+        start: the part of them at first; doubled with each renewal, after `growth` steps at most.
+    """
+
+    every: int
+    sizes: Sizes | None = None
+    start: float = 1.0
+    growth: int = 4
+
+    def __call__(self, run: Run) -> Batch | None:
+        if self.sizes is None:
+            return run.draw() if run.step == 0 or self.due(run, self.every) else None
+        if run.step == 0:
+            return run.draw({name: math.ceil(self.start * n) for name, n in self.sizes.items()})
+        now = {name: x.shape[-2] for name, x in run.batch.points.items() if name in self.sizes}
+        growing = any(now[name] < n for name, n in self.sizes.items())
+        if not self.due(run, self.growth if growing else self.every):
+            return None
+        return run.draw({name: min(n, 2 * now[name]) for name, n in self.sizes.items()})
+
+    def due(self, run: Run, every: int) -> bool:
+        """Whether the points have done their work."""
+        return run.step % every == 0 or getattr(run.optimizer, "vetoed", False)
+
+
+@dataclass(frozen=True)
+class StochasticSchedule:
+    """Our schedule where no batch says enough: SPRING, new tasks and points for every step.
+
+    Of a family of functions, a few hundred tasks are soon fitted, and the others are not: a step
+    that is best on its own batch is not a good one. So the length of steps is given, and halved
+    only where they would raise the loss; SPRING keeps what earlier batches taught; and the
+    learning rate falls linearly to zero over the budget: the last steps average over many batches.
+
+    Attributes:
+        lr: of the first step.
+        damping: of `SPRING`, as a fraction of the mean diagonal of J J^T at the start.
+        momentum: of `SPRING`.
+        sizes: points of a step, by condition; the problem's own by default.
+    """
+
+    lr: float = 0.3
+    damping: float = 3e-3
+    momentum: float = 0.95
+    sizes: Sizes | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        steps: int | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> History:
+        """Train the model; the same arguments as `kfac_pinn.pinn.training`."""
+        optimizer = self.optimizer(model, problem, seed)
+        callbacks = [Decay(self.lr, steps, seconds), *callbacks]
+        options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
+        sampling = Every(1, self.sizes)
+        return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
+
+    def optimizer(self, model: nn.Module, problem: Problem, seed: int) -> SPRING:
+        """SPRING, its damping in units of the problem."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        generator, like = Generator().manual_seed(seed), parameters[0]
+        batch = problem.sample(generator, self.sizes, like.dtype, like.device)
+        kernel = linearize(batch.residuals(model), parameters).kernel()
+        damping = self.damping * float(kernel.diagonal().mean())
+        return SPRING(parameters, self.lr, damping, self.momentum, search=Armijo(trials=8))
+
+
+@dataclass
+class Decay(Callback):
+    """lr times the part of the budget that is left, whether of steps or of seconds."""
+
+    lr: float
+    steps: int | None
+    seconds: float | None
+
+    def on_step(self, run: Run) -> None:
+        spent = max(run.step / (self.steps or math.inf), run.seconds / (self.seconds or math.inf))
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.lr * max(0.0, 1 - spent)

@@ -1,0 +1,73 @@
+"""The plain alternative to a hypernetwork: one PINN with the task among its inputs.
+
+For one smooth number as the task this is simpler; what it reaches is a row of Table 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hyperlora_ext.family import Condition, Family
+from hyperlora_ext.symmetry import shifted
+from hyperlora_ext.task_spaces import TaskSpace
+from kfac_pinn.pinn.problem import Problem, Term
+
+__all__ = ["AtTask", "parametric"]
+
+
+SHARE = 8  # points of a condition that have a task in common: samplers go round the faces
+
+
+class AtTask(nn.Module):
+    """u of each point's own task: x -> network([x, embedded task]), in the task's frame.
+
+    Args:
+        network: of d + p inputs.
+        space: of the tasks.
+        tasks: (N, p), or (1, p) for all points alike.
+    """
+
+    inputs: Tensor
+    offsets: Tensor
+
+    def __init__(self, network: nn.Module, space: TaskSpace, tasks: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("inputs", space.embed(tasks))
+        self.register_buffer("offsets", space.offset(tasks))
+
+    def forward(self, x: Any) -> Any:
+        """Fields (N, c) at the points x (N, d), or at a jet of them."""
+        inputs = self.inputs.to(x.device, x.dtype).expand(len(x), -1)
+        return self.network(torch.cat([shifted(x, self.offsets), inputs], dim=-1))
+
+
+def parametric(family: Family) -> Problem:
+    """All tasks as one problem for a network of d + p inputs.
+
+    Its points are [x, task], (N, d + p); the trained network predicts as
+    `AtTask(network, family.space, task[None])`.
+    """
+    dim = family.domain.dim
+    terms = {name: _term(c, family.space, dim) for name, c in family.conditions.items()}
+    return Problem(f"{family.name}, all tasks", family.domain, terms)
+
+
+def _term(condition: Condition, space: TaskSpace, dim: int) -> Term:
+    """A condition at points of random tasks."""
+
+    def points(
+        n: int, generator: Generator | None = None, dtype: Any = None, device: Any = None
+    ) -> Tensor:
+        tasks = space.sample(-(-n // SHARE), generator).to(dtype=dtype, device=device)
+        x = condition.draw(SHARE, tasks, generator).flatten(0, 1)
+        return torch.cat([x, tasks.repeat_interleave(SHARE, dim=0)], dim=1)[:n]
+
+    def residual(u: Any, pairs: Tensor) -> Any:
+        x, tasks = pairs[:, :dim], pairs[:, dim:]
+        return condition.residual(AtTask(u, space, tasks), x, tasks)
+
+    return Term(points, residual, 20 * condition.size)
