@@ -22,6 +22,7 @@ from kfac_pinn.optimizers.gauss_newton import GaussNewton
 from kfac_pinn.optimizers.hessian_free import HessianFree
 from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
+from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt
 from kfac_pinn.optimizers.spring import SPRING
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, HardConstraint, PeriodicFeatures
@@ -57,6 +58,7 @@ __all__ = [
     "HessianFree",
     "Jet",
     "KFACStar",
+    "LevenbergMarquardt",
     "Linearization",
     "PeriodicFeatures",
     "Problem",

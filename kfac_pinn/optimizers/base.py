@@ -167,9 +167,10 @@ class LeastSquaresOptimizer(Optimizer):
         order = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, p in zip(ids, order, strict=True):
-            entries = placed(state_dict["state"].get(i, {}), p.device)
-            typed = {key: restored(self.kinds.get(key), entry) for key, entry in entries.items()}
-            self.state[p].update(typed)
+            if i in state_dict["state"]:
+                entries = placed(state_dict["state"][i], p.device)
+                kinds = {key: self.kinds.get(key) for key in entries}
+                self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
         self.steps = state_dict["steps"]
         self.memory = restored(type(self.memory), placed(state_dict["memory"], order[0].device))
 
@@ -233,7 +234,9 @@ class LeastSquaresOptimizer(Optimizer):
 
     def _snapshot(self) -> Snapshot:
         state = {key: dict(value) for key, value in self.state.items()}
-        return Snapshot(state, [dict(group) for group in self.param_groups], self.steps, self.memory)
+        return Snapshot(
+            state, [dict(group) for group in self.param_groups], self.steps, self.memory
+        )
 
     def _rollback(self, before: Snapshot) -> None:
         self.state.clear()

@@ -114,7 +114,9 @@ class GaussNewton(ModelOptimizer):
         def attempt(radius: float) -> Trial:
             damping = decomposition.damping(radius)
             trial = tried(self.aim(model, damping), damping, linearization, objective)
-            return replace(trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping))))
+            return replace(
+                trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
+            )
 
         trial = self.control(attempt, self._radius(linearization), target)
         accepted = trial.step.loss < linearization.loss

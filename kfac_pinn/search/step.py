@@ -57,7 +57,9 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.displacement is None and self.outcome is Outcome.MOVED:
-            raise ValueError("a step that stays says why: write e.g. Step.stay(Outcome.NO_DECREASE)")
+            raise ValueError(
+                "a step that stays says why: write e.g. Step.stay(Outcome.NO_DECREASE)"
+            )
 
     @classmethod
     def stay(cls, outcome: Outcome, **info: float | int | str) -> Step:
