@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -116,7 +115,7 @@ class LevenbergMarquardt(ModelOptimizer):
         v = -solve(linearization.residual, linearization.linear_term)
         step = self.aim(DampedModel(linearization, lambda damping: v), damping)
         if self.acceleration is not None and step.displacement is not None:
-            pull_back = partial(solve, e=None)
+            pull_back = lambda u: solve(u, None)  # noqa: E731
             a, strength = self.acceleration(objective, linearization, v, pull_back)
             bent = step.displacement + 0.5 * self.expand("lr").square() * a
             step = replace(step, displacement=bent).noting(acceleration=strength)

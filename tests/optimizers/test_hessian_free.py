@@ -269,7 +269,7 @@ def test_kronecker_helps_a_short_solve() -> None:
     damped = linearization.gramian() + 1e-8 * torch.eye(linearization.size, dtype=torch.float64)
 
     def model_value(preconditioner: Any) -> float:
-        solver = TruncatedCG(iterations=10, preconditioner=preconditioner)
+        solver = TruncatedCG((), 10, backtracking=False, preconditioner=preconditioner)
         optimizer = HessianFree(model.parameters(), damping=1e-8, solver=solver)
         p = proposal(optimizer, linearization, residuals).displacement
         return float(linearization.gradient @ p + 0.5 * p @ (damped @ p))
