@@ -1,7 +1,7 @@
 """Making a linearised problem small enough for its singular value decomposition.
 
 Rows of J are reduced exactly, by a blocked QR decomposition, or sketched; columns are kept or
-sketched. J is assembled from its factors in batches of at most BATCH_BYTES, so that a sketched
+sketched. J is assembled from its factors in batches of bounded memory, so that a sketched
 problem of any number of points and parameters fits into memory. Everything here is in float64,
 whatever the parameters are: the decomposition is where digits are lost.
 
@@ -28,7 +28,6 @@ from kfac_pinn.linalg import CosineSketch, CountSketch, normal_equations, reduce
 
 __all__ = ["Compression", "Exact", "Sketch"]
 
-BATCH_BYTES = 2**28
 LARGE_DAMPING = 1e-9  # relative to sigma_1^2; far above GramianDecomposition.rounding
 
 
@@ -122,10 +121,8 @@ def decomposed(
 
 
 def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of J and entries of r in float64, at most BATCH_BYTES at once."""
-    size = max(1, BATCH_BYTES // (8 * linearization.size))
-    for J, r in linearization.batches(size):
-        yield J.double(), r.double()
+    """Rows of J and entries of r in float64, a bounded number at once."""
+    return ((J.double(), r.double()) for J, r in linearization.batches())
 
 
 def linear_term_of(linearization: Linearization) -> Tensor | None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.assembly import Assembly
 from kfac_pinn.jacobian.capture import PRECISION, Capture
-from kfac_pinn.jacobian.dense_rows import probe, tolerance, uses_tf32
+from kfac_pinn.jacobian.check import (
+    CheckSchedule,
+    autograd_of,
+    compare,
+    due,
+    names_of,
+    refuse_changes,
+)
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
 from kfac_pinn.jacobian.losses import Residuals, Term, as_terms
 
@@ -26,25 +30,20 @@ class SelfLinearizing(Protocol):
 
     For residuals whose Jacobian is known in a form of its own, such as weights that are emitted by
     another network. What it returns may override any method of `Linearization` (`kernel`, say) by
-    a cheaper one.
+    a cheaper one; it is compared with autograd as any other.
     """
 
     def __call__(self) -> Residuals:
         """The residuals, as any closure."""
 
-    def linearize(
-        self,
-        parameters: Sequence[Tensor],
-        check: bool = False,
-        names: Sequence[str] | None = None,
-    ) -> Linearization:
-        """r and J at the current parameters; arguments and errors as of the function below."""
+    def linearize(self, parameters: Sequence[Tensor]) -> Linearization:
+        """r and J at the current parameters, the rows in the order of the residuals."""
 
 
 def linearize(
     closure: Callable[[], Residuals],
     parameters: Iterable[Tensor],
-    check: bool | set[int] = False,
+    check: bool | CheckSchedule = False,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
@@ -54,16 +53,15 @@ def linearize(
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
             asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
-        check: also compare J^T u with autograd's, parameter by parameter, for a random u; given
-            the set of programs (the torch functions called, and the parameters) that were compared
-            before, only if this one is new; it then joins them.
+        check: also compare J^T u with autograd's, parameter by parameter, for a random u: now, or
+            when a schedule says so.
         names: of the parameters, for errors.
 
     Raises:
         TypeError, ValueError: for a closure that returns something else, or parameters that differ
             in dtype or device, are frozen or given twice.
         RuntimeError: for a residual that depends on none of the parameters, or whose Jacobian
-            cannot be seen exactly; the parameter is named.
+            cannot be seen exactly, and for a closure that changes a parameter; it is named.
         FloatingPointError: for a residual or a gradient that is not finite.
     """
     known = named(list(parameters), names)
@@ -72,13 +70,19 @@ def linearize(
             "the closure must be a function that returns the residuals, found "
             f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
         )
+    before = [p.detach().clone() for p in known]
     if isinstance(closure, SelfLinearizing):
-        with checking(check, known, [type(closure)]) as due:
-            return closure.linearize(list(known), due, list(known.values()))
-    before = [p.detach().clone() for p in known] if check is not False else []
+        with torch.enable_grad(), due(check, known, [type(closure)]) as now:
+            result = closure.linearize(list(known))
+            refuse_changes(known, before)
+            refuse_infinite(result, known)
+            if now:
+                compare(result, outputs_of(closure, next(iter(known))), known)
+            return result
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Capture(known) as capture:
             terms = as_terms(closure())
+        refuse_changes(known, before)
         like = next(iter(known))
         triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
         assembly = Assembly(known, capture)
@@ -86,32 +90,17 @@ def linearize(
         loss = float(sum(term.loss().detach() for term in terms))
         result = Linearization(list(known), tangents, loss, linear_term_of(terms, list(known)))
         refuse_infinite(result, known)
-        with checking(check, known, capture.program) as due:
-            if due:
-                warn_of_tf32(like)
-                refuse_changes(known, before)
+        with due(check, known, capture.program) as now:
+            if now:
                 compare(result, [output for _, output, _ in triples], known)
     return result
-
-
-@contextmanager
-def checking(
-    check: bool | set[int], parameters: Iterable[Tensor], program: Sequence[Any]
-) -> Iterator[bool]:
-    """Whether a program is to be compared with autograd; it is remembered unless that fails."""
-    if isinstance(check, bool):
-        yield check
-    else:
-        key = hash((frozenset(map(id, parameters)), *program))
-        yield key not in check
-        check.add(key)
 
 
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:
     """parameter -> name, after a look at what can be wrong with them."""
     if not parameters:
         raise ValueError("no parameters: there is nothing to train")
-    names = names or [f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(parameters)]
+    names = names_of(parameters, names)
     for name, p in zip(names, parameters, strict=True):
         refuse_parameter(name, p, parameters[0])
     result = dict(zip(parameters, names, strict=True))
@@ -153,18 +142,15 @@ def tangents_of(term: Term, like: Tensor) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
+def outputs_of(closure: Callable[[], Residuals], like: Tensor) -> list[Tensor]:
+    """The tangents of the residuals with their graphs."""
+    return [output for term in as_terms(closure()) for output, _ in tangents_of(term, like)]
+
+
 def linear_term_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:
     """The gradient of what the convex losses' tangents leave over."""
     parts = [part for part in (term.linear_term() for term in terms) if part is not None]
     return autograd_of(torch.stack(parts).sum(), parameters) if parts else None
-
-
-def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Its gradient as a flat vector (P,)."""
-    gradients = torch.autograd.grad(
-        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
 def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
@@ -175,78 +161,3 @@ def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
                 f"the gradient of parameter {name} is not finite although the residual is. Look "
                 "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
             )
-
-
-def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:
-    """A closure evaluates the residuals; it must not train."""
-    for (p, name), old in zip(names.items(), before, strict=True):
-        if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
-            raise RuntimeError(
-                f"the closure changed parameter {name}. It may be called several times a step and "
-                "must leave the parameters alone: no optimizer step, no clipping or renormalising "
-                "of weights inside; do that between the steps"
-            )
-
-
-def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]) -> None:
-    """J^T u against autograd's for a random u: J is exact, or the step does not happen."""
-    u = probe(result.residual)
-    truth = autograd_product(result, outputs, u)
-    error = result.vjp(u) - truth
-    errors, sizes = norms(result, error), norms(result, truth)
-    allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
-    if not (errors <= allowed).all():
-        for scale in (3, 5, 7):  # what autograd differs from itself, on an ill-conditioned problem
-            rounding = autograd_product(result, outputs, scale * u) / scale - truth
-            allowed = torch.maximum(allowed, 100 * norms(result, rounding))
-        refuse_mismatch(errors, allowed, sizes, names)
-    warn_of_unused(result, names)
-
-
-def norms(result: Linearization, flat: Tensor) -> Tensor:
-    """Of the parts of a flat vector, one a parameter."""
-    return torch.stack([part.norm() for part in result.unflatten(flat)])
-
-
-def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) -> Tensor:
-    """J^T u (P,) by autograd alone."""
-    parts = zip(result.terms, outputs, result.split(u), strict=True)
-    scalars = [t.scale * (output @ part) for t, output, part in parts]
-    return autograd_of(torch.stack(scalars).sum(), result.parameters)
-
-
-def refuse_mismatch(
-    errors: Tensor, allowed: Tensor, sizes: Tensor, names: Mapping[Tensor, str]
-) -> None:
-    """Name the first parameter whose error is too large."""
-    for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
-        if not error <= most:
-            raise RuntimeError(MISMATCH.format(name=name, error=float(error / size)))
-
-
-def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
-    """A parameter that moves no residual stays where it is."""
-    used = {id(p) for block in result.blocks for p in block.parameters}
-    unused = [name for p, name in names.items() if id(p) not in used]
-    if unused:
-        message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
-        warnings.warn(message, stacklevel=2)
-
-
-def warn_of_tf32(like: Tensor) -> None:
-    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
-    if uses_tf32(like):
-        warnings.warn(
-            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
-            "torch.set_float32_matmul_precision('highest') or train in float64",
-            stacklevel=2,
-        )
-
-
-MISMATCH = (
-    "the Jacobian of parameter {name} does not match autograd's (relative difference {error:.1e}). "
-    "The closure uses it in a way whose rows cannot be told apart: every operation must act on the "
-    "points one by one (no BatchNorm or mean over the points: use LayerNorm or model.eval()), a "
-    "weight must act only through F.linear or F.conv, and derivatives must come from kfac_pinn "
-    "operators, not from torch.autograd.grad"
-)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
+from kfac_pinn.linalg import rows_at_once
 
-BYTES = 2**27
+__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
     t = share.tensor
-    size = max(1, BYTES // (t.element_size() * t.numel()))
+    size = rows_at_once(t.numel())
     parts = [
         torch.autograd.grad(
             t,

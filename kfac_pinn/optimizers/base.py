@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, linearize
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.optimizers.saving import placed, plain, restored
@@ -36,6 +37,7 @@ class LeastSquaresOptimizer(Optimizer):
     `self.memory`, a frozen dataclass. In `state_dict` all of it is plain containers.
 
     Attributes:
+        check: when the Jacobian is compared with autograd's; True: at every step, False: never.
         kinds: the types of those entries of `state[p]` that are no tensors.
         memory: what the optimizer remembers, besides the parameters' state.
         steps: how many steps it has taken.
@@ -45,12 +47,12 @@ class LeastSquaresOptimizer(Optimizer):
 
     kinds: ClassVar[Mapping[str, Any]] = {}
     memory: Any = None
-    _checked: frozenset[int] = frozenset()  # the programs whose Jacobian was compared
     _left: float = math.nan  # the loss after the last step
     _noticed: bool = False
 
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
+        self.check: bool | CheckSchedule = CheckSchedule()
         self.steps = 0
         self.stats: dict[str, float | int | str] = {}
 
@@ -75,7 +77,7 @@ class LeastSquaresOptimizer(Optimizer):
         parameters, before = self.parameters, self._snapshot()
         if not parameters:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
-        objective = Objective(closure, parameters)
+        objective = Objective(closure, parameters, self._names())
         try:
             linearization = self._linearize(closure, parameters)
             self._notice(linearization)
@@ -111,7 +113,7 @@ class LeastSquaresOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
-        left_out = {"step", "_checked"} | {key for key in vars(self) if key.endswith("_hooks")}
+        left_out = {"step"} | {key for key in vars(self) if key.endswith("_hooks")}
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     @property
@@ -177,11 +179,8 @@ class LeastSquaresOptimizer(Optimizer):
     def _linearize(
         self, closure: Callable[[], Residuals], parameters: list[Tensor]
     ) -> Linearization:
-        """Checked against autograd whenever the parameters or what the closure calls are new."""
-        checked = set(self._checked)
-        linearization = linearize(closure, parameters, checked, self._names())
-        self._checked = frozenset(checked)
-        return linearization
+        """Compared with autograd when `check` says so."""
+        return linearize(closure, parameters, self.check, self._names())
 
     def _names(self) -> list[str]:
         names: list[str] = []

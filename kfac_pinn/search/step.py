@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.check import names_of, refuse_changes
 from kfac_pinn.jacobian.losses import Residuals, total_loss
 
 __all__ = ["Objective", "Outcome", "Statistics", "Step"]
@@ -83,10 +84,20 @@ class Objective:
     Args:
         closure: returns residuals.
         parameters: moved for an evaluation, put back by `restore`.
+        names: of the parameters, for errors.
+
+    Raises (when called):
+        RuntimeError: for a closure that changes a parameter.
     """
 
-    def __init__(self, closure: Callable[[], Residuals], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        closure: Callable[[], Residuals],
+        parameters: Sequence[Tensor],
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.closure, self.parameters = closure, list(parameters)
+        self.names = names_of(self.parameters, names)
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
         self._last: tuple[Tensor, float] | None = None
@@ -111,8 +122,10 @@ class Objective:
 
     @torch.no_grad()
     def _evaluate(self) -> float:
+        there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
         loss = float(total_loss(self.closure()))
+        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
         return loss if math.isfinite(loss) else math.inf
 
     @torch.no_grad()
