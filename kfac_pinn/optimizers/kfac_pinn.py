@@ -13,7 +13,7 @@ from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer, Damping
 from kfac_pinn.optimizers.kfac import STORED, refreshed
-from kfac_pinn.search.damping import MARQUARDT
+from kfac_pinn.search.damping import MARQUARDT, DampingLaw
 from kfac_pinn.search.line import Armijo
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Objective, Outcome, Step
@@ -50,6 +50,7 @@ class KFACPINN(DampedOptimizer):
         products: conjugate gradient iterations a step, at most.
         memory: products that are remembered.
         factors: of the preconditioner.
+        law: how the damping follows the decrease ratio.
 
     Source: docs/notes_kfac.md has what was measured; truncated Gauss-Newton: Martens (2010);
     the correction: Morales & Nocedal (2000).
@@ -65,11 +66,12 @@ class KFACPINN(DampedOptimizer):
         products: int = 10,
         memory: int = 100,
         factors: Factors | None = None,
+        law: DampingLaw = MARQUARDT,
     ) -> None:
         if products < 1 or memory < 0:
             found = f"{products} and {memory}"
             raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
-        super().__init__(params, {"lr": lr}, MARQUARDT, Armijo(0.1, 0.25, 8))
+        super().__init__(params, {"lr": lr}, law, Armijo(0.1, 0.25, 8))
         self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         self.products, self.limit, self.memory = products, memory, Memory()
 
