@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -26,7 +26,7 @@ JUMP = 100.0  # of the loss between two steps: new points of the same kind chang
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class LeastSquaresOptimizer(Optimizer):
+class LeastSquaresOptimizer(Optimizer, ABC):
     """An optimizer of L(theta) = sum_k 1/2 mean r_k^2: a subclass says which step it proposes.
 
     Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a
