@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import Layer, LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 
@@ -163,7 +163,9 @@ class TraceNormDamping:
 
 
 def identity(like: Tensor) -> Tensor:
-    """I of the size of the last dimension."""
+    """I of the size of the last dimension; for a diagonal (n,), ones."""
+    if like.ndim == 1:
+        return torch.ones_like(like)
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
@@ -222,7 +224,7 @@ class Factors:
     def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
         """The factors of every block at the current parameters."""
         cotangents = self.fisher.cotangents(linearization, step)
-        return {block: self._of(block, linearization, cotangents) for block in linearization.blocks}
+        return {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
 
     def average_of(self, known: BlockFactors | None, measured: BlockFactors) -> BlockFactors:
         """The averages with the factors just measured; a term that is gone is forgotten."""
@@ -237,6 +239,8 @@ class Factors:
         """The damped inverse of a block."""
         if isinstance(factors, LeafGramian):
             gramian = factors.gramian
+            if gramian.ndim == 1:
+                return DenseInverse(1 / (gramian + damping))
             return DenseInverse(damped_solve(gramian, identity(gramian), damping))
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
         return KroneckerSum(pairs).inverse()
@@ -273,16 +277,16 @@ class Factors:
         return KroneckerCurvature({block: renewed(block) for block in blocks})
 
     def _of(
-        self, block: Block, linearization: Linearization, cotangents: Cotangents
+        self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
     ) -> BlockFactors:
         if isinstance(block, Leaf):
-            return LeafGramian(linearization.gramian(block))
+            return LeafGramian(linearization.leaf_gramian(block, step))
         pairs = {}
         for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
-            jacobian = term.blocks.get(block)
-            if isinstance(jacobian, LayerJacobian):
+            if (found := term.factors(block, step)) is not None:
+                jacobian, by_point = found
                 A = self.sharing.inputs(jacobian.inputs)
-                B = self._gradients(jacobian.g, u)
+                B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
                 pairs[k] = KroneckerPair(A[block.columns, block.columns], B)
         return LayerFactors(pairs)
 
@@ -314,14 +318,14 @@ class LayerFactors:
 
 @dataclass(frozen=True)
 class LeafGramian:
-    """The exact block of J^T J of any other leaf, shape (size, size)."""
+    """The block of J^T J of any other leaf, (size, size), or its diagonal, (size,)."""
 
     gramian: Tensor
 
 
 @dataclass(frozen=True)
 class DenseInverse:
-    """The damped inverse of a `LeafGramian`."""
+    """The damped inverse of a `LeafGramian`, of its shape."""
 
     inverse: Tensor
 
@@ -362,6 +366,7 @@ class KroneckerCurvature:
 def precondition(block: Block, inverse: BlockInverse, v: Tensor, out: Tensor) -> None:
     """Write the block of F^-1 v into the flat vector `out`."""
     if isinstance(block, Leaf) and isinstance(inverse, DenseInverse):
-        out[block.place] = inverse.inverse @ v[block.place]
+        known, part = inverse.inverse, v[block.place]
+        out[block.place] = known * part if known.ndim == 1 else known @ part
     elif isinstance(block, Layer) and isinstance(inverse, KroneckerInverse):
         block.write(inverse.solve(block.matrix(v)), out)

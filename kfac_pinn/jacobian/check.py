@@ -1,9 +1,9 @@
-"""The Jacobian against autograd's: when the two are compared, and what is said where they differ.
+"""The Jacobian against autograd's: when the two are compared.
 
 J is read off one forward pass. Whether it was read rightly is seen by one product, J^T u for a
-random u, that autograd gives too. What can be wrong may begin at any step (a closure that shuffles
-its outputs from the second step on calls the same functions), so one look is not enough, while a
-look at every step costs a backward pass.
+random u, that autograd gives too; where they differ, `sources` reads it in another way. What can be
+wrong may begin at any step (a closure that shuffles its outputs from the second step on calls the
+same functions), so one look is not enough, while a look at every step costs a backward pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from torch import Tensor
 from kfac_pinn.jacobian.dense_rows import probe, tolerance, uses_tf32
 from kfac_pinn.jacobian.linearization import Linearization
 
-__all__ = ["CheckSchedule", "autograd_of", "compare", "due", "names_of", "refuse_changes"]
+__all__ = [
+    "CheckSchedule",
+    "autograd_of",
+    "compare",
+    "due",
+    "mismatch",
+    "names_of",
+    "refuse_changes",
+    "warn_of_chance",
+    "warn_of_tf32",
+    "warn_of_unused",
+]
 
 
 class CheckSchedule:
@@ -58,14 +69,14 @@ class CheckSchedule:
 
 @contextmanager
 def due(
-    check: bool | CheckSchedule, parameters: Mapping[Tensor, str], functions: Sequence[Any]
+    check: bool | CheckSchedule | None, parameters: Mapping[Tensor, str], functions: Sequence[Any]
 ) -> Iterator[bool]:
-    """Whether to compare now: a schedule decides by the program, a bool by itself."""
+    """Whether to compare now: a schedule decides by the program, a bool by itself, None is no."""
     if isinstance(check, CheckSchedule):
         with check.due(hash((frozenset(map(id, parameters)), *functions))) as answer:
             yield answer
     else:
-        yield check
+        yield bool(check)
 
 
 def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -93,19 +104,34 @@ def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> Non
 
 
 def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]) -> None:
-    """J^T u against autograd's for a random u: J is exact, or the step does not happen."""
+    """Refuse a Jacobian that a closure gave of itself (`SelfLinearizing`) if it is not exact."""
+    if (wrong := mismatch(result, outputs, names)) is not None:
+        raise RuntimeError(
+            f"the Jacobian of {wrong} does not match autograd's. The closure's own method "
+            "`linearize` gives it; correct that, or leave it out: any closure is linearised"
+        )
     warn_of_tf32(result.parameters[0])
+    warn_of_unused(result, names)
+
+
+def mismatch(
+    result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]
+) -> str | None:
+    """J^T u against autograd's for a random u: the first parameter that differs, and how much."""
     u = probe(result.residual)
     truth = autograd_product(result, outputs, u)
     error = result.vjp(u) - truth
     errors, sizes = norms(result, error), norms(result, truth)
     allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
-    if not (errors <= allowed).all():
-        for scale in (3, 5, 7):  # what autograd differs from itself, on an ill-conditioned problem
-            rounding = autograd_product(result, outputs, scale * u) / scale - truth
-            allowed = torch.maximum(allowed, 100 * norms(result, rounding))
-        refuse_mismatch(errors, allowed, sizes, names)
-    warn_of_unused(result, names)
+    if (errors <= allowed).all():
+        return None
+    for scale in (3, 5, 7):  # what autograd differs from itself, on an ill-conditioned problem
+        rounding = autograd_product(result, outputs, scale * u) / scale - truth
+        allowed = torch.maximum(allowed, 100 * norms(result, rounding))
+    for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
+        if not error <= most:
+            return f"parameter {name} (relative difference {float(error / size):.1e})"
+    return None
 
 
 def norms(result: Linearization, flat: Tensor) -> Tensor:
@@ -120,15 +146,6 @@ def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) ->
     return autograd_of(torch.stack(scalars).sum(), result.parameters)
 
 
-def refuse_mismatch(
-    errors: Tensor, allowed: Tensor, sizes: Tensor, names: Mapping[Tensor, str]
-) -> None:
-    """Name the first parameter whose error is too large."""
-    for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
-        if not error <= most:
-            raise RuntimeError(MISMATCH.format(name=name, error=float(error / size)))
-
-
 def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
     """A parameter that moves no residual stays where it is."""
     used = {id(p) for block in result.blocks for p in block.parameters}
@@ -136,6 +153,18 @@ def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
     if unused:
         message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
         warnings.warn(message, stacklevel=2)
+
+
+def warn_of_chance(loss: float, again: Tensor) -> None:
+    """Two evaluations at the same parameters give one loss, or a search compares nothing."""
+    allowed = 1e3 * torch.finfo(again.dtype).eps * abs(loss)
+    if abs(float(again.detach()) - loss) > allowed:
+        warnings.warn(
+            f"two evaluations of the closure gave the losses {loss:.6g} and {float(again):.6g}: it "
+            "draws new points or uses dropout (call model.eval()). A step that is judged by such "
+            "losses is judged by chance: draw points outside the closure, between the steps",
+            stacklevel=2,
+        )
 
 
 def warn_of_tf32(like: Tensor) -> None:
@@ -146,12 +175,3 @@ def warn_of_tf32(like: Tensor) -> None:
             "torch.set_float32_matmul_precision('highest') or train in float64",
             stacklevel=2,
         )
-
-
-MISMATCH = (
-    "the Jacobian of parameter {name} does not match autograd's (relative difference {error:.1e}). "
-    "The closure uses it in a way whose rows cannot be told apart: every operation must act on the "
-    "points one by one (no BatchNorm or mean over the points: use LayerNorm or model.eval()), a "
-    "weight must act only through F.linear or F.conv, and derivatives must come from kfac_pinn "
-    "operators, not from torch.autograd.grad"
-)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.assembly import Assembly
+from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.capture import PRECISION, Capture
 from kfac_pinn.jacobian.check import (
     CheckSchedule,
@@ -17,11 +17,24 @@ from kfac_pinn.jacobian.check import (
     due,
     names_of,
     refuse_changes,
+    warn_of_chance,
+    warn_of_tf32,
+    warn_of_unused,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term, as_terms
+from kfac_pinn.jacobian.losses import Residuals, Term, as_terms, total_loss
+from kfac_pinn.jacobian.sources import Source
 
-__all__ = ["Block", "Linearization", "SelfLinearizing", "TermJacobian", "linearize"]
+__all__ = [
+    "Block",
+    "Linearization",
+    "SelfLinearizing",
+    "TermJacobian",
+    "evaluate",
+    "linearize",
+    "linearize_loss",
+    "terms_at",
+]
 
 
 @runtime_checkable
@@ -43,7 +56,7 @@ class SelfLinearizing(Protocol):
 def linearize(
     closure: Callable[[], Residuals],
     parameters: Iterable[Tensor],
-    check: bool | CheckSchedule = False,
+    check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
@@ -53,15 +66,15 @@ def linearize(
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
             asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
-        check: also compare J^T u with autograd's, parameter by parameter, for a random u: now, or
-            when a schedule says so.
+        check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
+            schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
 
     Raises:
         TypeError, ValueError: for a closure that returns something else, or parameters that differ
             in dtype or device, are frozen or given twice.
         RuntimeError: for a residual that depends on none of the parameters, or whose Jacobian
-            cannot be seen exactly, and for a closure that changes a parameter; it is named.
+            cannot be seen exactly; the parameter is named.
         FloatingPointError: for a residual or a gradient that is not finite.
     """
     known = named(list(parameters), names)
@@ -80,20 +93,84 @@ def linearize(
                 compare(result, outputs_of(closure, next(iter(known))), known)
             return result
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        with Capture(known) as capture:
-            terms = as_terms(closure())
+        with Capture(known) as capture, BackwardWatch(known, run=False) as watch:
+            returned = closure()
         refuse_changes(known, before)
-        like = next(iter(known))
-        triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-        assembly = Assembly(known, capture)
-        tangents = [assembly.tangent(*each) for each in triples]
-        loss = float(sum(term.loss().detach() for term in terms))
-        result = Linearization(list(known), tangents, loss, linear_term_of(terms, list(known)))
-        refuse_infinite(result, known)
+        output = returned if watch.loss is None else watch.loss
         with due(check, known, capture.program) as now:
-            if now:
-                compare(result, [output for _, output, _ in triples], known)
+            source = Source(known, capture, now, check is not False)
+            result = linearized(output, known, source)
+            result.needs_gradients = capture.calls_autograd or is_loss(output)
+            if now and source.is_new:
+                warn_of_chance(result.loss, evaluate(closure, result.needs_gradients))
+                refuse_changes(known, before)
     return result
+
+
+def linearize_loss(
+    losses: Tensor | Sequence[Tensor],
+    parameters: Iterable[Tensor],
+    check: bool | CheckSchedule | None = None,
+    names: Sequence[str] | None = None,
+) -> Linearization:
+    """The linearisation of a loss that has been computed already, or of the sum of several.
+
+    Args:
+        losses: tensors of one number each, with their graphs (`BackwardWatch` keeps them).
+        parameters, check, names: as of `linearize`.
+
+    Raises:
+        As `linearize`.
+    """
+    known = named(list(parameters), names)
+    losses = [losses] if isinstance(losses, Tensor) else list(losses)
+    with torch.enable_grad():
+        total = torch.stack([loss.reshape(()) for loss in losses]).sum()
+        with due(check, known, [linearize_loss]) as now:
+            return linearized(total, known, Source(known, None, now, check is not False))
+
+
+def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
+    """r and J of what a closure returned or called backward on, with its graph."""
+    like = next(iter(known))
+    terms = as_terms(output, known)
+    triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
+    loss = float(output.detach() if is_loss(output) else sum(t.loss().detach() for t in terms))
+    linear_term = linear_term_of(terms, list(known))
+    result = Linearization(list(known), source.terms(triples), loss, linear_term)
+    refuse_infinite(result, known)
+    if source.check:
+        warn_of_tf32(like)
+        warn_of_unused(result, known)
+    return result
+
+
+def is_loss(output: Any) -> bool:
+    """Whether it is one number, not a vector of residuals."""
+    return isinstance(output, Tensor) and output.ndim == 0
+
+
+def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
+    """L at the current parameters, of a closure that returns residuals or calls backward.
+
+    Args:
+        closure: as of `linearize`; backward() inside it does nothing.
+        gradients: whether it may need a graph: one that calls autograd does
+            (`Linearization.needs_gradients`).
+    """
+    return total_loss(run(closure, gradients))
+
+
+def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
+    """The residual terms there; arguments as of `evaluate`."""
+    return as_terms(run(closure, gradients))
+
+
+def run(closure: Callable[[], Any], gradients: bool) -> Any:
+    """What it returns, or the loss that it called backward on."""
+    with torch.set_grad_enabled(gradients), BackwardWatch(run=False) as watch:
+        returned = closure()
+        return returned if watch.loss is None else watch.loss
 
 
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:

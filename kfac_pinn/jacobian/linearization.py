@@ -16,12 +16,21 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import BlockJacobian, Layer, LayerJacobian, Leaf
+from kfac_pinn.jacobian.blocks import (
+    BlockJacobian,
+    EntriesJacobian,
+    Layer,
+    LayerJacobian,
+    Leaf,
+)
+from kfac_pinn.jacobian.matrix_free import AutogradJacobian
+from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries, signs
 from kfac_pinn.linalg import rows_at_once, sum_of_squares
 
 __all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
+LARGEST_GRAMIAN = 4096
 
 
 @dataclass(frozen=True)
@@ -31,17 +40,88 @@ class TermJacobian:
     Attributes:
         name: of the term.
         residual: r_k, shape (N,).
-        blocks: the Jacobian with respect to each block that it depends on.
+        blocks: the Jacobian with respect to each block whose rows are known, layers in factors.
+        rest: that of all other blocks that it depends on, by products; None if there are none.
+        sampler: Kronecker factors of layers among the rest.
     """
 
     name: str
     residual: Tensor
     blocks: dict[Block, BlockJacobian]
+    rest: AutogradJacobian | None = None
+    sampler: Sampler | None = None
 
     @property
     def scale(self) -> float:
         """1 / sqrt(N), by which residual and rows enter the stacked ones."""
         return 1 / math.sqrt(len(self.residual))
+
+    @property
+    def depends_on(self) -> list[Block]:
+        """All blocks whose columns are not zero."""
+        return [*self.blocks, *(self.rest.blocks if self.rest is not None else [])]
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v scaled, shape (N,) or (N, m)."""
+        product = v.new_zeros(len(self.residual), *v.shape[1:])
+        for block in (*self.blocks.values(), *self._rests):
+            product += block.jvp(v)
+        return self.scale * product
+
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
+        """out += J^T u, J scaled."""
+        for block in (*self.blocks.values(), *self._rests):
+            block.add_vjp(self.scale * u, out)
+
+    def rows(self, points: slice, size: int) -> Tensor:
+        """The scaled rows (n, P) of some points, for P = size."""
+        out = self.residual.new_zeros(len(self.residual[points]), size)
+        for slices, rows in self._columns(points):
+            start = 0
+            for columns in slices:
+                width = columns.stop - columns.start
+                torch.mul(rows[:, start : start + width], self.scale, out=out[:, columns])
+                start += width
+        return out
+
+    def block_rows(self, points: slice, block: Block) -> Tensor:
+        """The scaled rows of some points, one block's columns."""
+        if block in self.blocks:
+            return self.scale * self.blocks[block].rows(points)
+        if self.rest is not None and block in self.rest.blocks:
+            return self.scale * self.rest.rows(points, block)
+        return self.residual.new_zeros(len(self.residual[points]), block.size)
+
+    def factors(self, block: Block, seed: int) -> tuple[LayerJacobian, bool] | None:
+        """z and g for the Kronecker factors of a layer, and whether g is that of each point.
+
+        Where it is not, g is a sample with random signs, of unit variance.
+        """
+        found = self.blocks.get(block)
+        if isinstance(found, LayerJacobian):
+            return found, True
+        if isinstance(found, EntriesJacobian):
+            found = factors_of_entries(found)
+        elif self.sampler is not None and isinstance(block, Layer):
+            found = self.sampler(block, seed)
+        return (found, False) if isinstance(found, LayerJacobian) else None
+
+    def restrict(self, block: Block) -> TermJacobian:
+        """The same with all columns zero but those of one block."""
+        blocks = {b: j for b, j in self.blocks.items() if b is block}
+        mine = self.rest is not None and block in self.rest.blocks
+        rest = AutogradJacobian(self.rest.output, [block]) if self.rest and mine else None
+        return TermJacobian(self.name, self.residual, blocks, rest)
+
+    @property
+    def _rests(self) -> list[AutogradJacobian]:
+        return [] if self.rest is None else [self.rest]
+
+    def _columns(self, points: slice) -> Iterator[tuple[list[slice], Tensor]]:
+        for block, jacobian in self.blocks.items():
+            yield block.slices, jacobian.rows(points)
+        if self.rest is not None:
+            yield self.rest.places, self.rest.rows(points)
 
 
 class Linearization:
@@ -52,7 +132,12 @@ class Linearization:
         terms: one entry a residual term (several for a term with a convex loss).
         loss: L, a float; 1/2 ||r||^2 for least squares.
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
+        needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
+            with gradients disabled.
     """
+
+    needs_gradients: bool = False
+    _sample: tuple[int, Tensor] | None = None
 
     def __init__(
         self,
@@ -72,7 +157,7 @@ class Linearization:
     @cached_property
     def blocks(self) -> list[Block]:
         """Layers and leaves that some residual depends on, in order of appearance."""
-        return list(dict.fromkeys(block for t in self.terms for block in t.blocks))
+        return list(dict.fromkeys(block for t in self.terms for block in t.depends_on))
 
     @cached_property
     def residual(self) -> Tensor:
@@ -87,14 +172,13 @@ class Linearization:
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """J v, shape (R,), for a flat vector v (P,), or (R, m) for several as columns (P, m)."""
-        return torch.cat([self._jvp(t, v) for t in self.terms])
+        return torch.cat([t.jvp(v) for t in self.terms])
 
     def vjp(self, u: Tensor) -> Tensor:
         """J^T u, shape (P,), for u (R,)."""
         out = u.new_zeros(self.size)
         for term, part in zip(self.terms, self.split(u), strict=True):
-            for block in term.blocks.values():
-                block.add_vjp(term.scale * part, out)
+            term.add_vjp(part, out)
         return out
 
     def split(self, u: Tensor) -> tuple[Tensor, ...]:
@@ -103,11 +187,7 @@ class Linearization:
 
     def restrict(self, block: Block) -> Linearization:
         """The same with all columns of J zero but those of one block."""
-        terms = [
-            TermJacobian(t.name, t.residual, {b: j for b, j in t.blocks.items() if b is block})
-            for t in self.terms
-        ]
-        return Linearization(self.parameters, terms, self.loss)
+        return Linearization(self.parameters, [t.restrict(block) for t in self.terms], self.loss)
 
     def unflatten(self, v: Tensor) -> list[Tensor]:
         """A flat vector (P,) as views of the parameters' shapes."""
@@ -137,6 +217,24 @@ class Linearization:
         """J^T J, shape (P, P), or the diagonal block of one block, shape (size, size)."""
         return sum_of_squares(rows for rows, _ in self.batches(block=block))
 
+    def leaf_gramian(self, leaf: Leaf, seed: int) -> Tensor:
+        """J^T J of a leaf, for a preconditioner: exact (size, size) where its rows are known.
+
+        Else, and where it is large, an estimate of the diagonal (size,), by one vector of random
+        signs s: the mean of (J^T s)^2 has the right trace.
+        """
+        explicit = all(leaf in t.blocks for t in self.terms if leaf in t.depends_on)
+        if explicit and leaf.size <= LARGEST_GRAMIAN:
+            return self.gramian(leaf)
+        sample = self._sampled_gradient(seed)[leaf.place]
+        return sample.square().mean().expand(leaf.size).clone()
+
+    def _sampled_gradient(self, seed: int) -> Tensor:
+        """J^T s, shape (P,)."""
+        if self._sample is None or self._sample[0] != seed:
+            self._sample = seed, self.vjp(signs(self.residual, seed))
+        return self._sample[1]
+
     def gramian_diagonal(self) -> Tensor:
         """diag(J^T J), shape (P,)."""
         diagonal = self.terms[0].residual.new_zeros(self.size)
@@ -154,28 +252,11 @@ class Linearization:
                 kernel += sum_of_squares([self.rows(block).mT])
         return kernel
 
-    def _jvp(self, term: TermJacobian, v: Tensor) -> Tensor:
-        product = v.new_zeros(len(term.residual), *v.shape[1:])
-        for block in term.blocks.values():
-            product += block.jvp(v)
-        return term.scale * product
-
     def _rows(self, term: TermJacobian, points: slice, block: Block | None = None) -> Tensor:
-        if block is not None:
-            if block in term.blocks:
-                return term.scale * term.blocks[block].rows(points)
-            return term.residual.new_zeros(len(term.residual[points]), block.size)
-        out = term.residual.new_zeros(len(term.residual[points]), self.size)
-        for place, jacobian in term.blocks.items():
-            rows, start = jacobian.rows(points), 0
-            for columns in place.slices:
-                width = columns.stop - columns.start
-                torch.mul(rows[:, start : start + width], term.scale, out=out[:, columns])
-                start += width
-        return out
+        return term.rows(points, self.size) if block is None else term.block_rows(points, block)
 
     def _factored_is_cheaper(self, block: Block) -> bool:
-        jacobians = [t.blocks[block] for t in self.terms if block in t.blocks]
+        jacobians = [t.blocks.get(block) for t in self.terms if block in t.depends_on]
         layers = [j for j in jacobians if isinstance(j, LayerJacobian)]
         if len(layers) < len(jacobians):
             return False

@@ -80,6 +80,7 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         objective = Objective(closure, parameters, self._names())
         try:
             linearization = self._linearize(closure, parameters)
+            objective.gradients = linearization.needs_gradients
             self._notice(linearization)
             step = self.propose(linearization, objective)
             self.steps += 1

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.preconditioners import Preconditioner
+from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.jacobian.losses import Residuals, total_loss
+from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
 from kfac_pinn.optimizers.base import Parameters
@@ -55,7 +56,7 @@ class Hessian:
     def product(self, linearization: Linearization, closure: Closure) -> Operator:
         parameters = linearization.parameters
         with torch.enable_grad():
-            loss = total_loss(closure())
+            loss = evaluate(closure)
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )

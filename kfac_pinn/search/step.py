@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.check import names_of, refuse_changes
-from kfac_pinn.jacobian.losses import Residuals, total_loss
+from kfac_pinn.jacobian.closure import evaluate
+from kfac_pinn.jacobian.losses import Residuals
 
 __all__ = ["Objective", "Outcome", "Statistics", "Step"]
 
@@ -100,6 +101,7 @@ class Objective:
         self.names = names_of(self.parameters, names)
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
+        self.gradients = False  # whether the closure calls autograd itself
         self._last: tuple[Tensor, float] | None = None
 
     def __call__(self, displacement: Tensor) -> float:
@@ -120,11 +122,10 @@ class Objective:
         """theta <- origin, bit by bit."""
         self._write(self.origin)
 
-    @torch.no_grad()
     def _evaluate(self) -> float:
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
-        loss = float(total_loss(self.closure()))
+        loss = float(evaluate(self.closure, self.gradients))
         refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
         return loss if math.isfinite(loss) else math.inf
 
@@ -132,4 +133,5 @@ class Objective:
     def _write(self, flat: Tensor) -> None:
         parts = flat.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
+            # .data: graphs that the linearisation keeps do not mind (`AutogradJacobian`)
+            parameter.data.copy_(part.view_as(parameter))
