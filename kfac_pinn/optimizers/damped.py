@@ -101,7 +101,7 @@ class DampedOptimizer(ModelOptimizer):
             return Step.stay(Outcome.NO_DECREASE_LEFT, **whole.info)
         trial = tried(whole, damping, linearization, objective)
         self.adapt(damping, trial.ratio)
-        level = float(torch.as_tensor(damping).max())
+        level = float(torch.as_tensor(damping, dtype=torch.float64).max())
         step = self._shortened(whole, linearization, objective)
         return step.noting(**whole.info, damping=level, ratio=trial.ratio)
 

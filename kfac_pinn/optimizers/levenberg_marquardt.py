@@ -107,7 +107,7 @@ class LevenbergMarquardt(ModelOptimizer):
             damping *= 2.0 ** (number + 1)
         self.memory = Memory(first if vetoed else damping, vetoed)
         outcome = Outcome.VETOED if vetoed else Outcome.NO_DECREASE
-        return Step.stay(outcome, damping=damping, vetoed=int(vetoed))
+        return Step.stay(outcome, damping=damping, ratio=trial.ratio, vetoed=int(vetoed))
 
     def _attempt(self, solver: Solver, damping: float, objective: Objective) -> Trial:
         """The bent step at a damping, and how much of the promised decrease it keeps."""
