@@ -1,4 +1,4 @@
-"""Closures with tensors of other people's classes: subclasses, and objects that only pass as one."""
+"""Closures with tensors of other classes: subclasses, and objects that only pass as tensors."""
 
 from __future__ import annotations
 
