@@ -2,6 +2,7 @@
 
 domains   where points are drawn: boxes, balls, time x space
 networks  the usual networks of PINNs, plain modules
+integrals quadratures and other fixed linear maps of a network's values
 problem   a PDE problem as data, and errors against its solution
 problems  Poisson, heat, Burgers, Fokker-Planck, inverse heat: one PDE a file
 training  the one training loop, with checkpoints that resume exactly
@@ -18,6 +19,7 @@ from kfac_pinn.pinn.domains import (
     together,
     uniform,
 )
+from kfac_pinn.pinn.integrals import LinearMap, Quadrature, gauss_legendre, periodic_trapezoid
 from kfac_pinn.pinn.networks import (
     MLP,
     SIREN,
@@ -74,6 +76,7 @@ __all__ = [
     "FourierFeatures",
     "HardConstraint",
     "History",
+    "LinearMap",
     "ModifiedMLP",
     "Normalized",
     "Patience",
@@ -81,6 +84,7 @@ __all__ = [
     "PirateNet",
     "Problem",
     "Progress",
+    "Quadrature",
     "Run",
     "Sampler",
     "Schedule",
@@ -92,11 +96,13 @@ __all__ = [
     "cole_hopf",
     "fit",
     "fokker_planck",
+    "gauss_legendre",
     "grid",
     "heat",
     "heat_1d",
     "heat_4d",
     "inverse_heat",
+    "periodic_trapezoid",
     "poisson",
     "poisson_2d",
     "poisson_5d",
