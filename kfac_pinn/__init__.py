@@ -83,6 +83,7 @@ from kfac_pinn.pinn import (
     StopAtError,
     Term,
     TimeSpace,
+    Windows,
     WithDiffusivity,
     burgers,
     cole_hopf,
@@ -93,6 +94,7 @@ from kfac_pinn.pinn import (
     heat_1d,
     heat_4d,
     inverse_heat,
+    march,
     poisson,
     poisson_2d,
     poisson_5d,
@@ -105,6 +107,7 @@ from kfac_pinn.pinn import (
     together,
     uniform,
     wall_distance,
+    window,
 )
 from kfac_pinn.search import (
     Armijo,
@@ -213,6 +216,7 @@ __all__ = [
     "TraceNormDamping",
     "TruncatedCG",
     "Type2",
+    "Windows",
     "WithDiffusivity",
     "bilaplacian",
     "burgers",
@@ -233,6 +237,7 @@ __all__ = [
     "laplacian",
     "linear",
     "linearize",
+    "march",
     "partial",
     "poisson",
     "poisson_2d",
@@ -251,4 +256,5 @@ __all__ = [
     "total_loss",
     "uniform",
     "wall_distance",
+    "window",
 ]

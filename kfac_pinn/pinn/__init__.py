@@ -5,6 +5,7 @@ networks  the usual networks of PINNs, plain modules
 problem   a PDE problem as data, and errors against its solution
 problems  Poisson, heat, Burgers, Fokker-Planck, inverse heat: one PDE a file
 training  the one training loop, with checkpoints that resume exactly
+windows   long times, one network a window
 """
 
 from kfac_pinn.pinn.domains import (
@@ -59,6 +60,7 @@ from kfac_pinn.pinn.training import (
     StopAtError,
     fit,
 )
+from kfac_pinn.pinn.windows import Windows, march, window
 
 __all__ = [
     "MLP",
@@ -87,6 +89,7 @@ __all__ = [
     "StopAtError",
     "Term",
     "TimeSpace",
+    "Windows",
     "WithDiffusivity",
     "burgers",
     "cole_hopf",
@@ -97,6 +100,7 @@ __all__ = [
     "heat_1d",
     "heat_4d",
     "inverse_heat",
+    "march",
     "poisson",
     "poisson_2d",
     "poisson_5d",
@@ -109,4 +113,5 @@ __all__ = [
     "together",
     "uniform",
     "wall_distance",
+    "window",
 ]
