@@ -233,6 +233,7 @@ class LeastSquaresOptimizer(Optimizer):
         self.state.clear()
         self.state.update(state)
         for group, old in zip(self.param_groups, groups, strict=True):
+            group.clear()  # settings that were added
             group.update(old)
 
 
