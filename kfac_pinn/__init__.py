@@ -88,6 +88,7 @@ from kfac_pinn.pinn import (
     StopAtError,
     Term,
     TimeSpace,
+    Windows,
     WithDiffusivity,
     burgers,
     cole_hopf,
@@ -99,6 +100,7 @@ from kfac_pinn.pinn import (
     heat_1d,
     heat_4d,
     inverse_heat,
+    march,
     periodic_trapezoid,
     poisson,
     poisson_2d,
@@ -112,6 +114,7 @@ from kfac_pinn.pinn import (
     together,
     uniform,
     wall_distance,
+    window,
 )
 from kfac_pinn.search import (
     Armijo,
@@ -237,6 +240,7 @@ __all__ = [
     "TraceNormDamping",
     "TruncatedCG",
     "Type2",
+    "Windows",
     "WithDiffusivity",
     "bilaplacian",
     "burgers",
@@ -258,6 +262,7 @@ __all__ = [
     "laplacian",
     "linear",
     "linearize",
+    "march",
     "partial",
     "periodic_trapezoid",
     "poisson",
@@ -277,4 +282,5 @@ __all__ = [
     "total_loss",
     "uniform",
     "wall_distance",
+    "window",
 ]
