@@ -19,9 +19,11 @@ from kfac_pinn.linalg.dense import (
 )
 from kfac_pinn.linalg.kronecker import KroneckerInverse, KroneckerSum
 from kfac_pinn.linalg.krylov import (
+    ProgressOfSolve,
     RelativeProgress,
     RelativeResidual,
     Solution,
+    Stop,
     conjugate_gradients,
     geometric_indices,
 )
@@ -35,9 +37,11 @@ __all__ = [
     "KroneckerSum",
     "Nystrom",
     "Pairs",
+    "ProgressOfSolve",
     "RelativeProgress",
     "RelativeResidual",
     "Solution",
+    "Stop",
     "aligned",
     "conjugate_gradients",
     "damped_inverse",
