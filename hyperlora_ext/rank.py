@@ -22,7 +22,7 @@ from hyperlora_ext.lora import LoRALinear, Ranks, adapt, adapters, linear_layers
 from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn import linearize
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.search.line import Objective
+from kfac_pinn.search.step import Objective
 
 __all__ = ["Direction", "Growth", "aimed", "common_ranks", "direction", "grow"]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from kfac_pinn.jacobian.closure import Linearization
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.optimizers.base import Parameters
+from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import FixedStep, Search
 
 
-class Steepest(LeastSquaresOptimizer):
+class Steepest(DirectionOptimizer):
     """theta <- theta - lr grad L."""
 
     def __init__(self, params: Parameters, lr: float = 0.1, search: Search | None = None) -> None:

@@ -13,34 +13,40 @@ physics-informed neural networks"; Eschenhagen et al. (2023) for weight sharing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import LayerInputs, Leaf, second_moment
+from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 
 __all__ = [
     "Average",
+    "BlockCurvature",
     "DampingRule",
+    "DenseInverse",
     "Empirical",
     "EqualDamping",
     "Expand",
     "Factors",
     "Fisher",
     "ForwardOnly",
+    "KroneckerCurvature",
+    "KroneckerPair",
+    "LayerFactors",
+    "LeafGramian",
     "MonteCarlo",
     "Reduce",
     "Sharing",
     "TraceNormDamping",
     "Type2",
+    "precondition",
 ]
 
-Stored: TypeAlias = dict[str, Any]
 Cotangents: TypeAlias = Sequence["Tensor | float | None"]
 
 
@@ -215,54 +221,152 @@ class Factors:
         if not (self.every >= 1 and self.invert_every >= 1 and 0 <= self.average.decay < 1):
             raise ValueError(f"periods must be at least 1 and the decay in [0, 1), found {self}")
 
-    def update(self, known: Stored, measured: Stored) -> Stored:
-        """The averages of a block's factors with those just measured; other terms are forgotten."""
-        return {key: self.average(known.get(key), measured[key]) for key in measured}
-
-    def measure(self, linearization: Linearization, step: int) -> dict[Block, Stored]:
-        """The factors of every block at the current parameters, by name."""
+    def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
+        """The factors of every block at the current parameters."""
         cotangents = self.fisher.cotangents(linearization, step)
         return {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
 
-    def invert(self, block: Block, factors: Stored, damping: float) -> Stored:
-        """The damped inverse of a block as plain tensors."""
-        if isinstance(block, Leaf):
-            gramian = factors["gramian"]
+    def average_of(self, known: BlockFactors | None, measured: BlockFactors) -> BlockFactors:
+        """The averages with the factors just measured; a term that is gone is forgotten."""
+        if isinstance(measured, LeafGramian):
+            old = known.gramian if isinstance(known, LeafGramian) else None
+            return LeafGramian(self.average(old, measured.gramian))
+        old_pairs = known.pairs if isinstance(known, LayerFactors) else {}
+        pairs = {k: self._average_pair(old_pairs.get(k), new) for k, new in measured.pairs.items()}
+        return LayerFactors(pairs)
+
+    def invert(self, factors: BlockFactors, damping: float) -> BlockInverse:
+        """The damped inverse of a block."""
+        if isinstance(factors, LeafGramian):
+            gramian = factors.gramian
             if gramian.ndim == 1:
-                return {"inverse": 1 / (gramian + damping)}
-            return {"inverse": damped_solve(gramian, identity(gramian), damping)}
-        pairs = [self.rule(factors[f"A{k}"], factors[f"B{k}"], damping) for k in terms(factors)]
-        return dict(vars(KroneckerSum(pairs).inverse()))
+                return DenseInverse(1 / (gramian + damping))
+            return DenseInverse(damped_solve(gramian, identity(gramian), damping))
+        pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
+        return KroneckerSum(pairs).inverse()
+
+    def refresh(
+        self,
+        known: Mapping[Block, BlockCurvature],
+        linearization: Linearization,
+        step: int,
+        damping: Callable[[Block], float],
+    ) -> KroneckerCurvature:
+        """Averages and inverses, each brought up to date where its period has passed or it is new.
+
+        Args:
+            known: what was kept of the blocks; a block of another size counts as new.
+            step: how many steps were taken.
+            damping: lambda of a block.
+        """
+        blocks = linearization.blocks
+        kept = {b: known[b] for b in blocks if b in known and known[b].size == b.size}
+        due, invert = step % self.every == 0, step % self.invert_every == 0
+        measured = self.measure(linearization, step) if due or len(kept) < len(blocks) else {}
+
+        def renewed(block: Block) -> BlockCurvature:
+            old = kept.get(block)
+            if old is None or due:
+                factors = self.average_of(old.factors if old else None, measured[block])
+            else:
+                factors = old.factors
+            if old is None or invert:
+                return BlockCurvature(block.size, factors, self.invert(factors, damping(block)))
+            return BlockCurvature(block.size, factors, old.inverse)
+
+        return KroneckerCurvature({block: renewed(block) for block in blocks})
 
     def _of(
         self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
-    ) -> Stored:
+    ) -> BlockFactors:
         if isinstance(block, Leaf):
-            return {"gramian": linearization.leaf_gramian(block, step)}
-        factors = {}
+            return LeafGramian(linearization.leaf_gramian(block, step))
+        pairs = {}
         for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
             if (found := term.factors(block, step)) is not None:
                 jacobian, by_point = found
                 A = self.sharing.inputs(jacobian.inputs)
-                factors[f"A{k}"] = A[block.columns, block.columns]
-                factors[f"B{k}"] = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
-        return factors
+                B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
+                pairs[k] = KroneckerPair(A[block.columns, block.columns], B)
+        return LayerFactors(pairs)
 
     def _gradients(self, g: Tensor, u: Tensor | float | None) -> Tensor:
         if u is None:
             return identity(g)
         return self.sharing.gradients(g * u[:, None] if isinstance(u, Tensor) else g)
 
+    def _average_pair(self, old: KroneckerPair | None, new: KroneckerPair) -> KroneckerPair:
+        if old is None:
+            return KroneckerPair(self.average(None, new.A), self.average(None, new.B))
+        return KroneckerPair(self.average(old.A, new.A), self.average(old.B, new.B))
 
-def terms(factors: Stored) -> list[str]:
-    """The numbers k of the terms that a layer has seen."""
-    return [key[1:] for key in factors if key.startswith("A")]
+
+@dataclass(frozen=True)
+class KroneckerPair:
+    """A (d_in, d_in) and B (d_out, d_out) of one layer and one term."""
+
+    A: Tensor
+    B: Tensor
 
 
-def precondition(block: Block, inverse: Stored, v: Tensor, out: Tensor) -> None:
+@dataclass(frozen=True)
+class LayerFactors:
+    """The pairs of a layer by the number of the term, sum_k A_k (x) B_k."""
+
+    pairs: dict[int, KroneckerPair]
+
+
+@dataclass(frozen=True)
+class LeafGramian:
+    """The block of J^T J of any other leaf, (size, size), or its diagonal, (size,)."""
+
+    gramian: Tensor
+
+
+@dataclass(frozen=True)
+class DenseInverse:
+    """The damped inverse of a `LeafGramian`, of its shape."""
+
+    inverse: Tensor
+
+
+BlockFactors: TypeAlias = LayerFactors | LeafGramian
+BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
+
+
+@dataclass(frozen=True)
+class BlockCurvature:
+    """What is kept of a block between two steps.
+
+    Attributes:
+        size: number of its parameters: with another one it is another block.
+        factors: averaged over the steps.
+        inverse: damped, of the factors or of earlier ones.
+    """
+
+    size: int
+    factors: LayerFactors | LeafGramian
+    inverse: KroneckerInverse | DenseInverse
+
+
+@dataclass(frozen=True)
+class KroneckerCurvature:
+    """F, block diagonal and damped: sum_k A_k (x) B_k of each layer, Gramians of other leaves."""
+
+    blocks: Mapping[Block, BlockCurvature]
+
+    def inverse(self, v: Tensor) -> Tensor:
+        """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
+        out = torch.zeros_like(v)
+        for block, curvature in self.blocks.items():
+            precondition(block, curvature.inverse, v, out)
+        return out
+
+
+def precondition(block: Block, inverse: BlockInverse, v: Tensor, out: Tensor) -> None:
     """Write the block of F^-1 v into the flat vector `out`."""
-    if isinstance(block, Leaf):
-        known, part = inverse["inverse"], v[block.place]
+    if isinstance(block, Leaf) and isinstance(inverse, DenseInverse):
+        known, part = inverse.inverse, v[block.place]
         out[block.place] = known * part if known.ndim == 1 else known @ part
-    else:
-        block.write(KroneckerInverse(**inverse).solve(block.matrix(v)), out)
+    elif isinstance(block, Layer) and isinstance(inverse, KroneckerInverse):
+        block.write(inverse.solve(block.matrix(v)), out)

@@ -74,7 +74,7 @@ class KroneckerPreconditioner:
         inverses = {}
         for block, measured in self.factors.measure(linearization, step=0).items():
             level = float(torch.cat([damping[place] for place in block.slices]).mean())
-            inverses[block] = self.factors.invert(block, measured, level)
+            inverses[block] = self.factors.invert(measured, level)
 
         def apply(v: Tensor) -> Tensor:
             out = v / damping  # of parameters that no residual depends on

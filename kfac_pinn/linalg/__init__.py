@@ -13,15 +13,16 @@ from kfac_pinn.linalg.dense import (
     damped_solve,
     normal_equations,
     pinv_solve,
-    product,
     reduce_rows,
     sum_of_squares,
 )
 from kfac_pinn.linalg.kronecker import KroneckerInverse, KroneckerSum
 from kfac_pinn.linalg.krylov import (
+    ProgressOfSolve,
     RelativeProgress,
     RelativeResidual,
     Solution,
+    Stop,
     conjugate_gradients,
     geometric_indices,
 )
@@ -36,9 +37,11 @@ __all__ = [
     "KroneckerSum",
     "Nystrom",
     "Pairs",
+    "ProgressOfSolve",
     "RelativeProgress",
     "RelativeResidual",
     "Solution",
+    "Stop",
     "conjugate_gradients",
     "damped_inverse",
     "damped_solve",
@@ -48,7 +51,6 @@ __all__ = [
     "normal_equations",
     "nystrom",
     "pinv_solve",
-    "product",
     "reduce_rows",
     "rows_at_once",
     "sum_of_squares",

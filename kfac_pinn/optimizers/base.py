@@ -1,12 +1,13 @@
-"""The only step loop: linearise, direction, search, state."""
+"""The only step loop: linearise, propose, move, write down."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch.optim import Optimizer
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, linearize
 from kfac_pinn.jacobian.losses import Residuals
-from kfac_pinn.search.line import Objective, Search, Step
+from kfac_pinn.optimizers.saving import placed, plain, restored
+from kfac_pinn.search.step import Objective, Outcome, Step
 
 __all__ = ["LeastSquaresOptimizer", "Parameters"]
 
@@ -24,37 +26,39 @@ JUMP = 100.0  # of the loss between two steps: new points of the same kind chang
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class LeastSquaresOptimizer(Optimizer):
-    """An optimizer of L(theta) = sum_k 1/2 mean r_k^2: a direction and a search.
+class LeastSquaresOptimizer(Optimizer, ABC):
+    """An optimizer of L(theta) = sum_k 1/2 mean r_k^2: a subclass says which step it proposes.
 
-    A subclass says its `direction`; one whose direction and step length depend on each other
-    overrides `propose`. State of the whole optimizer lives in `self.common`, state of one
-    parameter in `self.state[p]`; both are replaced, never changed in place, so that a failed step
-    can be undone.
+    Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a
+    `DampedOptimizer` (damped steps and a damping law).
+
+    State is replaced, never changed in place, so that a failed step can be undone. Of a parameter:
+    `self.state[p]`, tensors, or dataclasses where `kinds` names their type. Of the whole optimizer:
+    `self.memory`, a frozen dataclass. In `state_dict` all of it is plain containers.
 
     Attributes:
         check: when the Jacobian is compared with autograd's; True: at every step, False: never.
-        stats: of the last step: loss, new_loss, evaluations, step_length, reason, ...
+        kinds: the types of those entries of `state[p]` that are no tensors.
+        memory: what the optimizer remembers, besides the parameters' state.
+        steps: how many steps it has taken.
+        stats: of the last step: loss, new_loss, evaluations, step_length, shortened, reason, ...
+            The reason is empty unless nothing moved.
     """
 
+    kinds: ClassVar[Mapping[str, Any]] = {}
+    memory: Any = None
+    _left: float = math.nan  # the loss after the last step
     _noticed: bool = False
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any], search: Search) -> None:
+    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
-        self.search = search
         self.check: bool | CheckSchedule = CheckSchedule()
+        self.steps = 0
         self.stats: dict[str, float | int | str] = {}
 
     @abstractmethod
-    def direction(self, linearization: Linearization) -> Tensor:
-        """Where to go, shape (P,), before it is scaled by lr and the search."""
-
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
-        """The step: the search along the direction, scaled by each group's lr."""
-        direction = self.direction(linearization) * self.expand("lr")
-        if not torch.isfinite(direction).all():
-            return Step(direction, info={"reason": "the direction is not finite"})
-        return self.search(objective, linearization, direction)
+        """Where to go, how far, and what is predicted; lr is included."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Residuals]) -> Tensor:  # type: ignore[override]
@@ -79,14 +83,16 @@ class LeastSquaresOptimizer(Optimizer):
             objective.gradients = linearization.needs_gradients
             self._notice(linearization)
             step = self.propose(linearization, objective)
-            moved = self._move(step, objective)
+            self.steps += 1
+            self._move(step, objective)
         except BaseException:
             objective.restore()
             self._rollback(before)
             raise
-        if not moved and step.displacement is not None:
+        if step.displacement is not None and not step.is_finite:
             self._rollback(before)
-        self._write_down(step if moved else Step(None, info=step.info), objective, linearization)
+            step = Step.stay(Outcome.NOT_FINITE, **step.info)
+        self._write_down(step, objective, linearization)
         return objective.origin.new_tensor(linearization.loss)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -115,11 +121,6 @@ class LeastSquaresOptimizer(Optimizer):
     def parameters(self) -> list[Tensor]:
         """All trained tensors in the order of the groups: the order of flat vectors."""
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """State that belongs to no single parameter."""
-        return self.state["common"]  # type: ignore[index]
 
     def expand(self, key: str) -> Tensor:
         """A hyper-parameter of the groups as a flat vector (P,)."""
@@ -157,6 +158,12 @@ class LeastSquaresOptimizer(Optimizer):
         for p, part in zip(self.parameters, parts, strict=True):
             self.state[p][key] = part.view_as(p).clone()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and containers only: `torch.load(weights_only=True)` reads them."""
+        saved = super().state_dict()
+        saved["state"] = plain(saved["state"])
+        return {**saved, "steps": self.steps, "memory": plain(self.memory)}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state exactly: torch would cast every state tensor to its parameter's dtype."""
         super().load_state_dict(state_dict)
@@ -164,10 +171,11 @@ class LeastSquaresOptimizer(Optimizer):
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, p in zip(ids, order, strict=True):
             if i in state_dict["state"]:
-                self.state[p] = placed(state_dict["state"][i], p.device)
-        if "common" in state_dict["state"]:
-            device = order[0].device
-            self.state["common"] = placed(state_dict["state"]["common"], device)  # type: ignore[index]
+                entries = placed(state_dict["state"][i], p.device)
+                kinds = {key: self.kinds.get(key) for key in entries}
+                self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
+        self.steps = state_dict["steps"]
+        self.memory = restored(type(self.memory), placed(state_dict["memory"], order[0].device))
 
     def _linearize(
         self, closure: Callable[[], Residuals], parameters: list[Tensor]
@@ -184,34 +192,34 @@ class LeastSquaresOptimizer(Optimizer):
                     names.append(name or f"{len(names)} of shape {tuple(p.shape)}")
         return names
 
-    def _move(self, step: Step, objective: Objective) -> bool:
+    def _move(self, step: Step, objective: Objective) -> None:
         """Go where the step says, or back to the start."""
-        if step.displacement is not None and torch.isfinite(step.displacement).all():
+        if step.displacement is not None and step.is_finite:
             objective.move(step.displacement)
-            return True
-        objective.restore()
-        step.info.setdefault("reason", "the step is not finite")
-        return False
+        else:
+            objective.restore()
 
     def _write_down(self, step: Step, objective: Objective, linearization: Linearization) -> None:
-        """The gradient and the statistics of a step; a displacement of None: it stayed."""
+        """The gradient and the statistics of a step."""
         gradient, moved = linearization.gradient, step.displacement is not None
         for p, g in zip(objective.parameters, linearization.unflatten(gradient), strict=True):
             p.grad = g.clone()
+        self._left = step.loss if moved else linearization.loss
         self.stats = {
             "loss": linearization.loss,
-            "new_loss": step.loss if moved else linearization.loss,
+            "new_loss": self._left,
             "evaluations": objective.evaluations,
             "gradient_norm": float(gradient.norm()),
             "step_norm": 0.0 if step.displacement is None else float(step.displacement.norm()),
-            "step_length": math.nan if moved else 0.0,
-            "reason": "",
+            "step_length": step.length if moved else 0.0,
+            "shortened": step.shortened,
+            "reason": step.outcome.value,
             **step.info,
         }
 
     def _notice(self, linearization: Linearization) -> None:
         """Say so, once, where the last step fitted its points and the next ones show it."""
-        left, found = float(self.stats.get("new_loss", math.nan)), linearization.loss
+        left, found = self._left, linearization.loss
         rounding = torch.finfo(linearization.residual.dtype).eps
         if self._noticed or not left > 0 or not found > max(JUMP * left, rounding):
             return
@@ -224,24 +232,26 @@ class LeastSquaresOptimizer(Optimizer):
             stacklevel=5,  # the line that calls `step`
         )
 
-    def _snapshot(self) -> tuple[dict[Any, Any], list[dict[str, Any]]]:
+    def _snapshot(self) -> Snapshot:
         state = {key: dict(value) for key, value in self.state.items()}
-        return state, [dict(group) for group in self.param_groups]
+        return Snapshot(
+            state, [dict(group) for group in self.param_groups], self.steps, self.memory
+        )
 
-    def _rollback(self, before: tuple[dict[Any, Any], list[dict[str, Any]]]) -> None:
-        state, groups = before
+    def _rollback(self, before: Snapshot) -> None:
         self.state.clear()
-        self.state.update(state)
-        for group, old in zip(self.param_groups, groups, strict=True):
+        self.state.update(before.state)
+        for group, old in zip(self.param_groups, before.groups, strict=True):
+            group.clear()  # settings that were added
             group.update(old)
+        self.steps, self.memory = before.steps, before.memory
 
 
-def placed(value: Any, device: torch.device) -> Any:
-    """A copy of nested state on the device, every dtype as it was saved."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True) if value.ndim else value.clone()
-    if isinstance(value, dict):
-        return {key: placed(entry, device) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(placed(entry, device) for entry in value)
-    return value
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of an optimizer before a step."""
+
+    state: dict[Any, Any]
+    groups: list[dict[str, Any]]
+    steps: int
+    memory: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,17 +18,17 @@ from kfac_pinn.curvature.sample_space import (
     sample_space,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search.geodesic import Geodesic
-from kfac_pinn.search.line import GridSearch, Objective, Search, Step
+from kfac_pinn.optimizers.base import Parameters
+from kfac_pinn.optimizers.direction import DirectionOptimizer
+from kfac_pinn.search.line import GridSearch, Search
 
 __all__ = ["ENGD", "Diagonal", "Full", "Gramian", "PerLayer", "SampleSpace"]
 
-Memory: TypeAlias = dict[str, Any]
+Averages: TypeAlias = dict[Tensor, Tensor]  # of parts of G, by the first parameter of each
 EXACT = ExactKernel()
 
 
-class ENGD(LeastSquaresOptimizer):
+class ENGD(DirectionOptimizer):
     """The natural gradient of the residuals, with a line search.
 
         d = -(G + lambda I)^-1 grad L,     G = J^T J,     theta <- theta + length * lr * d
@@ -45,7 +45,6 @@ class ENGD(LeastSquaresOptimizer):
             averaged over the steps; or `SampleSpace(kernel)` for approximate kernels.
         search: the step length; by default the best of a grid, as published. `Armijo()` was as good
             with a twentieth of the closure calls.
-        acceleration: `Geodesic()` bends the path by the residual's second derivative.
 
     Source: Mueller & Zeinhofer (2023), arXiv:2302.13163; per layer and diagonal: Dangel, Mueller &
     Zeinhofer (2024), arXiv:2405.15603; sample space: Guzman-Cordero et al. (2025),
@@ -59,49 +58,37 @@ class ENGD(LeastSquaresOptimizer):
         damping: float = 1e-10,
         gramian: Gramian | None = None,
         search: Search | None = None,
-        acceleration: Geodesic | None = None,
     ) -> None:
         if not damping >= 0:
             raise ValueError(f"damping must not be negative, found {damping}")
         super().__init__(params, {"lr": lr, "damping": damping}, search or GridSearch())
         self.gramian = gramian or Full()
-        self.acceleration = acceleration
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses."""
-        return -self.natural_gradient(linearization)(
-            linearization.residual, linearization.linear_term
-        )
+        averages, damping = self._averages(linearization), self.expand("damping")
+        solve = self.gramian.factor(averages, linearization, damping, self.steps)
+        return -solve(linearization.residual, linearization.linear_term)
 
-    def natural_gradient(self, linearization: Linearization) -> NaturalGradient:
-        """(u, e) -> (G + lambda I)^-1 (J^T u + e), factored; brings the averages up to date."""
-        memory = self.gramian.update(self.common.get("gramian", {}), linearization)
-        self.common["gramian"] = memory
-        return self.gramian.factor(memory, linearization, self.expand("damping"))
-
-    def propose(self, linearization: Linearization, objective: Objective) -> Step:
-        """The search along the direction, or along the curve that starts with it."""
-        if self.acceleration is None:
-            return super().propose(linearization, objective)
-        solve = self.natural_gradient(linearization)
-        velocity = -solve(linearization.residual, linearization.linear_term) * self.expand("lr")
-        if not torch.isfinite(velocity).all():
-            return Step(velocity, info={"reason": "the direction is not finite"})
-        return self.acceleration.search(
-            self.search, (objective, linearization), velocity, lambda u: solve(u, None)
-        )
+    def _averages(self, linearization: Linearization) -> Averages:
+        """Those of the parts of G, brought up to date."""
+        known = {p: self.state[p]["gramian"] for p in self.parameters if "gramian" in self.state[p]}
+        averages = self.gramian.update(known, linearization)
+        for p, average in averages.items():
+            self.state[p]["gramian"] = average
+        return averages
 
 
 class Gramian(Protocol):
     """What is kept of G = J^T J, and how it is inverted."""
 
-    def update(self, memory: Memory, linearization: Linearization) -> Memory:
-        """What to remember for the next step, from what was remembered of the last one."""
+    def update(self, averages: Averages, linearization: Linearization) -> Averages:
+        """The averages over the steps with this one, of what is averaged."""
 
     def factor(
-        self, memory: Memory, linearization: Linearization, damping: Tensor
+        self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
-        """(u, e) -> (G + diag(damping))^-1 (J^T u + e), damping (P,)."""
+        """(u, e) -> (G + diag(damping))^-1 (J^T u + e), damping (P,); `step` seeds random parts."""
 
 
 @dataclass(frozen=True)
@@ -117,18 +104,20 @@ class Full:
 
     average: Average | None = None
 
-    def update(self, memory: Memory, linearization: Linearization) -> Memory:
+    def update(self, averages: Averages, linearization: Linearization) -> Averages:
         if self.average is None:
             return {}
-        return {"whole": averaged(self.average, memory.get("whole"), linearization.gramian())}
+        owner = linearization.parameters[0]
+        return {owner: averaged(self.average, averages.get(owner), linearization.gramian())}
 
     def factor(
-        self, memory: Memory, linearization: Linearization, damping: Tensor
+        self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
-        if "whole" in memory:
-            columns = [slice(0, linearization.size)]
-            return parameter_space(linearization, columns, memory["whole"], damping)
-        return smaller_side(linearization, None, damping)
+        if self.average is None:
+            return smaller_side(linearization, None, damping)
+        columns = [slice(0, linearization.size)]
+        gramian = averages[linearization.parameters[0]]
+        return parameter_space(linearization, columns, gramian, damping)
 
 
 @dataclass(frozen=True)
@@ -141,25 +130,28 @@ class PerLayer:
 
     average: Average | None = None
 
-    def update(self, memory: Memory, linearization: Linearization) -> Memory:
+    def update(self, averages: Averages, linearization: Linearization) -> Averages:
         if self.average is None:
             return {}
-        new = {name(block): linearization.gramian(block) for block in linearization.blocks}
-        averages = {key: averaged(self.average, memory.get(key), new[key]) for key in new}
-        return {**memory, **averages}
+        owners = {block.parameters[0]: block for block in linearization.blocks}
+        return {
+            p: averaged(self.average, averages.get(p), linearization.gramian(block))
+            for p, block in owners.items()
+        }
 
     def factor(
-        self, memory: Memory, linearization: Linearization, damping: Tensor
+        self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
-        solves = []
-        for block in linearization.blocks:
-            if name(block) in memory:
-                gramian = memory[name(block)]
-                solve = parameter_space(linearization, block.slices, gramian, damping)
-            else:
-                solve = smaller_side(linearization, block, damping)
-            solves.append(solve)
+        solves = [self._solve(b, averages, linearization, damping) for b in linearization.blocks]
         return lambda u, e: torch.stack([solve(u, e) for solve in solves]).sum(0)
+
+    def _solve(
+        self, block: Block, averages: Averages, linearization: Linearization, damping: Tensor
+    ) -> NaturalGradient:
+        if self.average is None:
+            return smaller_side(linearization, block, damping)
+        gramian = averages[block.parameters[0]]
+        return parameter_space(linearization, block.slices, gramian, damping)
 
 
 @dataclass(frozen=True)
@@ -172,16 +164,18 @@ class Diagonal:
 
     average: Average | None = None
 
-    def update(self, memory: Memory, linearization: Linearization) -> Memory:
-        diagonal = linearization.gramian_diagonal()
-        if self.average is not None:
-            diagonal = averaged(self.average, memory.get("diagonal"), diagonal)
-        return {"diagonal": diagonal}
+    def update(self, averages: Averages, linearization: Linearization) -> Averages:
+        if self.average is None:
+            return {}
+        owner, diagonal = linearization.parameters[0], linearization.gramian_diagonal()
+        return {owner: averaged(self.average, averages.get(owner), diagonal)}
 
     def factor(
-        self, memory: Memory, linearization: Linearization, damping: Tensor
+        self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
-        damped = memory["diagonal"] + damping
+        owner = linearization.parameters[0]
+        diagonal = averages[owner] if self.average else linearization.gramian_diagonal()
+        damped = diagonal + damping
         inverse = torch.where(damped > 0, 1 / damped, 0)
         return lambda u, e: inverse * pulled_back(linearization, u, e)
 
@@ -196,11 +190,11 @@ class SampleSpace:
 
     kernel: Kernel = EXACT
 
-    def update(self, memory: Memory, linearization: Linearization) -> Memory:
-        return {"step": memory.get("step", -1) + 1}
+    def update(self, averages: Averages, linearization: Linearization) -> Averages:
+        return {}
 
     def factor(
-        self, memory: Memory, linearization: Linearization, damping: Tensor
+        self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
         shift = common_value(damping)
         if shift is None:
@@ -208,7 +202,7 @@ class SampleSpace:
                 "the kernel J J^T has one damping for all parameters, but the groups differ; set "
                 'group["damping"] to one value, or use Full() or PerLayer()'
             )
-        solve = self.kernel.factor(linearization, shift, memory["step"])
+        solve = self.kernel.factor(linearization, shift, step)
         return sample_space(linearization, solve, shift)
 
 
@@ -275,8 +269,3 @@ def common_value(values: Tensor) -> float | None:
     """The value that all entries have, or None."""
     lowest, highest = values.aminmax()
     return float(lowest) if lowest == highest else None
-
-
-def name(block: Block) -> str:
-    """A name that survives saving: where the block begins in the flat vector."""
-    return f"from {block.slices[0].start}"

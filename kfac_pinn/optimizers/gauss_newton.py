@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from kfac_pinn.curvature.compression import Compression, Exact
 from kfac_pinn.curvature.decomposition import Decomposition
-from kfac_pinn.jacobian.closure import Linearization
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search.line import FixedStep, Objective, Step, promised
-from kfac_pinn.search.trust_region import RatioControl, TargetSchedule, Trial
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.base import Parameters
+from kfac_pinn.optimizers.damped import ModelOptimizer, tried
+from kfac_pinn.search.model import DampedModel, Trial
+from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
 
 __all__ = ["GaussNewton"]
 
@@ -24,7 +26,27 @@ FREE_SHARE = 0.9
 FIRST_STEPS = 10  # while the damping still comes down, the share says nothing yet
 
 
-class GaussNewton(LeastSquaresOptimizer):
+@dataclass(frozen=True)
+class Memory:
+    """What is remembered of the steps before.
+
+    Attributes:
+        radius: of the last step; of a failed one: the shortest that was tried.
+        damping: of the last step. Dampings are relative to sigma_1^2.
+        lowest, found: the lowest damping so far, and the number of the step that found it.
+        target: of the ratio, in the first stage; None: the schedule's first.
+        second_stage: whether the damping has passed its minimum.
+    """
+
+    radius: float | None = None
+    damping: float = 1.0
+    lowest: float = math.inf
+    found: int = 0
+    target: float | None = None
+    second_stage: bool = False
+
+
+class GaussNewton(ModelOptimizer):
     """The longest damped Gauss-Newton step that still achieves a target share of its prediction.
 
         theta <- theta + p(lambda),    p(lambda) = -(J^T J + lambda I)^-1 J^T r,
@@ -56,6 +78,7 @@ class GaussNewton(LeastSquaresOptimizer):
     Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
     """
 
+    memory: Memory
     _warned = False
 
     def __init__(
@@ -66,77 +89,82 @@ class GaussNewton(LeastSquaresOptimizer):
         control: RatioControl | None = None,
         schedule: TargetSchedule | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr}, FixedStep())
+        super().__init__(params, {"lr": lr})
+        self.memory = Memory()
         self.compression = compression or Exact()
         self.control = control or RatioControl()
         self.schedule = schedule or TargetSchedule()
 
-    def direction(self, linearization: Linearization) -> Tensor:
-        """p(lambda) as long as the last step was."""
-        model = self.decompose(linearization)
-        return model.step(model.damping(self._radius(linearization))).to(linearization.residual)
+    def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
+        """p(lambda) from the singular values of J."""
+        return damped_model(linearization, self.decompose(linearization))
 
     def decompose(self, linearization: Linearization) -> Decomposition:
-        """The quadratic model of this step."""
-        generator = Generator().manual_seed(self.common.get("step", 0))
-        return self.compression(linearization, generator, self.common.get("damping", 1.0))
+        """J of this step, decomposed."""
+        generator = Generator().manual_seed(self.steps)
+        return self.compression(linearization, generator, self.memory.damping)
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The longest step that hits the target, if it decreases the loss."""
         if not linearization.gradient.any():
-            return Step(None, info={"reason": "the gradient is zero"})
-        model = self.decompose(linearization)
-        attempt = _Attempt(model, objective, linearization, self.expand("lr"))
-        radius, target = self._radius(linearization), self._target
-        trial = self.control(attempt, radius, target)
-        accepted = trial.loss < linearization.loss
-        self._remember(trial, model, accepted)
-        info: dict[str, float | int | str] = {
-            "damping": trial.damping,
-            "ratio": trial.ratio,
-            "target": target,
-            "radius": trial.radius,
-            "effective_parameters": model.effective_parameters(trial.damping),
-        }
-        self._warn(float(info["effective_parameters"]), len(linearization.residual))
-        if accepted:
-            return Step(trial.displacement, trial.loss, info)
-        return Step(None, info={**info, "reason": "no radius within reach decreases the loss"})
+            return Step.stay(Outcome.NO_GRADIENT)
+        decomposition = self.decompose(linearization)
+        model, target = damped_model(linearization, decomposition), self._target
+
+        def attempt(radius: float) -> Trial:
+            damping = decomposition.damping(radius)
+            trial = tried(self.aim(model, damping), damping, linearization, objective)
+            return replace(
+                trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
+            )
+
+        trial = self.control(attempt, self._radius(linearization), target)
+        accepted = trial.step.loss < linearization.loss
+        self._remember(trial, decomposition, accepted)
+        free = decomposition.effective_parameters(float(trial.damping))
+        self._warn(free, len(linearization.residual))
+        step = trial.step if accepted else Step.stay(Outcome.NO_DECREASE)
+        return step.noting(
+            damping=float(trial.damping),
+            ratio=trial.ratio,
+            target=target,
+            radius=trial.radius,
+            effective_parameters=free,
+        )
 
     @property
     def _target(self) -> float:
-        if self.common.get("second_stage", False):
+        if self.memory.second_stage:
             return self.schedule.high
-        return float(self.common.get("low_target", self.schedule.low))
+        return self.schedule.low if self.memory.target is None else self.memory.target
 
     def _radius(self, linearization: Linearization) -> float:
         """Where the search begins: the last radius; in the first step, ||theta||."""
         squares = sum(float(p.detach().square().sum()) for p in linearization.parameters)
         length = math.sqrt(squares) or 1.0
         rounding = torch.finfo(linearization.residual.dtype).eps * length
-        return max(float(self.common.get("radius", length)), rounding)
+        return max(length if self.memory.radius is None else self.memory.radius, rounding)
 
-    def _remember(self, trial: Trial, model: Decomposition, accepted: bool) -> None:
+    def _remember(self, trial: Trial, decomposition: Decomposition, accepted: bool) -> None:
         """The radius and target for the next step, and whether the damping passed its minimum."""
-        common, schedule = self.common, self.schedule
-        step, lowest = common.get("step", 0) + 1, common.get("lowest_damping", math.inf)
-        largest = max(float(model.S[0]) ** 2, torch.finfo(torch.float64).tiny)
-        relative = common["damping"] = trial.damping / largest
-        progressed = accepted and relative < lowest / 1.5  # less than a factor of 2/3 is none
-        if progressed:
-            common["lowest_damping"], common["lowest_step"] = relative, step
-        waited = step - common.get("lowest_step", 0)
-        if schedule.passed(common.get("lowest_damping", math.inf), waited):
-            common["second_stage"] = True
-        common["low_target"] = schedule.following(
-            common.get("low_target", schedule.low), progressed
+        memory, schedule, step = self.memory, self.schedule, self.steps + 1
+        largest = max(float(decomposition.S[0]) ** 2, torch.finfo(torch.float64).tiny)
+        relative = float(trial.damping) / largest
+        progressed = accepted and relative < memory.lowest / 1.5  # less than 2/3 is none
+        lowest, found = (relative, step) if progressed else (memory.lowest, memory.found)
+        target = schedule.low if memory.target is None else memory.target
+        self.memory = Memory(
+            radius=trial.radius,
+            damping=relative,
+            lowest=lowest,
+            found=found,
+            target=schedule.following(target, progressed),
+            second_stage=memory.second_stage or schedule.passed(lowest, step - found),
         )
-        common["step"] = step
-        common["radius"] = trial.radius  # of a failed step: the shortest that was tried
 
     def _warn(self, free: float, rows: int) -> None:
         """Once, when nearly all rows are fitted freely."""
-        if self._warned or self.common["step"] <= FIRST_STEPS or free <= FREE_SHARE * rows:
+        if self._warned or self.steps < FIRST_STEPS or free <= FREE_SHARE * rows:
             return
         self._warned = True
         warnings.warn(
@@ -147,29 +175,11 @@ class GaussNewton(LeastSquaresOptimizer):
         )
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """radius -> Trial, on the model and the loss of one step."""
+def damped_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
+    """The model of a step, diagonal in the singular basis."""
 
-    model: Decomposition
-    objective: Objective
-    linearization: Linearization
-    lr: Tensor
+    def solve(damping: float) -> Step:
+        p = decomposition.step(damping).to(linearization.residual)
+        return Step(p, predicted=decomposition.decrease(damping))
 
-    def __call__(self, radius: float) -> Trial:
-        damping = self.model.damping(radius)
-        step = self.model.step(damping).to(self.lr)
-        displacement = self.lr * step
-        loss = self.objective(displacement)
-        predicted = max(
-            self._promised(step, displacement, damping), torch.finfo(torch.float64).tiny
-        )
-        ratio = (self.linearization.loss - loss) / predicted
-        length = float(self.model.norm(self.model.S.new_tensor(damping)))
-        return Trial(displacement, damping, length, loss, ratio)
-
-    def _promised(self, step: Tensor, displacement: Tensor, damping: float) -> float:
-        """The model's decrease, of the whole step or of what lr leaves of it."""
-        if torch.equal(step, displacement):
-            return self.model.decrease(damping)
-        return promised(self.linearization, displacement)
+    return DampedModel(linearization, solve)

@@ -16,12 +16,16 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search.line import Armijo, Objective, Search, Step
+from kfac_pinn.optimizers.base import Parameters
+from kfac_pinn.optimizers.damped import DampedOptimizer
+from kfac_pinn.search.damping import MARTENS, DampingLaw
+from kfac_pinn.search.line import Armijo, Search
+from kfac_pinn.search.model import DampedModel, decrease_of_solution
+from kfac_pinn.search.step import Objective, Step
 
 Closure: TypeAlias = Callable[[], Residuals]
 
-__all__ = ["GGN", "Curvature", "Hessian", "HessianFree", "LevenbergMarquardt", "TruncatedCG"]
+__all__ = ["GGN", "Curvature", "Hessian", "HessianFree", "TruncatedCG"]
 
 
 class Curvature(Protocol):
@@ -109,30 +113,11 @@ class TruncatedCG:
         )
 
 
-@dataclass(frozen=True)
-class LevenbergMarquardt:
-    """lambda / factor where the model was right (ratio > high), lambda * factor where not (< low).
-
-    ratio = (L(theta + p) - L(theta)) / (grad L.p + 1/2 p.C p), the model without damping.
-
-    Source: Martens (2010), section 4.1.
-    """
-
-    factor: float = 1.5
-    low: float = 0.25
-    high: float = 0.75
-
-    def multiplier(self, ratio: float) -> float:
-        """By what the damping changes; it rises for a ratio that is not finite."""
-        if ratio > self.high:
-            return 1 / self.factor
-        return 1.0 if ratio >= self.low else self.factor
+GAUSS_NEWTON, CG = GGN(), TruncatedCG()
+BACKTRACK = Armijo(c=1e-2, factor=0.8, trials=60)
 
 
-GAUSS_NEWTON, CG, RULE = GGN(), TruncatedCG(), LevenbergMarquardt()
-
-
-class HessianFree(LeastSquaresOptimizer):
+class HessianFree(DampedOptimizer):
     """Newton or Gauss-Newton steps by truncated conjugate gradients.
 
         p ~ -(C + lambda I)^-1 grad L,      theta <- theta + length * lr * p
@@ -148,11 +133,11 @@ class HessianFree(LeastSquaresOptimizer):
         damping: lambda > 0, the first one; live in the groups.
         curvature: C, `GGN()` or `Hessian()`.
         solver: stop rules, warm start, backtracking, preconditioner.
-        rule: how the damping follows the decrease ratio; None keeps it.
+        law: how the damping follows the decrease ratio; `KeepDamping()` keeps it.
         search: by default backtracks by 0.8 to sufficient decrease.
 
     `stats` tells `cg_iterations`, `cg_reason` (why it stopped), `cg_taken` (the iterate), `ratio`
-    and `damping` (of the next step).
+    and `damping`.
 
     Source: Martens (2010), "Deep learning via Hessian-free optimization"; Martens & Sutskever
     (2012).
@@ -165,62 +150,62 @@ class HessianFree(LeastSquaresOptimizer):
         damping: float = 1.0,
         curvature: Curvature = GAUSS_NEWTON,
         solver: TruncatedCG = CG,
-        rule: LevenbergMarquardt | None = RULE,
-        search: Search | None = None,
+        law: DampingLaw = MARTENS,
+        search: Search = BACKTRACK,
     ) -> None:
         if not damping > 0:
             raise ValueError(f"damping must be positive, found {damping}")
-        default = Armijo(c=1e-2, factor=0.8, trials=60)
-        super().__init__(params, {"lr": lr, "damping": damping}, search or default)
-        self.curvature, self.solver, self.rule = curvature, solver, rule
+        super().__init__(params, {"lr": lr, "damping": damping}, law, search)
+        self.curvature, self.solver = curvature, solver
 
-    def direction(self, linearization: Linearization) -> Tensor:
-        """The last iterate, from products with J^T J: steps go through `propose`."""
-        product = GAUSS_NEWTON.product(linearization)
-        return self._solve(linearization, product).x
-
-    def propose(self, linearization: Linearization, objective: Objective) -> Step:
-        """Solve, go back along the iterates, let the damping follow, search."""
+    def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
+        """C, and steps by conjugate gradients."""
         curvature = self.curvature.product(linearization, objective.closure)
-        solution = self._solve(linearization, curvature)
-        self.scatter("solution", solution.x)
-        index, p, loss = self._taken(solution, objective)
-        # The model's decrease without damping, 1/2 p.C p + grad L.p, from the recurrence.
-        model = solution.model_values[index] - 0.5 * float(p @ (self.expand("damping") * p))
-        ratio = (loss - linearization.loss) / model if model < 0 else -math.inf
-        self._adapt(ratio)
-        p = p if linearization.gradient @ p < 0 else -linearization.gradient
-        step = self.search(objective, linearization, p * self.expand("lr"))
-        step.info |= {
-            "cg_iterations": solution.iterations,
-            "cg_reason": solution.reason,
-            "cg_taken": index,
-            "ratio": ratio,
-            "damping": float(self.param_groups[0]["damping"]),
-        }
-        return step
 
-    def _solve(self, linearization: Linearization, curvature: Operator) -> Solution:
-        """(C + lambda I) p = -grad L from the last solution."""
-        damping = self.expand("damping")
-        return self.solver.solve(
+        def solve(damping: Tensor) -> Step:
+            solution = self._solve(linearization, curvature, damping)
+            index, p = self._taken(solution, objective)
+            notes = {"cg_iterations": solution.iterations, "cg_taken": index}
+            if not linearization.gradient @ p < 0:  # the promise of -inf: lambda rises
+                step = Step(-linearization.gradient, predicted=-math.inf)
+            else:
+                value = solution.model_values[index]
+                step = Step(p, predicted=decrease_of_solution(p, damping, value))
+            return step.noting(**notes, cg_reason=solution.stop.value if solution.stop else "")
+
+        return DampedModel(linearization, solve, curvature)
+
+    def damping(self, linearization: Linearization) -> Tensor:
+        """lambda of every parameter, (P,), live in the groups."""
+        return self.expand("damping")
+
+    def adapt(self, damping: float | Tensor, ratio: float) -> None:
+        """lambda of every group, by the law."""
+        for group in self.param_groups:
+            group["damping"] = self.law(group["damping"], ratio)
+
+    def _solve(
+        self, linearization: Linearization, curvature: Operator, damping: Tensor
+    ) -> Solution:
+        """(C + lambda I) p = -grad L from the last solution, which is kept for the next."""
+        solution = self.solver.solve(
             lambda v: curvature(v) + damping * v,
             -linearization.gradient,
             self.gather("solution"),
             self.solver.factor(linearization, damping),
         )
+        finite = torch.isfinite(solution.x).all()
+        self.scatter("solution", solution.x if finite else torch.zeros_like(solution.x))
+        return solution
 
-    def _taken(self, solution: Solution, objective: Objective) -> tuple[int, Tensor, float]:
-        """Index, iterate and its loss, going back from the last one while the loss gets smaller."""
+    def _taken(self, solution: Solution, objective: Objective) -> tuple[int, Tensor]:
+        """Index and iterate, going back from the last one while the loss gets smaller."""
         (index, p), *earlier = reversed(solution.kept)
+        if not self.solver.backtracking:
+            return index, p
         loss = objective(p)
-        for i, candidate in earlier if self.solver.backtracking else ():
+        for i, candidate in earlier:
             if not (smaller := objective(candidate)) < loss:
                 break
             index, p, loss = i, candidate, smaller
-        return index, p, loss
-
-    def _adapt(self, ratio: float) -> None:
-        if self.rule is not None:
-            for group in self.param_groups:
-                group["damping"] *= self.rule.multiplier(ratio)
+        return index, p

@@ -6,74 +6,49 @@ physics-informed neural networks" (NeurIPS); formulas in docs/mathematics.md.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.kronecker_factors import Factors, Stored, precondition
+from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, KroneckerCurvature
 from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.search.line import FixedStep, GridSearch, Objective, QuadraticModel, Search, Step
+from kfac_pinn.optimizers.direction import DirectionOptimizer
+from kfac_pinn.search.line import GridSearch, Search
+from kfac_pinn.search.model import QuadraticModel
+from kfac_pinn.search.step import Objective, Step
 
-__all__ = ["KFAC", "KFACStar", "KroneckerOptimizer"]
+__all__ = ["KFAC", "STORED", "KFACStar", "refreshed"]
 
-
-class KroneckerOptimizer(LeastSquaresOptimizer):
-    """What all K-FAC optimizers share: the curvature F, kept up to date and inverted by blocks.
-
-    F is block diagonal: sum_k A_k (x) B_k of each layer, exact Gramians of other leaves, damped.
-
-    Args:
-        params: parameters, named parameters or groups.
-        defaults: hyper-parameters of the groups, with at least "lr".
-        search: the step length.
-        factors: Fisher type, weight sharing, averages, damping rule, periods.
-    """
-
-    def __init__(
-        self, params: Parameters, defaults: dict[str, Any], search: Search, factors: Factors
-    ) -> None:
-        super().__init__(params, defaults, search)
-        self.factors = factors
-
-    def refresh(self, linearization: Linearization) -> None:
-        """Bring averages and inverses up to date, each where its period has passed or it is new."""
-        step = self.common.get("steps", 0)
-        known = {block: self._known(block) for block in linearization.blocks}
-        due = step % self.factors.every == 0 or not all(known.values())
-        measured = self.factors.measure(linearization, step) if due else {}
-        for block, old in known.items():
-            averages = old.get("factors", {})
-            if step % self.factors.every == 0 or not old:
-                averages = self.factors.update(averages, measured[block])
-            inverse = old.get("inverse")
-            if step % self.factors.invert_every == 0 or inverse is None:
-                inverse = self.factors.invert(block, averages, self.damping_of(block))
-            new = {"size": block.size, "factors": averages, "inverse": inverse}
-            self.state[block.parameters[0]]["curvature"] = new
-        self.common["steps"] = step + 1
-
-    def precondition(self, linearization: Linearization, v: Tensor) -> Tensor:
-        """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
-        out = torch.zeros_like(v)
-        for block in linearization.blocks:
-            precondition(block, self._known(block)["inverse"], v, out)
-        return out
-
-    def damping_of(self, block: Block) -> float:
-        """lambda of a block: that of its first parameter's group."""
-        owner = block.parameters[0]
-        groups = (g for g in self.param_groups if any(p is owner for p in g["params"]))
-        return float(next(groups)["damping"])
-
-    def _known(self, block: Block) -> Stored:
-        """What is stored of a block, with its first parameter; nothing if the block is another."""
-        stored: Stored = self.state[block.parameters[0]].get("curvature", {})
-        return stored if stored.get("size") == block.size else {}
+STORED = {"curvature": BlockCurvature}  # with the first parameter of each block
 
 
-class KFAC(KroneckerOptimizer):
+def refreshed(
+    optimizer: LeastSquaresOptimizer,
+    factors: Factors,
+    linearization: Linearization,
+    damping: Callable[[Block], float] | None = None,
+) -> KroneckerCurvature:
+    """F at this step, kept in the optimizer's state; lambda is the groups' unless given."""
+    state = optimizer.state
+    owners = {block: state[block.parameters[0]] for block in linearization.blocks}
+    known = {block: owner["curvature"] for block, owner in owners.items() if "curvature" in owner}
+    level = damping or (lambda block: damping_of(optimizer, block))
+    curvature = factors.refresh(known, linearization, optimizer.steps, level)
+    for block, kept in curvature.blocks.items():
+        owners[block]["curvature"] = kept
+    return curvature
+
+
+def damping_of(optimizer: LeastSquaresOptimizer, block: Block) -> float:
+    """lambda of a block: that of its first parameter's group."""
+    owner = block.parameters[0]
+    groups = (g for g in optimizer.param_groups if any(p is owner for p in g["params"]))
+    return float(next(groups)["damping"])
+
+
+class KFAC(DirectionOptimizer):
     """Kronecker-factored Gauss-Newton steps with momentum and a line search.
 
         d_t = -F^-1 grad L + momentum d_(t-1),      theta <- theta + length * lr * d_t
@@ -89,6 +64,8 @@ class KFAC(KroneckerOptimizer):
     Source: Dangel et al. (2024), algorithm 1.
     """
 
+    kinds = STORED
+
     def __init__(
         self,
         params: Parameters,
@@ -102,18 +79,19 @@ class KFAC(KroneckerOptimizer):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), found {momentum}")
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch(), factors or Factors())
+        super().__init__(params, defaults, search or GridSearch())
+        self.factors = factors or Factors()
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-F^-1 grad L + momentum d_(t-1)."""
-        self.refresh(linearization)
-        newton = self.precondition(linearization, -linearization.gradient)
+        curvature = refreshed(self, self.factors, linearization)
+        newton = curvature.inverse(-linearization.gradient)
         direction = newton + self.expand("momentum") * self.gather("direction")
         self.scatter("direction", direction)
         return direction
 
 
-class KFACStar(KroneckerOptimizer):
+class KFACStar(LeastSquaresOptimizer):
     """K-FAC*: step length and momentum from the exact damped quadratic model.
 
         theta <- theta + alpha d + mu delta,        d = -F^-1 grad L,   delta the step before,
@@ -129,6 +107,8 @@ class KFACStar(KroneckerOptimizer):
     Source: Dangel et al. (2024), section 3.4; Martens & Grosse (2015), section 7.
     """
 
+    kinds = STORED
+
     def __init__(
         self,
         params: Parameters,
@@ -138,26 +118,24 @@ class KFACStar(KroneckerOptimizer):
     ) -> None:
         refuse_negative(damping)
         defaults = {"lr": lr, "damping": damping}
-        super().__init__(params, defaults, FixedStep(), factors or Factors())
-
-    def direction(self, linearization: Linearization) -> Tensor:
-        """-F^-1 grad L."""
-        self.refresh(linearization)
-        return self.precondition(linearization, -linearization.gradient)
+        super().__init__(params, defaults)
+        self.factors = factors or Factors()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
-        """Never evaluates the loss."""
-        direction, previous = self.direction(linearization), self.gather("step")
-        info = {}
-        if previous.any():
-            directions = torch.stack([direction, previous])
-            model = QuadraticModel(linearization, directions, self.expand("damping"))
-            alpha, mu = model.minimiser().tolist()
-            step, info = alpha * direction + mu * previous, {"step_length": alpha, "momentum": mu}
-        else:
+        """The minimum of the model on the plane of d and delta; never evaluates the loss."""
+        curvature = refreshed(self, self.factors, linearization)
+        direction, previous = curvature.inverse(-linearization.gradient), self.gather("step")
+        if not previous.any():
             step = self.expand("lr") * direction
+            self.scatter("step", step)
+            return Step(step)
+        plane = torch.stack([direction, previous])
+        model = QuadraticModel(linearization, plane, self.expand("damping"))
+        c = model.minimiser()
+        alpha, mu = c.tolist()
+        step = alpha * direction + mu * previous
         self.scatter("step", step)
-        return Step(step, info=info)
+        return Step(step, length=alpha, predicted=model.decrease(c), info={"momentum": mu})
 
 
 def refuse_negative(damping: float) -> None:

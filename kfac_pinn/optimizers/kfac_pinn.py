@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping
-from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.optimizers.base import Parameters
-from kfac_pinn.optimizers.kfac import KroneckerOptimizer
-from kfac_pinn.search.line import Armijo, Marquardt, Objective, Step, promised
+from kfac_pinn.optimizers.damped import DampedOptimizer, Damping
+from kfac_pinn.optimizers.kfac import STORED, refreshed
+from kfac_pinn.search.damping import MARQUARDT, DampingLaw
+from kfac_pinn.search.line import Armijo
+from kfac_pinn.search.model import DampedModel, decrease_of_solution
+from kfac_pinn.search.step import Objective, Outcome, Step
 
 __all__ = ["KFACPINN"]
 
 
-class KFACPINN(KroneckerOptimizer):
+@dataclass(frozen=True)
+class Memory(Damping):
+    """lambda, and the products that correct the preconditioner."""
+
+    pairs: Pairs | None = None
+
+
+class KFACPINN(DampedOptimizer):
     """K-FAC with the defaults one would recommend; damping and step length adapt by themselves.
 
     Each step goes a few conjugate gradients into the exact damped Gauss-Newton system
@@ -40,10 +50,14 @@ class KFACPINN(KroneckerOptimizer):
         products: conjugate gradient iterations a step, at most.
         memory: products that are remembered.
         factors: of the preconditioner.
+        law: how the damping follows the decrease ratio.
 
     Source: docs/notes_kfac.md has what was measured; truncated Gauss-Newton: Martens (2010);
     the correction: Morales & Nocedal (2000).
     """
+
+    kinds = STORED
+    memory: Memory
 
     def __init__(
         self,
@@ -52,41 +66,30 @@ class KFACPINN(KroneckerOptimizer):
         products: int = 10,
         memory: int = 100,
         factors: Factors | None = None,
+        law: DampingLaw = MARQUARDT,
     ) -> None:
         if products < 1 or memory < 0:
             found = f"{products} and {memory}"
             raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
-        factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
-        super().__init__(params, {"lr": lr}, Armijo(0.1, 0.25, 8), factors)
-        self.products, self.memory, self.control = products, memory, Marquardt()
+        super().__init__(params, {"lr": lr}, law, Armijo(0.1, 0.25, 8))
+        self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
+        self.products, self.limit, self.memory = products, memory, Memory()
 
-    def direction(self, linearization: Linearization) -> Tensor:
-        """d, shape (P,), from lambda as the last step left it: steps go through `propose`."""
-        return self.solve(linearization, self._damping(linearization))[0]
+    def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
+        """Its steps are a few conjugate gradients long."""
+        return DampedModel(linearization, partial(self.solve, linearization))
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
-        """Truncated solve, search along it, and the next lambda."""
-        if not linearization.gradient.any():
-            return Step(None, info={"reason": "the gradient is zero"})
-        damping = self._damping(linearization)
-        direction, predicted = self.solve(linearization, damping)
-        if abs(predicted) <= torch.finfo(direction.dtype).eps * abs(linearization.loss):
-            return Step(None, info={"reason": "the decrease left is below the loss's rounding"})
-        scaled = direction * self.expand("lr")
-        step = self.search(objective, linearization, scaled)
-        if not torch.equal(scaled, direction):
-            predicted = promised(linearization, scaled)
-        ratio = (linearization.loss - step.loss) / predicted if predicted else math.nan
-        if step.displacement is None:
-            self.common.pop("pairs")  # they may be why: start again from K-FAC alone
-        shortened = "reason" in step.info
-        self.common["lambda"] = self.control(damping, -math.inf if shortened else ratio)
-        step.info |= {"damping": damping, "ratio": ratio}
+        """The damped step; where none decreases the loss, K-FAC alone preconditions the next."""
+        step = super().propose(linearization, objective)
+        if step.outcome in (Outcome.NO_DECREASE, Outcome.ASCENT, Outcome.NOT_FINITE):
+            self.memory = replace(self.memory, pairs=None)  # they may be why
         return step
 
-    def solve(self, linearization: Linearization, damping: float) -> tuple[Tensor, float]:
+    def solve(self, linearization: Linearization, damping: float) -> Step:
         """d, and the decrease L - 1/2 ||r + J d||^2 that it promises."""
-        self.refresh(linearization)
+        # F stands for J^T J + lambda I, so its factors are damped by the same lambda
+        curvature = refreshed(self, self.factors, linearization, lambda block: damping)
         g = linearization.gradient
         spent: list[tuple[Tensor, Tensor]] = []
 
@@ -95,24 +98,15 @@ class KFACPINN(KroneckerOptimizer):
             return spent[-1][1] + damping * v
 
         known = self._pairs(g)
-        inverse = known.correct(partial(self.precondition, linearization), damping)
+        inverse = known.correct(curvature.inverse, damping)
         found = conjugate_gradients(
             product, -g, preconditioner=inverse, iterations=self.products, conjugate=True
         )
-        self.common["pairs"] = dict(vars(known.join(spent, self.memory)))
-        return found.x, 0.5 * damping * float(found.x @ found.x) - found.model_values[-1]
-
-    def _damping(self, linearization: Linearization) -> float:
-        """lambda, which begins in proportion to the curvature."""
-        damping = self.common.get("lambda") or self.control.first(linearization)
-        self.common["lambda"] = damping
-        return float(damping)
+        self.memory = replace(self.memory, pairs=known.join(spent, self.limit))
+        value = found.model_values[-1]
+        return Step(found.x, predicted=decrease_of_solution(found.x, damping, value))
 
     def _pairs(self, like: Tensor) -> Pairs:
         """What is remembered; forgotten when the set of parameters changes."""
-        known = Pairs(**self.common["pairs"]) if "pairs" in self.common else Pairs.none(like)
-        return known if known.S.shape[1] == len(like) else Pairs.none(like)
-
-    def damping_of(self, block: Block) -> float:
-        """The factors are damped such that F stands for J^T J + lambda I."""
-        return float(self.common["lambda"])
+        known = self.memory.pairs
+        return known if known is not None and known.S.shape[1] == len(like) else Pairs.none(like)

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, sample_space
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.optimizers.base import Parameters
+from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
 
 __all__ = ["SPRING"]
 
 
-class SPRING(LeastSquaresOptimizer):
+class SPRING(DirectionOptimizer):
     """Subsampled projected-increment natural gradient descent.
 
         phi_k = mu phi_(k-1) + J^T (J J^T + lambda I)^-1 (-r - mu J phi_(k-1))
@@ -62,10 +63,9 @@ class SPRING(LeastSquaresOptimizer):
 
     def direction(self, linearization: Linearization) -> Tensor:
         """phi_k, with its bias corrected if asked for."""
-        mu, k = self.expand("momentum"), self.common.get("step", 0) + 1
+        mu, k = self.expand("momentum"), self.steps + 1
         phi = self._next(linearization, mu * self.gather("phi"), k)
         self.scatter("phi", phi)
-        self.common["step"] = k
         return phi / torch.sqrt(1 - mu ** (2 * k)) if self.bias_correction else phi
 
     def _next(self, linearization: Linearization, kept: Tensor, step: int) -> Tensor:

@@ -6,6 +6,7 @@ integrals quadratures and other fixed linear maps of a network's values
 problem   a PDE problem as data, and errors against its solution
 problems  Poisson, heat, Burgers, Fokker-Planck, inverse heat: one PDE a file
 training  the one training loop, with checkpoints that resume exactly
+windows   long times, one network a window
 """
 
 from kfac_pinn.pinn.domains import (
@@ -61,6 +62,7 @@ from kfac_pinn.pinn.training import (
     StopAtError,
     fit,
 )
+from kfac_pinn.pinn.windows import Windows, march, window
 
 __all__ = [
     "MLP",
@@ -91,6 +93,7 @@ __all__ = [
     "StopAtError",
     "Term",
     "TimeSpace",
+    "Windows",
     "WithDiffusivity",
     "burgers",
     "cole_hopf",
@@ -102,6 +105,7 @@ __all__ = [
     "heat_1d",
     "heat_4d",
     "inverse_heat",
+    "march",
     "periodic_trapezoid",
     "poisson",
     "poisson_2d",
@@ -115,4 +119,5 @@ __all__ = [
     "together",
     "uniform",
     "wall_distance",
+    "window",
 ]

@@ -8,28 +8,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
-__all__ = ["Attempt", "RatioControl", "TargetSchedule", "Trial"]
+from kfac_pinn.search.model import Trial
 
-
-@dataclass(frozen=True)
-class Trial:
-    """A step that was tried.
-
-    Attributes:
-        displacement: of the parameters, shape (P,).
-        damping: lambda.
-        radius: ||p(lambda)||.
-        loss: at the new parameters, inf where it is not finite.
-        ratio: (decrease of the loss) / (decrease of the model).
-    """
-
-    displacement: Tensor
-    damping: float
-    radius: float
-    loss: float
-    ratio: float
+__all__ = ["Attempt", "RatioControl", "TargetSchedule"]
 
 
 Attempt: TypeAlias = Callable[[float], Trial]

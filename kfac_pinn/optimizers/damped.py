@@ -1,0 +1,125 @@
+"""The second kind of optimizer: damped steps p(lambda), and how lambda follows."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.search.damping import DampingLaw, scale_of
+from kfac_pinn.search.line import Search
+from kfac_pinn.search.model import DampedModel, Trial, decrease_ratio
+from kfac_pinn.search.step import Objective, Outcome, Step
+
+__all__ = ["DampedOptimizer", "Damping", "ModelOptimizer", "tried"]
+
+
+class ModelOptimizer(LeastSquaresOptimizer):
+    """theta <- theta + lr * p(lambda), p(lambda) ~ -(C + lambda I)^-1 grad L.
+
+    A subclass says its `model`: the damped steps at the current parameters, and the decrease that
+    they promise. How lambda is chosen is the business of `propose`.
+    """
+
+    @abstractmethod
+    def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
+        """p(lambda) and the decrease it promises, at the current parameters."""
+
+    def aim(self, model: DampedModel, damping: float | Tensor) -> Step:
+        """p(lambda) scaled by each group's lr, and the decrease that so much of it promises."""
+        step = model.step(damping)
+        if step.displacement is None:
+            return step
+        displacement = step.displacement * self.expand("lr")
+        if torch.equal(displacement, step.displacement):
+            return step
+        if math.isinf(step.predicted):  # a failure in any case
+            return replace(step, displacement=displacement)
+        return replace(step, displacement=displacement, predicted=model.decrease(displacement))
+
+
+def tried(
+    step: Step, damping: float | Tensor, linearization: Linearization, objective: Objective
+) -> Trial:
+    """The loss at a step and its decrease ratio; a step that is not finite has failed."""
+    finite = step.displacement is not None and step.is_finite
+    loss = objective(step.displacement) if finite else math.inf  # type: ignore[arg-type]
+    ratio = decrease_ratio(linearization.loss, loss, step.predicted)
+    return Trial(replace(step, loss=loss), damping, ratio)
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What is remembered: lambda of the next step; None before the first."""
+
+    damping: float | None = None
+
+
+class DampedOptimizer(ModelOptimizer):
+    """Damped steps whose lambda follows from the decrease that they achieve, by a law.
+
+    The whole step is tried; the ratio of its actual to its predicted decrease gives the next
+    lambda; and where it decreases the loss too little, the search shortens it.
+
+    Args:
+        params: parameters, named parameters or groups.
+        defaults: hyper-parameters of the groups, with at least "lr".
+        law: (lambda, ratio) -> next lambda.
+        search: the length, from the whole step down.
+        start: the first lambda, in units of the curvature along the gradient.
+
+    `stats` adds `damping` (of this step; the largest, where groups differ) and `ratio`.
+    """
+
+    memory: Damping
+
+    def __init__(
+        self,
+        params: Parameters,
+        defaults: dict[str, Any],
+        law: DampingLaw,
+        search: Search,
+        start: float = 1e-4,
+    ) -> None:
+        super().__init__(params, defaults)
+        self.law, self.search, self.start = law, search, start
+        self.memory = Damping()
+
+    def propose(self, linearization: Linearization, objective: Objective) -> Step:
+        """The whole damped step, or what the search leaves of it; and the next lambda."""
+        if not linearization.gradient.any():
+            return Step.stay(Outcome.NO_GRADIENT)
+        damping = self.damping(linearization)
+        whole = self.aim(self.model(linearization, objective), damping)
+        if abs(whole.predicted) <= rounding(linearization):
+            return Step.stay(Outcome.NO_DECREASE_LEFT, **whole.info)
+        trial = tried(whole, damping, linearization, objective)
+        self.adapt(damping, trial.ratio)
+        level = float(torch.as_tensor(damping, dtype=torch.float64).max())
+        step = self._shortened(whole, linearization, objective)
+        return step.noting(**whole.info, damping=level, ratio=trial.ratio)
+
+    def damping(self, linearization: Linearization) -> float | Tensor:
+        """lambda of this step: as the last one left it, or the first one."""
+        return self.memory.damping or self.start * scale_of(linearization)
+
+    def adapt(self, damping: float | Tensor, ratio: float) -> None:
+        """lambda of the next step, by the law."""
+        self.memory = replace(self.memory, damping=self.law(float(damping), ratio))
+
+    def _shortened(self, whole: Step, linearization: Linearization, objective: Objective) -> Step:
+        if whole.displacement is None or not whole.is_finite:
+            return Step.stay(Outcome.NOT_FINITE)
+        step = self.search(objective, linearization, whole.displacement)
+        return replace(step, predicted=whole.predicted if step.length == 1 else step.predicted)
+
+
+def rounding(linearization: Linearization) -> float:
+    """Of the loss: a smaller decrease cannot be seen."""
+    return torch.finfo(linearization.residual.dtype).eps * abs(linearization.loss)
