@@ -24,6 +24,7 @@ from kfac_pinn.jacobian.blocks import (
     LayerJacobian,
     Leaf,
     LeafJacobian,
+    ManyPositions,
 )
 from kfac_pinn.jacobian.capture.graph import Graph
 from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, Unknown, shape_at, shape_of
@@ -236,7 +237,10 @@ class GraphAssembly:
             z.append(inside)
             g.append(outside)
             unit.append(value.new_full((len(inside),), e))
-        return LayerJacobian(layer, LayerInputs(joined(z), joined(unit)), joined(g))
+        inputs, outside = LayerInputs(joined(z), joined(unit)), joined(g)
+        many = len(outside) * (inputs.z.shape[2] + outside.shape[2]) > 2 * layer.size
+        small = read.points * layer.size <= NUMBERS // 8
+        return (ManyPositions if many and small else LayerJacobian)(layer, inputs, outside)
 
     def _leaves(
         self, read: ReadResidual, value: Tensor, lost: list[Block]

@@ -97,6 +97,7 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
         raise ValueError(
             "the loss carries no gradient: do not detach it, nor compute it under torch.no_grad()"
         )
+    loss = loss.as_subclass(Tensor)
     walk = Walk(loss, trained)
     if not walk.heads:
         raise ValueError(
@@ -268,8 +269,10 @@ def signed(dim: int) -> int:
 
 def product(node: Node) -> Head | None:
     """r * r."""
-    first, second = node.next_functions
-    return Head(node, node._saved_self, same) if alike(first, second) else None
+    edges = node.next_functions
+    if len(edges) < 2 or not alike(*edges):  # one: a factor that is a number
+        return None
+    return Head(node, node._saved_self, same)
 
 
 def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
