@@ -236,6 +236,9 @@ def squared(node: Node) -> Head | None:
     vector = name_of(value.grad_fn) == "LinalgVectorNorm"
     if exponent == 2 and vector and (head := norm(value.grad_fn, node)) is not None:
         return head
+    if exponent == 2 and name_of(value.grad_fn) == "Abs" and value.grad_fn._saved_self.is_complex():
+        parts = torch.view_as_real(value.grad_fn._saved_self)
+        return Head(node, parts, lambda weight: weight[..., None])
     if exponent > 0 and exponent % 2 == 0:
         return Head(node, value if exponent == 2 else value ** (exponent / 2), same)
     return None
