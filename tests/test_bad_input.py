@@ -56,6 +56,12 @@ def test_shapes(name: str) -> None:
         linearize(closure, list(model.parameters()))
 
 
+def test_a_column_and_a_vector() -> None:
+    model, g = network(), torch.ones(6, dtype=torch.float64)
+    with fails(ValueError, r"\(6, 6\)", r"\(N, 1\) meets", r"g\[:, None\]"):
+        linearize(lambda: model(x) - g, list(model.parameters()))
+
+
 @pytest.mark.parametrize("called", [lambda r: r, lambda r: (r, r), lambda r: {"pde": r}])
 def test_residuals_in_place_of_their_function(called: Callable[[Tensor], Any]) -> None:
     model = network()

@@ -134,6 +134,13 @@ def as_column(residual: Tensor, name: str) -> Tensor:
         )
     if residual.ndim == 2 and residual.shape[1] == 1:
         residual = residual[:, 0]
+    if residual.ndim == 2 and residual.shape[0] == residual.shape[1] > 1:
+        raise ValueError(
+            f"{name} has shape {tuple(residual.shape)}, one number per pair of points: somewhere a "
+            "tensor (N, 1) meets one of shape (N,), and is broadcast. Give both the same shape, "
+            "e.g. `model(x)[:, 0] - g` or `model(x) - g[:, None]`; for as many equations as points "
+            "return one tensor per equation"
+        )
     if residual.ndim != 1 or len(residual) == 0:
         raise ValueError(
             f"{name} has shape {tuple(residual.shape)}; a residual is one number per point, "
@@ -198,9 +205,10 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
             "- g`; or their loss, one tensor of shape ()"
         )
     value = value.as_subclass(Tensor)  # a label or a unit would get in the way of the arithmetic
+    value = value.as_subclass(Tensor)  # frameworks have Tensors of their own
     if value.ndim == 0:
         return list(residual_terms(value, trained))
-    if value.ndim == 2 and 1 < value.shape[1] <= value.shape[0] and not value.is_complex():
+    if value.ndim == 2 and 1 < value.shape[1] < value.shape[0] and not value.is_complex():
         return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
     if value.shape == (1,) and ends_in_squares(value):
         warnings.warn(

@@ -97,6 +97,7 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
         raise ValueError(
             "the loss carries no gradient: do not detach it, nor compute it under torch.no_grad()"
         )
+    loss = loss.as_subclass(Tensor)
     walk = Walk(loss, trained)
     if not walk.heads:
         raise ValueError(
@@ -235,6 +236,9 @@ def squared(node: Node) -> Head | None:
     vector = name_of(value.grad_fn) == "LinalgVectorNorm"
     if exponent == 2 and vector and (head := norm(value.grad_fn, node)) is not None:
         return head
+    if exponent == 2 and name_of(value.grad_fn) == "Abs" and value.grad_fn._saved_self.is_complex():
+        parts = torch.view_as_real(value.grad_fn._saved_self)
+        return Head(node, parts, lambda weight: weight[..., None])
     if exponent > 0 and exponent % 2 == 0:
         return Head(node, value if exponent == 2 else value ** (exponent / 2), same)
     return None
@@ -268,8 +272,10 @@ def signed(dim: int) -> int:
 
 def product(node: Node) -> Head | None:
     """r * r."""
-    first, second = node.next_functions
-    return Head(node, node._saved_self, same) if alike(first, second) else None
+    edges = node.next_functions
+    if len(edges) < 2 or not alike(*edges):  # one: a factor that is a number
+        return None
+    return Head(node, node._saved_self, same)
 
 
 def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
