@@ -219,7 +219,7 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
         )
     value = value.as_subclass(Tensor)  # a label or a unit would get in the way of the arithmetic
     if value.ndim == 0:
-        return list(scalar_losses.residual_terms(value, trained))
+        return loss_terms(value, name, trained)
     scalar_losses.refuse_broadcast(value, name)
     if value.ndim == 2 and 1 < value.shape[1] < value.shape[0] and not value.is_complex():
         return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
@@ -230,6 +230,21 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
             stacklevel=2,
         )
     return [LeastSquares(value, name)]
+
+
+def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
+    """Those of a tensor of shape ()."""
+    from kfac_pinn.jacobian.scalar_losses import residual_terms
+
+    try:
+        return list(residual_terms(loss, trained))
+    except ValueError as error:
+        if name == "residual":
+            raise
+        raise ValueError(
+            f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
+            "prior on a coefficient say, has shape (1,): write r.reshape(1)"
+        ) from error
 
 
 def total_loss(output: Any) -> Tensor:

@@ -210,7 +210,9 @@ def refuse_broadcast(residual: Tensor, name: str) -> None:
 
 def compared(node: Node) -> Iterator[Edge]:
     """What a sum or difference is of, before it was expanded (as F.mse_loss does)."""
-    for source in edges_of(node) if name_of(node) in DIFFERENCES else ():
+    node, _ = base(node, 0)
+    for edge in edges_of(node) if name_of(node) in DIFFERENCES else ():
+        source = base(*edge)
         yield from edges_of(source[0]) if name_of(source[0]) == "Expand" else [source]
 
 
