@@ -37,7 +37,14 @@ from kfac_pinn.curvature import (
     TraceNormDamping,
     Type2,
 )
-from kfac_pinn.jacobian import ConvexLoss, Linearization, SelfLinearizing, linearize, total_loss
+from kfac_pinn.jacobian import (
+    CheckSchedule,
+    ConvexLoss,
+    Linearization,
+    SelfLinearizing,
+    linearize,
+    total_loss,
+)
 from kfac_pinn.optimizers import (
     ENGD,
     GGN,
@@ -137,6 +144,7 @@ from kfac_pinn.search import (
 from kfac_pinn.taylor_mode import (
     Jet,
     bilaplacian,
+    by_autograd,
     divergence,
     elementwise,
     gradient,
@@ -168,6 +176,7 @@ __all__ = [
     "Batch",
     "Box",
     "Callback",
+    "CheckSchedule",
     "Checkpoint",
     "ConvexLoss",
     "DampedModel",
@@ -244,6 +253,7 @@ __all__ = [
     "WithDiffusivity",
     "bilaplacian",
     "burgers",
+    "by_autograd",
     "cole_hopf",
     "divergence",
     "elementwise",
