@@ -34,7 +34,14 @@ from kfac_pinn.curvature import (
     TraceNormDamping,
     Type2,
 )
-from kfac_pinn.jacobian import ConvexLoss, Linearization, SelfLinearizing, linearize, total_loss
+from kfac_pinn.jacobian import (
+    CheckSchedule,
+    ConvexLoss,
+    Linearization,
+    SelfLinearizing,
+    linearize,
+    total_loss,
+)
 from kfac_pinn.optimizers import (
     ENGD,
     GGN,
@@ -134,6 +141,7 @@ from kfac_pinn.search import (
 from kfac_pinn.taylor_mode import (
     Jet,
     bilaplacian,
+    by_autograd,
     divergence,
     elementwise,
     gradient,
@@ -165,6 +173,7 @@ __all__ = [
     "Batch",
     "Box",
     "Callback",
+    "CheckSchedule",
     "Checkpoint",
     "ConvexLoss",
     "DampedModel",
@@ -238,6 +247,7 @@ __all__ = [
     "WithDiffusivity",
     "bilaplacian",
     "burgers",
+    "by_autograd",
     "cole_hopf",
     "divergence",
     "elementwise",
