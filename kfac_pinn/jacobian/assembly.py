@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,11 +19,15 @@ from kfac_pinn.jacobian.blocks import (
 from kfac_pinn.jacobian.capture import Capture, LayerCall
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
+from kfac_pinn.jacobian.partition import NOWHERE, Pair, Partition
 
-__all__ = ["Assembly"]
+__all__ = ["LARGEST_LEAF", "Assembly", "Mixed"]
 
 LARGEST_LEAF = 4096
-NOWHERE = slice(0, 0)
+
+
+class Mixed(Exception):
+    """The captured calls do not tell the rows of a residual apart."""
 
 
 class Assembly:
@@ -38,54 +40,21 @@ class Assembly:
 
     def __init__(self, names: Mapping[Tensor, str], capture: Capture) -> None:
         self.names, self.capture = names, capture
-        ends = itertools.accumulate((p.numel() for p in names), initial=0)
-        places = [slice(*pair) for pair in itertools.pairwise(ends)]
-        self.places = dict(zip(map(id, names), places, strict=True))
-        self.layers = self._layers()
-        layered = {id(p) for layer in self.layers.values() for p in layer.parameters}
-        self.leaves = [Leaf(p, self.places[id(p)]) for p in names if id(p) not in layered]
+        partition = Partition(names, [Pair(call.weight, call.bias) for call in capture.uses])
+        self.layers, self.leaves = partition.layers, list(partition.leaves.values())
         self.inputs: dict[tuple[int, ...], LayerInputs] = {}
 
-    def tangent(self, name: str, output: Tensor, value: Tensor) -> TermJacobian:
+    def term(self, name: str, output: Tensor, value: Tensor) -> TermJacobian:
         """The Jacobian of one residual: `output` (N,) with its graph, `value` its numbers.
 
         Raises:
-            RuntimeError: if it depends on no parameter, or on one whose rows cannot be told apart.
+            Mixed: if it depends on no captured call, or on one whose rows cannot be told apart.
         """
         seen = Backward(output, self.capture, self.layers)
         blocks = {**self._layer_jacobians(seen), **self._leaf_jacobians(seen)}
         if not blocks:
-            raise RuntimeError(self._why_empty(name, output))
+            raise Mixed
         return TermJacobian(name, value, blocks)
-
-    def _why_empty(self, name: str, output: Tensor) -> str:
-        gradients = zip(self.names.values(), backward(output, list(self.names)), strict=True)
-        reached = [parameter for parameter, gradient in gradients if gradient is not None]
-        if reached:
-            return (
-                f"{name} reads parameter {', '.join(reached)} itself, not through F.linear or "
-                "F.conv as other residuals do, so its rows are not known. Penalise what the model "
-                "computes"
-            )
-        return (
-            f"{name} depends on none of the optimizer's parameters. Pass the parameters of the "
-            "model that the residual evaluates"
-        )
-
-    def _layers(self) -> dict[int, Layer]:
-        """One a weight, by its id. A bias that has other partners too is a leaf."""
-        uses = self.capture.uses
-        pairs = {(id(u.weight), id(u.bias)): u.bias for u in uses if id(u.bias) in self.places}
-        partners = Counter(itertools.chain.from_iterable(pairs))
-        biases = {w: bias for (w, b), bias in pairs.items() if partners[w] == partners[b] == 1}
-        weights = {id(u.weight): u.weight for u in uses if id(u.weight) in self.places}
-        ids = dict.fromkeys(id(u.weight) for u in uses)
-        own = [i for i in ids if i in weights or i in biases]
-        return {i: self._layer(weights.get(i), biases.get(i)) for i in own}
-
-    def _layer(self, weight: Tensor | None, bias: Tensor | None) -> Layer:
-        where = [self.places.get(id(p), NOWHERE) for p in (weight, bias)]
-        return Layer(weight, bias, *where)
 
     def _layer_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
         grouped: dict[Layer, list[LayerCall]] = {}
@@ -97,20 +66,11 @@ class Assembly:
     def _layer_jacobian(self, layer: Layer, uses: list[LayerCall], seen: Backward) -> LayerJacobian:
         """Several uses of one weight are further shared positions; residuals share the inputs."""
         key = (seen.points, *map(id, uses))
-        for use in uses:
-            self._refuse_if_mixed(layer, use, seen)
+        if any(use not in seen.g for use in uses):
+            raise Mixed
         if key not in self.inputs:
             self.inputs[key] = join_inputs([inputs_of(u, layer, seen.points) for u in uses])
         return LayerJacobian(layer, self.inputs[key], joined([seen.g[use] for use in uses]))
-
-    def _refuse_if_mixed(self, layer: Layer, use: LayerCall, seen: Backward) -> None:
-        if use not in seen.g:
-            raise RuntimeError(
-                f"parameter {self.names[layer.parameters[0]]} is evaluated at "
-                f"{use.inputs.shape[1]} points for a residual of {seen.points} entries, so their "
-                "rows cannot be told apart. Evaluate the model once a term, at that term's own "
-                "points"
-            )
 
     def _leaf_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
         leaves = [leaf for leaf in self.leaves if self._fits(leaf, seen.output)]
@@ -126,12 +86,7 @@ class Assembly:
             return True
         if backward(output, [leaf.parameter])[0] is None:
             return False
-        raise RuntimeError(
-            f"parameter {self.names[leaf.parameter]} reaches the residual otherwise than as the "
-            "weight of F.linear or F.conv (as a factor of such a weight, say), and with "
-            f"{leaf.size} entries it is too large for an exact dense block (at most "
-            f"{LARGEST_LEAF}). Apply it by torch.nn.functional.linear(x, W, b), or freeze it"
-        )
+        raise Mixed
 
 
 class Backward:

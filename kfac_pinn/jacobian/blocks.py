@@ -19,7 +19,15 @@ from torch import Tensor
 
 from kfac_pinn.linalg import product, sum_of_squares
 
-__all__ = ["BlockJacobian", "Layer", "LayerInputs", "LayerJacobian", "Leaf", "LeafJacobian"]
+__all__ = [
+    "BlockJacobian",
+    "EntriesJacobian",
+    "Layer",
+    "LayerInputs",
+    "LayerJacobian",
+    "Leaf",
+    "LeafJacobian",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +37,14 @@ class Layer:
     Attributes:
         weight, bias: the tracked tensors, None where frozen or absent.
         weight_slice, bias_slice: their places in the flat vector of length P.
+        transposed: whether the weight is stored as (d_in, d_out), as in x @ W + b.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     weight_slice: slice
     bias_slice: slice
+    transposed: bool = False
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -58,16 +68,31 @@ class Layer:
         first = 0 if self.weight is not None else -1
         return slice(first, None if self.bias is not None else -1)
 
+    @property
+    def outputs(self) -> int:
+        """d_out."""
+        p = self.parameters[0]
+        return p.shape[1] if p is self.weight and self.transposed else len(p)
+
+    def stored(self, flat: Tensor) -> Tensor:
+        """A weight's flat numbers as a view (d_out, d_in)."""
+        if self.transposed:
+            return flat.view(-1, self.outputs).mT
+        return flat.view(self.outputs, -1)
+
     def matrix(self, v: Tensor) -> Tensor:
         """[W | b] (d_out, d_in + 1) of a flat vector (P,)."""
-        rows = len(self.parameters[0])
-        return torch.cat([v[place].view(rows, -1) for place in self.slices], dim=1)
+        parts = [self.stored(v[self.weight_slice])] if self.weight is not None else []
+        parts += [v[self.bias_slice][:, None]] if self.bias is not None else []
+        return torch.cat(parts, dim=1)
 
     def write(self, matrix: Tensor, out: Tensor) -> None:
         """The reverse of `matrix`, into the flat vector `out`."""
-        columns = [p.numel() // len(p) for p in self.parameters]
-        for place, part in zip(self.slices, matrix.split(columns, dim=1), strict=True):
-            out[place] = part.reshape(-1)
+        if self.weight is not None:
+            width = self.weight.numel() // self.outputs
+            self.stored(out[self.weight_slice]).copy_(matrix[:, :width])
+        if self.bias is not None:
+            out[self.bias_slice] = matrix[:, -1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +197,11 @@ class LayerJacobian:
     def _weight_times(self, v: Tensor) -> Tensor:
         """sum_s g_ns . W z_ns: the wider side is multiplied by W, for a small buffer."""
         narrow, wide, swap = self._sides()
-        matrices = v.view(self.g.shape[2], self.inputs.z.shape[2], *v.shape[1:])
+        shape = (self.g.shape[2], self.inputs.z.shape[2])
+        if self.layer.transposed:
+            matrices = v.view(*shape[::-1], *v.shape[1:]).transpose(0, 1)
+        else:
+            matrices = v.view(*shape, *v.shape[1:])
         matrices = matrices.movedim(int(not swap), 0).movedim(1, -1)  # (wide, m, narrow)
         total = v.new_zeros(narrow.shape[1], *matrices.shape[1:])
         buffer = torch.empty_like(total)
@@ -185,7 +214,7 @@ class LayerJacobian:
         """J^T u = sum_ns u_n g_ns [z_ns; e_s]^T, added into the flat vector `out`."""
         if self.layer.weight is not None:
             narrow, wide, swap = self._sides()
-            target = out[self.layer.weight_slice].view(self.g.shape[2], -1)
+            target = self.layer.stored(out[self.layer.weight_slice])
             target, buffer = target.T if swap else target, torch.empty_like(narrow[0])
             part = torch.empty_like(target)
             for a, b in zip(wide, narrow, strict=True):
@@ -204,6 +233,7 @@ class LayerJacobian:
         parts = []
         if self.layer.weight is not None:
             g, z = self.g[:, points], self.inputs.z[:, points]
+            g, z = (z, g) if self.layer.transposed else (g, z)
             parts.append(torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1))
         if self.layer.bias is not None:
             parts.append(self.bias_gradient[points])
@@ -226,6 +256,52 @@ class LayerJacobian:
         positions = self.g.shape[0] * other.g.shape[0]
         widths = self.inputs.z.shape[2] + self.g.shape[2] + 4
         return positions * widths * self.g.shape[1] * other.g.shape[1]
+
+
+class EntriesJacobian:
+    """J with one entry a column at most: J[n_i, c_i] = j_i, for a few of a block's columns.
+
+    A penalty on the weights themselves, and anything else that residuals read entry by entry.
+
+    Args:
+        block: whose columns they are.
+        columns: c, places in the flat vector of length P, shape (I,).
+        owners: n, shape (I,).
+        values: j, shape (I,).
+        points: N.
+    """
+
+    def __init__(
+        self, block: Layer | Leaf, columns: Tensor, owners: Tensor, values: Tensor, points: int
+    ) -> None:
+        self.block, self.points = block, points
+        self.columns, self.owners, self.values = columns, owners, values
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, shape (N,), or (N, m) for v (P, m)."""
+        j = self.values if v.ndim == 1 else self.values[:, None]
+        return v.new_zeros(self.points, *v.shape[1:]).index_add_(0, self.owners, j * v[self.columns])
+
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
+        """out += J^T u."""
+        out.index_add_(0, self.columns, self.values * u[self.owners])
+
+    def rows(self, points: slice = slice(None)) -> Tensor:
+        """The rows (N, size)."""
+        start, stop, _ = points.indices(self.points)
+        kept = (self.owners >= start) & (self.owners < stop)
+        rows = self.values.new_zeros(stop - start, self.block.size)
+        place = (self.owners[kept] - start, self.within(self.columns[kept]))
+        return rows.index_put_(place, self.values[kept], accumulate=True)
+
+    def within(self, columns: Tensor) -> Tensor:
+        """Columns of the flat vector as columns of the block."""
+        found, start = torch.zeros_like(columns), 0
+        for place in self.block.slices:
+            inside = (columns >= place.start) & (columns < place.stop)
+            found = torch.where(inside, columns - place.start + start, found)
+            start += place.stop - place.start
+        return found
 
 
 class LeafJacobian:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.assembly import Assembly
 from kfac_pinn.jacobian.capture import PRECISION, Capture
-from kfac_pinn.jacobian.dense_rows import probe, tolerance, uses_tf32
+from kfac_pinn.jacobian.check import autograd_of
+from kfac_pinn.jacobian.dense_rows import uses_tf32
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
 from kfac_pinn.jacobian.losses import Residuals, Term, as_terms
+from kfac_pinn.jacobian.sources import Source
 
 __all__ = ["Block", "Linearization", "SelfLinearizing", "TermJacobian", "linearize"]
 
@@ -81,16 +81,16 @@ def linearize(
             terms = as_terms(closure())
         like = next(iter(known))
         triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-        assembly = Assembly(known, capture)
-        tangents = [assembly.tangent(*each) for each in triples]
         loss = float(sum(term.loss().detach() for term in terms))
-        result = Linearization(list(known), tangents, loss, linear_term_of(terms, list(known)))
-        refuse_infinite(result, known)
+        linear_term = linear_term_of(terms, list(known))
         with checking(check, known, capture.program) as due:
+            source = Source(known, capture, triples)
+            result = Linearization(list(known), source.terms(due), loss, linear_term)
+            refuse_infinite(result, known)
             if due:
                 warn_of_tf32(like)
                 refuse_changes(known, before)
-                compare(result, [output for _, output, _ in triples], known)
+                warn_of_unused(result, known)
     return result
 
 
@@ -159,14 +159,6 @@ def linear_term_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tenso
     return autograd_of(torch.stack(parts).sum(), parameters) if parts else None
 
 
-def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Its gradient as a flat vector (P,)."""
-    gradients = torch.autograd.grad(
-        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([gradient.reshape(-1) for gradient in gradients])
-
-
 def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
     """A finite residual may still have an infinite slope; the parameter is named."""
     for name, g in zip(names.values(), result.unflatten(result.gradient), strict=True):
@@ -188,42 +180,6 @@ def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> Non
             )
 
 
-def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]) -> None:
-    """J^T u against autograd's for a random u: J is exact, or the step does not happen."""
-    u = probe(result.residual)
-    truth = autograd_product(result, outputs, u)
-    error = result.vjp(u) - truth
-    errors, sizes = norms(result, error), norms(result, truth)
-    allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
-    if not (errors <= allowed).all():
-        for scale in (3, 5, 7):  # what autograd differs from itself, on an ill-conditioned problem
-            rounding = autograd_product(result, outputs, scale * u) / scale - truth
-            allowed = torch.maximum(allowed, 100 * norms(result, rounding))
-        refuse_mismatch(errors, allowed, sizes, names)
-    warn_of_unused(result, names)
-
-
-def norms(result: Linearization, flat: Tensor) -> Tensor:
-    """Of the parts of a flat vector, one a parameter."""
-    return torch.stack([part.norm() for part in result.unflatten(flat)])
-
-
-def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) -> Tensor:
-    """J^T u (P,) by autograd alone."""
-    parts = zip(result.terms, outputs, result.split(u), strict=True)
-    scalars = [t.scale * (output @ part) for t, output, part in parts]
-    return autograd_of(torch.stack(scalars).sum(), result.parameters)
-
-
-def refuse_mismatch(
-    errors: Tensor, allowed: Tensor, sizes: Tensor, names: Mapping[Tensor, str]
-) -> None:
-    """Name the first parameter whose error is too large."""
-    for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
-        if not error <= most:
-            raise RuntimeError(MISMATCH.format(name=name, error=float(error / size)))
-
-
 def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
     """A parameter that moves no residual stays where it is."""
     used = {id(p) for block in result.blocks for p in block.parameters}
@@ -241,12 +197,3 @@ def warn_of_tf32(like: Tensor) -> None:
             "torch.set_float32_matmul_precision('highest') or train in float64",
             stacklevel=2,
         )
-
-
-MISMATCH = (
-    "the Jacobian of parameter {name} does not match autograd's (relative difference {error:.1e}). "
-    "The closure uses it in a way whose rows cannot be told apart: every operation must act on the "
-    "points one by one (no BatchNorm or mean over the points: use LayerNorm or model.eval()), a "
-    "weight must act only through F.linear or F.conv, and derivatives must come from kfac_pinn "
-    "operators, not from torch.autograd.grad"
-)

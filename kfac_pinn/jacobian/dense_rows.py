@@ -26,11 +26,11 @@ class BroadcastJacobian:
     """d r_n / d t of a trained tensor t that all points read.
 
     Attributes:
-        tensor: t, a parameter or computed from parameters.
+        tensor: t, a parameter or computed from parameters, or where it stands in the graph.
         rows: of a slice of the points, shape (n, numel t).
     """
 
-    tensor: Tensor
+    tensor: Tensor | GradientEdge
     rows: Callable[[slice], Tensor]
 
 
@@ -103,12 +103,14 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
     t = share.tensor
-    size = max(1, BYTES // (t.element_size() * t.numel()))
+    like = share.rows(slice(0, 1))
+    size = max(1, BYTES // (like.element_size() * like.numel()))
+    shape = t.shape if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr].shape
     parts = [
         torch.autograd.grad(
             t,
             targets,
-            share.rows(slice(start, start + size)).reshape(-1, *t.shape),
+            share.rows(slice(start, start + size)).reshape(-1, *shape),
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=True,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import BlockJacobian, Layer, LayerJacobian, Leaf
+from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.linalg import sum_of_squares
 
 __all__ = ["Block", "Linearization", "TermJacobian"]
@@ -32,17 +33,72 @@ class TermJacobian:
     Attributes:
         name: of the term.
         residual: r_k, shape (N,).
-        blocks: the Jacobian with respect to each block that it depends on.
+        blocks: the Jacobian with respect to each block whose rows are known, layers in factors.
+        rest: that of all other blocks that it depends on, by products; None if there are none.
     """
 
     name: str
     residual: Tensor
     blocks: dict[Block, BlockJacobian]
+    rest: AutogradJacobian | None = None
 
     @property
     def scale(self) -> float:
         """1 / sqrt(N), by which residual and rows enter the stacked ones."""
         return 1 / math.sqrt(len(self.residual))
+
+    @property
+    def depends_on(self) -> list[Block]:
+        """All blocks whose columns are not zero."""
+        return [*self.blocks, *(self.rest.blocks if self.rest is not None else [])]
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v scaled, shape (N,) or (N, m)."""
+        product = v.new_zeros(len(self.residual), *v.shape[1:])
+        for block in (*self.blocks.values(), *self._rests):
+            product += block.jvp(v)
+        return self.scale * product
+
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
+        """out += J^T u, J scaled."""
+        for block in (*self.blocks.values(), *self._rests):
+            block.add_vjp(self.scale * u, out)
+
+    def rows(self, points: slice, size: int) -> Tensor:
+        """The scaled rows (n, P) of some points, for P = size."""
+        out = self.residual.new_zeros(len(self.residual[points]), size)
+        for slices, rows in self._columns(points):
+            start = 0
+            for columns in slices:
+                width = columns.stop - columns.start
+                torch.mul(rows[:, start : start + width], self.scale, out=out[:, columns])
+                start += width
+        return out
+
+    def block_rows(self, points: slice, block: Block) -> Tensor:
+        """The scaled rows of some points, one block's columns."""
+        if block in self.blocks:
+            return self.scale * self.blocks[block].rows(points)
+        if self.rest is not None and block in self.rest.blocks:
+            return self.scale * self.rest.rows(points, block)
+        return self.residual.new_zeros(len(self.residual[points]), block.size)
+
+    def restrict(self, block: Block) -> TermJacobian:
+        """The same with all columns zero but those of one block."""
+        blocks = {b: j for b, j in self.blocks.items() if b is block}
+        mine = self.rest is not None and block in self.rest.blocks
+        rest = AutogradJacobian(self.rest.output, [block]) if self.rest and mine else None
+        return TermJacobian(self.name, self.residual, blocks, rest)
+
+    @property
+    def _rests(self) -> list[AutogradJacobian]:
+        return [] if self.rest is None else [self.rest]
+
+    def _columns(self, points: slice) -> Iterator[tuple[list[slice], Tensor]]:
+        for block, jacobian in self.blocks.items():
+            yield block.slices, jacobian.rows(points)
+        if self.rest is not None:
+            yield self.rest.places, self.rest.rows(points)
 
 
 class Linearization:
@@ -73,7 +129,7 @@ class Linearization:
     @cached_property
     def blocks(self) -> list[Block]:
         """Layers and leaves that some residual depends on, in order of appearance."""
-        return list(dict.fromkeys(block for t in self.terms for block in t.blocks))
+        return list(dict.fromkeys(block for t in self.terms for block in t.depends_on))
 
     @cached_property
     def residual(self) -> Tensor:
@@ -88,14 +144,13 @@ class Linearization:
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """J v, shape (R,), for a flat vector v (P,), or (R, m) for several as columns (P, m)."""
-        return torch.cat([self._jvp(t, v) for t in self.terms])
+        return torch.cat([t.jvp(v) for t in self.terms])
 
     def vjp(self, u: Tensor) -> Tensor:
         """J^T u, shape (P,), for u (R,)."""
         out = u.new_zeros(self.size)
         for term, part in zip(self.terms, self.split(u), strict=True):
-            for block in term.blocks.values():
-                block.add_vjp(term.scale * part, out)
+            term.add_vjp(part, out)
         return out
 
     def split(self, u: Tensor) -> tuple[Tensor, ...]:
@@ -104,11 +159,7 @@ class Linearization:
 
     def restrict(self, block: Block) -> Linearization:
         """The same with all columns of J zero but those of one block."""
-        terms = [
-            TermJacobian(t.name, t.residual, {b: j for b, j in t.blocks.items() if b is block})
-            for t in self.terms
-        ]
-        return Linearization(self.parameters, terms, self.loss)
+        return Linearization(self.parameters, [t.restrict(block) for t in self.terms], self.loss)
 
     def unflatten(self, v: Tensor) -> list[Tensor]:
         """A flat vector (P,) as views of the parameters' shapes."""
@@ -155,28 +206,11 @@ class Linearization:
                 kernel += sum_of_squares([self.rows(block).mT])
         return kernel
 
-    def _jvp(self, term: TermJacobian, v: Tensor) -> Tensor:
-        product = v.new_zeros(len(term.residual), *v.shape[1:])
-        for block in term.blocks.values():
-            product += block.jvp(v)
-        return term.scale * product
-
     def _rows(self, term: TermJacobian, points: slice, block: Block | None = None) -> Tensor:
-        if block is not None:
-            if block in term.blocks:
-                return term.scale * term.blocks[block].rows(points)
-            return term.residual.new_zeros(len(term.residual[points]), block.size)
-        out = term.residual.new_zeros(len(term.residual[points]), self.size)
-        for place, jacobian in term.blocks.items():
-            rows, start = jacobian.rows(points), 0
-            for columns in place.slices:
-                width = columns.stop - columns.start
-                torch.mul(rows[:, start : start + width], term.scale, out=out[:, columns])
-                start += width
-        return out
+        return term.rows(points, self.size) if block is None else term.block_rows(points, block)
 
     def _factored_is_cheaper(self, block: Block) -> bool:
-        jacobians = [t.blocks[block] for t in self.terms if block in t.blocks]
+        jacobians = [t.blocks.get(block) for t in self.terms if block in t.depends_on]
         layers = [j for j in jacobians if isinstance(j, LayerJacobian)]
         if len(layers) < len(jacobians):
             return False

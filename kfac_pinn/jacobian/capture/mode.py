@@ -13,12 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
 from kfac_pinn.jacobian.capture.recorders import RECORDERS, LayerCall
-from kfac_pinn.jacobian.capture.unsupported import (
-    FORBIDDEN,
-    forbid_functorch,
-    forbid_half,
-    is_functorch,
-)
+from kfac_pinn.jacobian.capture.unsupported import UNSEEN, forbid_half, is_functorch
 from kfac_pinn.taylor_mode.jets import Jet
 
 __all__ = ["Broadcast", "Capture"]
@@ -47,10 +42,11 @@ class Capture(TorchFunctionMode):
         uses: of weights, by F.linear and convolutions.
         broadcasts: of any trained tensor, by elementwise functions.
         program: the torch functions that were called, in their order.
+        unseen: whether code was met whose Jacobian is not in the uses: nested
+            `torch.autograd.grad`, `torch.func` transforms, a tracked weight in `x @ W.T`.
 
     Raises (while active):
-        RuntimeError: for code whose Jacobian it could not see: nested `torch.autograd.grad`,
-            `torch.func` transforms, or a tracked weight in `x @ W.T`.
+        RuntimeError: for a trained layer in half precision.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -59,6 +55,7 @@ class Capture(TorchFunctionMode):
         self.uses: list[LayerCall] = []
         self.broadcasts: list[Broadcast] = []
         self.program: list[Any] = []
+        self.unseen = False
 
     def tracks(self, value: Any) -> bool:
         """Whether this is one of the parameters we watch."""
@@ -71,8 +68,8 @@ class Capture(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.program.append(func)
-        if func in FORBIDDEN:
-            FORBIDDEN[func](self.tracks, *args, **kwargs)
+        if func in UNSEEN:
+            self.unseen = self.unseen or UNSEEN[func](self.tracks, *args, **kwargs)
         if func in NORMS:
             return NORMS[func](self, *args, **kwargs)
         if func in ELEMENTWISE:
@@ -81,9 +78,10 @@ class Capture(TorchFunctionMode):
         if func in EXPANDING and isinstance(output, Tensor):
             return self.copies(args[0], output.shape).expand_as(output)
         if func in RECORDERS and any(map(self.trains, (*args[1:], *kwargs.values()))):
-            forbid_functorch(output)
             forbid_half(output)
-            if output.requires_grad:
+            if isinstance(output, Tensor) and is_functorch(output):
+                self.unseen = True
+            elif output.requires_grad:
                 self.uses.append(RECORDERS[func](output, *args, **kwargs))
         return output
 

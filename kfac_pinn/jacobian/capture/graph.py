@@ -1,0 +1,261 @@
+"""Where a residual's autograd graph reads trained tensors.
+
+Every node of the graph, in the forward pass or in a first, second, ... backward pass that the
+closure has differentiated through, is of one of three kinds:
+
+    constant   nothing trained goes into it (points, data)
+    shared     computed from trained tensors alone: W, W.T, W1 + B A, g v / ||v||, exp(a)
+    point      everything else: its entries belong to points
+
+With the *readers*, the point nodes that have a shared tensor t among their inputs, the chain rule is
+
+    d r_n / d t = sum over readers (d r_n / d y) (d y / d t),    y the reader's output.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from kfac_pinn.jacobian.capture.readers import (
+    ELEMENTWISE,
+    PRODUCTS,
+    Factor,
+    Product,
+    Reader,
+    Unknown,
+    name_of,
+    shape_at,
+    shape_of,
+)
+
+__all__ = ["Graph"]
+
+Node: TypeAlias = Any
+
+CONSTANT, SHARED, POINT = "constant", "shared", "point"
+SHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "Transpose", "T"}
+SHAPING |= {"Permute", "Clone", "ToCopy", "Expand"}
+
+
+STATIC = {
+    *ELEMENTWISE, "AccumulateGrad", "Cat", "Stack", "Sum", "Mean", "Neg", "Rsub", "Pow", "Where",
+    "Exp", "Log", "Sin", "Cos", "Tanh", "Sigmoid", "Softplus", "Silu", "Gelu", "Relu", "Threshold",
+    "Elu", "LeakyRelu", "Sqrt", "Rsqrt", "Reciprocal", "Abs", "Sgn", "Erf", "Sinh", "Cosh", "Mish",
+    "Repeat", "Fill", "Zero", "Sign", "Atan", "LogSigmoid", "Expm1", "Log1p",
+}  # fmt: skip
+SLICING = {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Diagonal", "Narrow", "Chunk"}
+ROWWISE = {"Mm", "Addmm"}
+
+
+class Graph:
+    """The graph of one residual, and its readers.
+
+    Args:
+        output: the residual, with its graph.
+        trained: the parameters, by their id.
+        shared: numbers of nodes that count as shared although a constant enters them: the product
+            of a trained matrix with a constant one, say.
+
+    Attributes:
+        nodes: inputs before outputs; a node's number is its place here.
+        readers: in the order of the nodes.
+        signature: equal for graphs of the same program.
+    """
+
+    def __init__(
+        self, output: Tensor, trained: Mapping[int, Tensor], shared: Iterable[int] = ()
+    ) -> None:
+        self.trained, self.forced = trained, frozenset(shared)
+        self.nodes = inputs_first(get_gradient_edge(output).node)
+        self.number = {node: index for index, node in enumerate(self.nodes)}
+        self.consumers = self._consumers()
+        self.kind: dict[Node, str] = {}
+        self.leaves: dict[Node, frozenset[int]] = {}
+        for index, node in enumerate(self.nodes):
+            self._classify(index, node)
+        self.root = self.nodes[-1]
+        self.readers = [reader for node in self.nodes for reader in self._readers(node)]
+
+    @property
+    def reads_points(self) -> bool:
+        """Whether the residual is more than a function of trained tensors."""
+        return self.kind[self.root] == POINT
+
+    @property
+    def signature(self) -> int:
+        """A hash of the nodes, of their sizes, and of what they slice."""
+        return hash(tuple((name_of(n), shape_of(n, 0), slicing(n)) for n in self.nodes))
+
+    @cached_property
+    def is_static(self) -> bool:
+        """Whether the signature says which rows a residual reads: no index, no data decides it."""
+        return all(self._keeps_rows(node) for node in self.nodes if self.kind[node] == POINT)
+
+    def _keeps_rows(self, node: Node) -> bool:
+        name = name_of(node)
+        if name in PRODUCTS:
+            points = [
+                slot
+                for slot, (source, _) in enumerate(node.next_functions)
+                if source is not None and self.kind[source] != SHARED
+            ]
+            left = [slot for slot, (source, _) in enumerate(node.next_functions) if source is None]
+            return name in ROWWISE and len(points) <= 1 and not (points and left)
+        return name in STATIC or name in SHAPING or name in SLICING
+
+    def leaves_of(self, edge: GradientEdge) -> frozenset[int]:
+        """Ids of the trained tensors that a shared one is computed from."""
+        return self.leaves[edge.node]
+
+    def may_be_shared(self, reader: Reader) -> bool:
+        """Whether a product of trained and constant tensors may be a matrix itself.
+
+        That is W0 @ A or a hypernetwork's layer at one input, but not the layer of a network whose
+        rows, many points, are mixed later on.
+        """
+        if not isinstance(reader, Product) or not self._reads_no_points(reader.node):
+            return False
+        return len(reader.z) == 1 or self._feeds_products(reader.node)
+
+    def _reads_no_points(self, node: Node) -> bool:
+        sources = [source for source, _ in node.next_functions if source is not None]
+        return all(self.kind[source] == SHARED for source in sources)
+
+    def _consumers(self) -> dict[Node, list[Node]]:
+        found: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for source, _ in node.next_functions:
+                if source is not None:
+                    found[source].append(node)
+        return found
+
+    def _classify(self, index: int, node: Node) -> None:
+        sources = [source for source, _ in node.next_functions if source is not None]
+        kinds = Counter(self.kind[source] for source in sources)
+        if hasattr(node, "variable"):
+            mine = id(node.variable) in self.trained
+            self.kind[node] = SHARED if mine else CONSTANT
+            self.leaves[node] = frozenset([id(node.variable)]) if mine else frozenset()
+            return
+        self.leaves[node] = frozenset().union(*(self.leaves[source] for source in sources))
+        if kinds[POINT]:
+            self.kind[node] = POINT
+        elif not kinds[SHARED]:
+            self.kind[node] = CONSTANT
+        elif index in self.forced or self._is_shared(node, kinds):
+            self.kind[node] = SHARED
+        else:
+            self.kind[node] = POINT
+
+    def _is_shared(self, node: Node, kinds: Counter[str]) -> bool:
+        """Whether a node with shared inputs, and no point ones, computes a shared tensor."""
+        if kinds[CONSTANT]:
+            return False
+        name, sizes = name_of(node), [numel(shape_of(*edge)) for edge in edges_of(node)]
+        if name == "Expand" and numel(shape_of(node, 0)) > sizes[0]:
+            return self._feeds_products(node)
+        if len(sizes) == len(node.next_functions):
+            return True
+        return name in ELEMENTWISE and numel(shape_of(node, 0)) == max(sizes)
+
+    def _feeds_products(self, node: Node) -> bool:
+        """Whether a matrix is read by matrix products only, after sums and changes of shape."""
+        users = self.consumers[node]
+        return bool(users) and all(
+            name_of(user) in PRODUCTS
+            or (name_of(user) in SHAPING | set(ELEMENTWISE) and self._feeds_products(user))
+            for user in users
+        )
+
+    def _readers(self, node: Node) -> list[Reader]:
+        if self.kind[node] != POINT:
+            return []
+        return [
+            self._reader(node, slot)
+            for slot, (source, _) in enumerate(node.next_functions)
+            if source is not None and self.kind[source] == SHARED
+        ]
+
+    def _reader(self, node: Node, slot: int) -> Reader:
+        edge = GradientEdge(*node.next_functions[slot])
+        table = PRODUCTS if name_of(node) in PRODUCTS else ELEMENTWISE
+        try:
+            found = table[name_of(node)](node, slot, edge)
+        except (KeyError, AttributeError, RuntimeError):
+            found = None
+        if isinstance(found, Product):
+            self._orient(found)
+            found.bias_node = self._bias_node(found)
+            if found.weight is None and numel(shape_at(edge)[:-2]) > 1:
+                return Unknown(node, edge)  # a batch of different matrices
+        return found or Unknown(node, edge)
+
+    def _orient(self, product: Product) -> None:
+        """Which leaf the matrix is, if it is one or the transpose of one."""
+        node, flips = product.edge.node, 0
+        while name_of(node) == "T":
+            node, flips = node.next_functions[0][0], flips + 1
+        if hasattr(node, "variable"):
+            if node.variable.ndim == 2 or name_of(product.node) == "Convolution":
+                product.weight = node.variable
+                product.transposed = bool(flips % 2) == product.left
+        elif name_of(node) in SHAPING and len(self.leaves[node]) == 1:
+            product.find_weight(self.trained[next(iter(self.leaves[node]))])
+
+    def _bias_node(self, product: Product) -> Node | None:
+        """The node that adds a vector to the product and is the only one to read it."""
+        if name_of(product.node) == "Addmm":
+            return product.node
+        node = product.node
+        while len(self.consumers[node]) == 1:
+            (node,) = self.consumers[node]
+            if name_of(node) == "Add" and numel(shape_of(node, 0)) == numel(
+                shape_of(product.node, 0)
+            ):
+                return node
+            if name_of(node) not in {"View", "UnsafeView", "Squeeze", "Alias"}:
+                break
+        return None
+
+
+def inputs_first(root: Node) -> list[Node]:
+    """All nodes behind one, every node after the nodes that it reads."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(root, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(source, False) for source, _ in node.next_functions if source is not None]
+    return order
+
+
+def slicing(node: Node) -> tuple[Any, ...]:
+    """What a node that changes shapes has to say about how."""
+    if name_of(node) not in SLICING | SHAPING | {"Cat", "Stack"}:
+        return ()
+    names = ("dim", "dim0", "dim1", "dims", "start", "end", "step", "index", "split_size")
+    return tuple(getattr(node, f"_saved_{name}", None) for name in names)
+
+
+def edges_of(node: Node) -> list[tuple[Node, int]]:
+    """The inputs that are part of the graph."""
+    return [(source, slot) for source, slot in node.next_functions if source is not None]
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """The number of entries."""
+    total = 1
+    for length in shape:
+        total *= length
+    return total

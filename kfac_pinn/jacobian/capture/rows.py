@@ -1,0 +1,184 @@
+"""Which residual a row of the graph belongs to.
+
+A backward pass with the weights w_n tells a row m its gradient g_m = sum_n w_n d r_n / d y_m. If
+only one residual n reads that row, a second pass with the weights w_n t_n gives t_n g_m: the ratio
+of the two is the *tag* t_n, and the tags are all different. A row that several residuals read has
+no such ratio. So points may be concatenated, sliced, permuted or read twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+__all__ = ["Owners", "Tagged", "arrange"]
+
+Rows = Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class Owners:
+    """n of every row m: shape (M,), -1 where the row reaches no residual."""
+
+    index: Tensor
+
+    @cached_property
+    def all_live(self) -> bool:
+        """Whether every row reaches a residual."""
+        return bool((self.index >= 0).all())
+
+    def is_identity(self, points: int) -> bool:
+        """Whether the rows are 0, ..., N - 1."""
+        return self._counts and len(self.index) == points
+
+    @cached_property
+    def _counts(self) -> bool:
+        return torch.equal(self.index, torch.arange(len(self.index), device=self.index.device))
+
+    def of(self, values: Tensor, otherwise: float) -> Tensor:
+        """values[n] of every row, shape (M,)."""
+        if self.is_identity(len(values)):
+            return values
+        found = values[self.index.clamp_min(0)]
+        return torch.where(self.index >= 0, found, otherwise)
+
+
+class Tagged:
+    """Backward passes of one residual to some edges of its graph, with different weights.
+
+    Args:
+        output: r, shape (N,), with its graph.
+        edges: where to.
+        known: the owners that an earlier evaluation of the same program found, edge by edge: they
+            are compared with this one's gradients, and looked for anew only where they differ.
+        trust: take the known ones as they are, for a graph that cannot read other rows.
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        edges: Sequence[GradientEdge],
+        known: dict[int, Owners | None],
+        trust: bool = False,
+    ) -> None:
+        self.output, self.edges, self.known, self.trust = output, list(edges), known, trust
+        self.generator = torch.Generator().manual_seed(len(output))
+        self.weights = self._powers_of_two()
+        self.first = self._backward(self.weights)
+        self.passes: dict[str, list[tuple[Tensor, list[Tensor | None]]]] = {}
+
+    def gradient(self, i: int, rows: Rows, owners: Owners) -> Tensor:
+        """d r_n / d y_m of the one residual n that reads row m, shape (M, d)."""
+        first = self.first[i]
+        assert first is not None
+        return rows(first) / owners.of(self.weights, 1.0)[:, None]
+
+    def owners(self, i: int, rows: Rows, key: int) -> Owners | None:
+        """The owners of the rows at one edge, None where a row has several.
+
+        Args:
+            i: the number of the edge.
+            rows: brings a gradient there to the shape (M, d).
+            key: under which they are remembered.
+        """
+        first = self.first[i]
+        assert first is not None
+        first = rows(first)
+        if len(self.output) == 1:
+            return Owners(torch.zeros(len(first), dtype=torch.long, device=first.device))
+        if self.trust and key in self.known and self._dead_is_dead(first, self.known[key]):
+            return self.known[key]
+        known = self.known.get(key)
+        if known is not None and len(known.index) == len(first):
+            tags, second = self._pass("random")[0]
+            if fits(first, rows(second[i]), known.of(tags, 0.0)):  # type: ignore[arg-type]
+                return known
+        return self._decode(i, rows, key, first)
+
+    def _dead_is_dead(self, first: Tensor, owners: Owners | None) -> bool:
+        """Whether rows that reached no residual still do not: a factor 0 may have changed."""
+        if owners is None or owners.all_live:
+            return True
+        return not first[owners.index < 0].any()
+
+    def _decode(self, i: int, rows: Rows, key: int, first: Tensor) -> Owners | None:
+        levels, index = self._levels(), torch.zeros(len(first), dtype=torch.long)
+        index = index.to(first.device)
+        size = first.norm(dim=1)
+        dead = size <= 32 * torch.finfo(first.dtype).eps * size.max()
+        for digit, (_, second) in enumerate(self._pass("digits")):
+            gradient = rows(second[i])  # type: ignore[arg-type]
+            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(torch.finfo(first.dtype).tiny)
+            level = ((ratio - 1) * levels).round()
+            level = level.clamp(0, levels - 1)
+            if not fits(first, gradient, torch.where(dead, 0.0, 1 + level / levels)):
+                self.known[key] = None
+                return None
+            index += level.nan_to_num().long() * levels**digit
+        found = torch.where(dead, -1, index)
+        self.known[key] = Owners(found) if (found < len(self.output)).all() else None
+        return self.known[key]
+
+    def _levels(self) -> int:
+        """So many tags are told apart by one pass."""
+        return 2**14 if self.output.dtype == torch.float64 else 2**6
+
+    def _pass(self, kind: str) -> list[tuple[Tensor, list[Tensor | None]]]:
+        """The passes with random tags, or with those that number the residuals."""
+        if kind not in self.passes:
+            tags = [self._random()] if kind == "random" else self._digits()
+            self.passes[kind] = [(t, self._backward(self.weights * t)) for t in tags]
+        return self.passes[kind]
+
+    def _random(self) -> Tensor:
+        return 1 + torch.rand(len(self.output), generator=self.generator).to(self.output)
+
+    def _digits(self) -> list[Tensor]:
+        """1 + (a digit of n) / levels, for all digits."""
+        n, levels = torch.arange(len(self.output), device=self.output.device), self._levels()
+        count = max(1, math.ceil(math.log(len(n)) / math.log(levels)))
+        return [1 + (n // levels**k % levels).to(self.output) / levels for k in range(count)]
+
+    def _powers_of_two(self) -> Tensor:
+        """Random, so that nothing cancels as ones would in u - mean(u); dividing is exact."""
+        choices = torch.tensor([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
+        picked = torch.randint(len(choices), (len(self.output),), generator=self.generator)
+        return choices[picked].to(self.output)
+
+    def _backward(self, weights: Tensor) -> list[Tensor | None]:
+        if not self.edges:
+            return []
+        return list(
+            torch.autograd.grad(
+                self.output, self.edges, weights, retain_graph=True, allow_unused=True
+            )
+        )
+
+
+def fits(first: Tensor, second: Tensor, tags: Tensor) -> bool:
+    """Whether second_m = tag_m first_m, up to rounding; tag 0: both vanish."""
+    double = first.dtype == torch.float64
+    error, size = (second - tags[:, None] * first).norm(dim=1), first.norm(dim=1)
+    floor = 1e4 * torch.finfo(first.dtype).eps * size.max()
+    return bool((error <= (1e-6 if double else 2e-3) * size + floor).all())
+
+
+def arrange(owners: Owners, points: int) -> Tensor | None:
+    """Row numbers as (S, N), -1 where a residual has fewer than S; None: they are 0, ..., N - 1."""
+    if owners.is_identity(points):
+        return None
+    index = owners.index
+    live = (index >= 0).nonzero()[:, 0]
+    order = live[index[live].argsort(stable=True)]
+    owner = index[order]
+    counts = owner.bincount(minlength=points)
+    rank = torch.arange(len(order), device=index.device) - (counts.cumsum(0) - counts)[owner]
+    places = index.new_full((int(counts.max()), points), -1)
+    places[rank, owner] = order
+    return places

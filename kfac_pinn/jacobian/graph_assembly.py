@@ -1,0 +1,358 @@
+"""From the autograd graph to Jacobians: every residual's readers, sorted by layer and by leaf.
+
+What a reader does with a trained tensor is exact (`capture.readers`), and which residual its rows
+belong to is measured (`capture.rows`). A parameter behind any other node, or behind a row that
+several residuals share, is left to autograd: products are exact, and nothing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from kfac_pinn.jacobian.assembly import LARGEST_LEAF, joined
+from kfac_pinn.jacobian.blocks import (
+    BlockJacobian,
+    EntriesJacobian,
+    Layer,
+    LayerInputs,
+    LayerJacobian,
+    Leaf,
+    LeafJacobian,
+)
+from kfac_pinn.jacobian.capture.graph import Graph
+from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, Unknown, shape_at, shape_of
+from kfac_pinn.jacobian.capture.rows import Owners, Tagged, arrange
+from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
+from kfac_pinn.jacobian.linearization import Block, TermJacobian
+from kfac_pinn.jacobian.matrix_free import AutogradJacobian
+from kfac_pinn.jacobian.partition import Pair, Partition
+
+__all__ = ["GraphAssembly", "Memory", "ReadResidual"]
+
+ATTEMPTS = 8
+DENSE = 2**25  # entries of dense rows
+
+Memory = dict[Any, Any]
+Entries = tuple[Tensor, Tensor, Tensor]
+
+
+class ReadResidual:
+    """The readers of one residual's graph, with the owners of their rows.
+
+    Args:
+        output: r, shape (N,), with its graph.
+        trained: the parameters, by their id.
+        memory: what earlier evaluations of the same program have found.
+
+    Attributes:
+        graph: with its nodes classified such that rows have one owner, as far as possible.
+        reached: the readers that a gradient reaches, with the number of their edge.
+        owners: of those readers' rows; None where there are several or they cannot be read.
+    """
+
+    def __init__(self, output: Tensor, trained: Mapping[int, Tensor], memory: Memory) -> None:
+        self.output, self.points = output, len(output)
+        self.graph = Graph(output, trained)
+        self.memory = memory.setdefault((self.graph.signature, self.points), {})
+        for _ in range(ATTEMPTS):
+            shared = self.memory.get("shared", frozenset())
+            if shared:
+                self.graph = Graph(output, trained, shared)
+            self._attribute()
+            if not self._share_more():
+                break
+
+    def rows_of(self, reader: Product | Factor) -> Any:
+        """Brings a gradient at its node to the rows (M, d) that owners are known of."""
+        return reader.rows if isinstance(reader, Product) else partial(rows_of_factor, reader)
+
+    def _attribute(self) -> None:
+        readers = self.graph.readers
+        edges = [GradientEdge(reader.node, 0) for reader in readers]
+        known = self.memory.setdefault(("owners", self.memory.get("shared")), {})
+        self.tagged = Tagged(self.output, edges, known, self.graph.is_static)
+        pairs = enumerate(zip(readers, self.tagged.first, strict=True))
+        self.reached = {reader: i for i, (reader, first) in pairs if first is not None}
+        self.owners: dict[Reader, Owners | None] = {}
+        for reader, i in self.reached.items():
+            self.owners[reader] = self._owners(reader, i)
+
+    def _owners(self, reader: Reader, i: int) -> Owners | None:
+        if isinstance(reader, Unknown):
+            return None
+        found = self.tagged.owners(i, self.rows_of(reader), i)
+        if found is None and isinstance(reader, Factor) and not reader.entrywise:
+            reader.entrywise = True
+            found = self.tagged.owners(i, self.rows_of(reader), i)
+        return found
+
+    def _share_more(self) -> bool:
+        """Count as shared what has rows of several owners though no point enters it."""
+        mixed = [
+            self.graph.number[reader.node]
+            for reader, owners in self.owners.items()
+            if owners is None and self.graph.may_be_shared(reader)
+        ]
+        if mixed:
+            self.memory["shared"] = self.memory.get("shared", frozenset()) | {min(mixed)}
+        return bool(mixed)
+
+
+class GraphAssembly:
+    """The Jacobians of several residuals of one closure, read off their graphs.
+
+    Args:
+        names: of the parameters, which are in the order of the flat vector.
+        outputs: the residuals, each of shape (N_k,) with its graph.
+        memory: what earlier evaluations of the same program have found.
+    """
+
+    def __init__(
+        self, names: Mapping[Tensor, str], outputs: list[Tensor], memory: Memory
+    ) -> None:
+        trained = {id(p): p for p in names}
+        self.read = [ReadResidual(output, trained, memory) for output in outputs]
+        products = [p for read in self.read for p in self._products(read)]
+        products.sort(key=lambda pair: pair[0].node._sequence_nr())
+        self.partition = Partition(
+            names,
+            [Pair(p.weight, bias, p.transposed) for p, bias in products if p.weight is not None],
+            self._alone(),
+        )
+        self.inputs: dict[Any, LayerInputs] = {}
+
+    def term(self, k: int, name: str, value: Tensor) -> TermJacobian:
+        """The Jacobian of residual k."""
+        read = self.read[k]
+        if not read.graph.reads_points:
+            return self._of_parameters(read, name, value)
+        lost = self._lost(read)
+        blocks: dict[Block, BlockJacobian] = {
+            **self._layers(read, value, lost),
+            **self._leaves(read, value, lost),
+        }
+        rest = AutogradJacobian(read.output, lost) if lost else None
+        return TermJacobian(name, value, blocks, rest)
+
+    def _products(self, read: ReadResidual) -> list[tuple[Product, Tensor | None]]:
+        """Products with the trained bias that is added to them, if one is."""
+        added = {
+            reader.node: bias
+            for reader in read.reached
+            if isinstance(reader, Factor) and (bias := leaf_at(reader.edge)) is not None
+        }
+        found = []
+        for reader in read.reached:
+            if isinstance(reader, Product):
+                bias = added.get(reader.bias_node)
+                fits = bias is not None and not reader.left and bias.shape == width_of(reader)
+                found.append((reader, bias if fits else None))
+        return found
+
+    def _alone(self) -> set[int]:
+        """Biases that something else than the sum with a product reads as well."""
+        found = set()
+        for read in self.read:
+            joint = {p.bias_node for p, bias in self._products(read) if bias is not None}
+            for reader in read.reached:
+                if not isinstance(reader, Factor) or reader.node not in joint:
+                    found |= set(read.graph.leaves_of(reader.edge))
+        return found - {
+            id(p.weight)
+            for read in self.read
+            for p in read.reached
+            if isinstance(p, Product) and p.weight is not None
+        }
+
+    def _lost(self, read: ReadResidual) -> list[Block]:
+        """Blocks with a reader that cannot be read, or too large for dense rows."""
+        found: dict[Block, None] = {}
+        for reader in read.reached:
+            layered = isinstance(reader, Product) and id(reader.weight) in self.partition.layers
+            for parameter in read.graph.leaves_of(reader.edge):
+                block = self.partition.block(parameter)
+                clear = read.owners[reader] is not None
+                if not clear or not (layered or self._fits(read, reader, block)):
+                    found[block] = None
+        return list(found)
+
+    def _fits(self, read: ReadResidual, reader: Reader, block: Block) -> bool:
+        if isinstance(block, Layer):
+            return isinstance(reader, Factor) and leaf_at(reader.edge) is block.bias
+        width = numel(shape_at(reader.edge))
+        return block.size <= LARGEST_LEAF and read.points * width <= DENSE
+
+    def _layers(
+        self, read: ReadResidual, value: Tensor, lost: list[Block]
+    ) -> dict[Block, BlockJacobian]:
+        grouped: dict[Layer, list[tuple[Product, Tensor | None]]] = {}
+        for product, bias in self._products(read):
+            layer = self.partition.layers.get(id(product.weight))
+            if layer is not None and layer not in lost:
+                grouped.setdefault(layer, []).append((product, bias))
+        return {
+            layer: self._layer_jacobian(read, layer, products, value)
+            for layer, products in grouped.items()
+        }
+
+    def _layer_jacobian(
+        self,
+        read: ReadResidual,
+        layer: Layer,
+        products: list[tuple[Product, Tensor | None]],
+        value: Tensor,
+    ) -> LayerJacobian:
+        """Every product of a weight is one more shared position, or several."""
+        z, g, unit = [], [], []
+        for product, bias in products:
+            inside, outside = positions(read, product, value)
+            if product.transposed != layer.transposed:
+                inside, outside = outside, inside
+            e = float(bias is not None and bias is layer.bias)
+            z.append(inside)
+            g.append(outside)
+            unit.append(value.new_full((len(inside),), e))
+        return LayerJacobian(layer, LayerInputs(joined(z), joined(unit)), joined(g))
+
+    def _leaves(
+        self, read: ReadResidual, value: Tensor, lost: list[Block]
+    ) -> dict[Block, BlockJacobian]:
+        shares = []
+        wanted: dict[Leaf, None] = {}
+        for reader in read.reached:
+            blocks = [self.partition.block(p) for p in read.graph.leaves_of(reader.edge)]
+            mine = [b for b in blocks if isinstance(b, Leaf) and b not in lost]
+            if mine:
+                shares.append(BroadcastJacobian(place_of(reader), dense_rows(read, reader, value)))
+                wanted.update(dict.fromkeys(mine))
+        leaves = list(wanted)
+        found = chain(shares, [leaf.parameter for leaf in leaves], read.points)
+        return {
+            leaf: LeafJacobian(leaf, rows.reshape(read.points, -1))
+            for leaf, rows in zip(leaves, found, strict=True)
+            if rows is not None
+        }
+
+    def _of_parameters(self, read: ReadResidual, name: str, value: Tensor) -> TermJacobian:
+        """A residual that reads no points: a penalty on weights, or a function of them."""
+        leaves = [read.graph.trained[i] for i in read.graph.leaves[read.graph.root]]
+        by_block: dict[Block, list[Entries | None]] = {}
+        for leaf, found in zip(leaves, self._entries(read, leaves, value), strict=True):
+            by_block.setdefault(self.partition.block(id(leaf)), []).append(found)
+        lost = [block for block, parts in by_block.items() if None in parts]
+        blocks: dict[Block, BlockJacobian] = {
+            block: EntriesJacobian(block, *map(torch.cat, zip(*parts, strict=True)), read.points)  # type: ignore[arg-type]
+            for block, parts in by_block.items()
+            if block not in lost
+        }
+        rest = AutogradJacobian(read.output, lost) if lost else None
+        return TermJacobian(name, value, blocks, rest)
+
+    def _entries(
+        self, read: ReadResidual, leaves: list[Tensor], value: Tensor
+    ) -> Iterator[Entries | None]:
+        """Columns, owners and values of every leaf's entries, None where several own one."""
+        edges = [get_gradient_edge(leaf) for leaf in leaves]
+        tagged = Tagged(read.output, edges, read.memory.setdefault("entries", {}))
+        for i, leaf in enumerate(leaves):
+            owners = tagged.owners(i, entries, i)
+            if owners is None:
+                yield None
+                continue
+            kept = (owners.index >= 0).nonzero()[:, 0]
+            values = tagged.gradient(i, entries, owners)[kept, 0].to(value)
+            yield kept + self.partition.places[id(leaf)].start, owners.index[kept], values
+
+
+def entries(gradient: Tensor) -> Tensor:
+    """Every entry a row of its own."""
+    return gradient.reshape(-1, 1)
+
+
+def leaf_at(edge: GradientEdge) -> Tensor | None:
+    """The leaf that an edge leads to directly."""
+    return getattr(edge.node, "variable", None)
+
+
+def width_of(product: Product) -> tuple[int, ...]:
+    """(d',) of a product with the matrix on the right."""
+    return shape_of(product.node, 0)[-1:]
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """The number of entries."""
+    return int(torch.Size(shape).numel())
+
+
+def place_of(reader: Reader) -> Tensor | GradientEdge:
+    """t, the leaf itself if it is one."""
+    leaf = leaf_at(reader.edge)
+    return reader.edge if leaf is None else leaf
+
+
+def spread(reader: Factor, gradient: Tensor) -> Tensor:
+    """c times the gradient at y, entry by entry, of y's shape."""
+    shape = shape_of(reader.node, 0)
+    return (gradient * reader.c).expand(shape)
+
+
+def leading(reader: Factor) -> int | None:
+    """How many of y's first dimensions t is broadcast over, None if not just over those."""
+    if reader.entrywise:
+        return None
+    shape = shape_of(reader.node, 0)
+    pairs = list(zip(shape, reader.shape, strict=True))
+    count = next((i for i, (_, mine) in enumerate(pairs) if mine != 1), len(pairs))
+    plain = all(full == mine for full, mine in pairs[count:])
+    return count if plain and (count == 0 or numel(shape[:count]) > 1) else None
+
+
+def rows_of_factor(reader: Factor, gradient: Tensor) -> Tensor:
+    """(M, d) where t, with d entries, is broadcast over M rows; else every entry is a row."""
+    product, count = spread(reader, gradient), leading(reader)
+    if count:
+        return product.reshape(numel(product.shape[:count]), -1)
+    return product.reshape(-1, 1)
+
+
+def positions(read: ReadResidual, product: Product, like: Tensor) -> tuple[Tensor, Tensor]:
+    """z (S, N, d) and g (S, N, d') of one product."""
+    owners = read.owners[product]
+    assert owners is not None
+    g = read.tagged.gradient(read.reached[product], product.rows, owners).to(like)
+    z, places = product.z.to(like), arrange(owners, read.points)
+    if places is None:
+        return z[None], g[None]
+    kept = (places >= 0)[..., None]
+    places = places.clamp_min(0)
+    return torch.where(kept, z[places], 0), torch.where(kept, g[places], 0)
+
+
+def dense_rows(read: ReadResidual, reader: Reader, like: Tensor) -> Any:
+    """d r_n / d t of a slice of the points, shape (n, numel t), as a function of the slice."""
+    if isinstance(reader, Product):
+        z, g = positions(read, reader, like)
+        left, right = (g, z) if reader.left else (z, g)
+        return lambda points: torch.bmm(
+            left[:, points].permute(1, 2, 0), right[:, points].transpose(0, 1)
+        ).flatten(1)
+    assert isinstance(reader, Factor)
+    owners, rows = read.owners[reader], partial(rows_of_factor, reader)
+    assert owners is not None
+    g = read.tagged.gradient(read.reached[reader], rows, owners).to(like)
+    kept = owners.index >= 0
+    dense = like.new_zeros(read.points, numel(shape_at(reader.edge)))
+    if leading(reader):
+        dense.index_add_(0, owners.index[kept], g[kept])
+    else:
+        shape = shape_of(reader.node, 0)
+        columns = torch.arange(dense.shape[1], device=dense.device).view(reader.shape)
+        columns = columns.expand(shape).reshape(-1)
+        dense.index_put_((owners.index[kept], columns[kept]), g[kept, 0], accumulate=True)
+    return dense.__getitem__

@@ -1,0 +1,114 @@
+"""Where a closure's Jacobian comes from: the first of three sources that is exact.
+
+    calls     layers seen by the mode, jets among them: fewest positions, one backward pass
+    graph     readers of the autograd graph: any derivative, any way to write a matrix product
+    autograd  products with J and J^T by autograd: always exact, never in factors
+
+A source is compared with autograd (`check`) where a program is new, and whenever the caller asks;
+one that fails is not tried again for that program.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.assembly import Assembly, Mixed
+from kfac_pinn.jacobian.capture import Capture
+from kfac_pinn.jacobian.check import mismatch
+from kfac_pinn.jacobian.graph_assembly import GraphAssembly, Memory
+from kfac_pinn.jacobian.linearization import Linearization, TermJacobian
+from kfac_pinn.jacobian.matrix_free import AutogradJacobian
+from kfac_pinn.jacobian.partition import Partition
+
+__all__ = ["Source"]
+
+PROGRAMS = 64
+REMEMBERED: OrderedDict[Hashable, Memory] = OrderedDict()
+
+Triple = tuple[str, Tensor, Tensor]
+
+
+class Source:
+    """The Jacobians of the residuals of one evaluation of a closure.
+
+    Args:
+        names: of the parameters, which are in the order of the flat vector.
+        capture: what the mode saw, None if no closure ran under it.
+        triples: name, tensor (N,) with its graph, and value of every residual.
+    """
+
+    def __init__(
+        self, names: Mapping[Tensor, str], capture: Capture | None, triples: Sequence[Triple]
+    ) -> None:
+        self.names, self.capture, self.triples = names, capture, triples
+        self.outputs = [output for _, output, _ in triples]
+        program = () if capture is None else tuple(capture.program)
+        self.memory = remembered((frozenset(map(id, names)), hash(program)))
+
+    def terms(self, check: bool) -> list[TermJacobian]:
+        """One a residual.
+
+        Raises:
+            RuntimeError: for a residual that depends on none of the parameters.
+        """
+        sources = [self._calls, self._graph, self._autograd]
+        unseen = self.capture is None or self.capture.unseen
+        for number in range(self.memory.get("source", int(unseen)), len(sources)):
+            try:
+                found = sources[number]()
+            except Mixed:
+                continue
+            refuse_independent(found)
+            known = self.memory.get("source") == number and not check
+            if known or number == 2 or self._agrees(found):
+                self.memory["source"] = number
+                return found
+        raise AssertionError("autograd agrees with itself")
+
+    def _calls(self) -> list[TermJacobian]:
+        assert self.capture is not None
+        assembly = Assembly(self.names, self.capture)
+        return [assembly.term(*triple) for triple in self.triples]
+
+    def _graph(self) -> list[TermJacobian]:
+        assembly = GraphAssembly(self.names, self.outputs, self.memory)
+        return [assembly.term(k, name, value) for k, (name, _, value) in enumerate(self.triples)]
+
+    def _autograd(self) -> list[TermJacobian]:
+        partition = Partition(self.names, [])
+        found = []
+        for name, output, value in self.triples:
+            reached = torch.autograd.grad(
+                output.sum(), list(self.names), retain_graph=True, allow_unused=True
+            )
+            pairs = zip(self.names, reached, strict=True)
+            leaves = [partition.block(id(p)) for p, gradient in pairs if gradient is not None]
+            rest = AutogradJacobian(output, leaves) if leaves else None
+            found.append(TermJacobian(name, value, {}, rest))
+        return found
+
+    def _agrees(self, terms: list[TermJacobian]) -> bool:
+        result = Linearization(list(self.names), terms, 0.0)
+        return mismatch(result, self.outputs, self.names) is None
+
+def refuse_independent(terms: Sequence[TermJacobian]) -> None:
+    """A residual that reads nothing trained is a mistake."""
+    for term in terms:
+        if not term.depends_on:
+            raise RuntimeError(
+                f"{term.name} depends on none of the optimizer's parameters. Pass the parameters "
+                "of the model that the residual evaluates"
+            )
+
+
+def remembered(key: Hashable) -> Memory:
+    """What was found of a program: a guess for the next time, which is compared."""
+    memory = REMEMBERED.setdefault(key, {})
+    REMEMBERED.move_to_end(key)
+    while len(REMEMBERED) > PROGRAMS:
+        REMEMBERED.popitem(last=False)
+    return memory
