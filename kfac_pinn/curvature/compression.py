@@ -56,7 +56,7 @@ class Exact:
     def __call__(
         self, linearization: Linearization, generator: Generator, damping: float
     ) -> Decomposition:
-        tall = len(linearization.residual) > linearization.size
+        tall = row_count(linearization) > linearization.size
         return decomposed(batches(linearization), tall, linear_term_of(linearization), damping)
 
 
@@ -89,7 +89,7 @@ class Sketch:
 
     def _rows(self, linearization: Linearization, generator: Generator) -> tuple[Tensor, Tensor]:
         """S J and S r, or J and r where there are few rows anyway."""
-        total = len(linearization.residual)
+        total = row_count(linearization)
         blocks = batches(linearization)
         if self.rows is None or self.rows >= total:
             parts = list(blocks)
@@ -126,6 +126,23 @@ def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
     size = max(1, BATCH_BYTES // (8 * linearization.size))
     for J, r in linearization.batches(size):
         yield J.double(), r.double()
+    yield from ridge_rows(linearization, size)
+
+
+def row_count(linearization: Linearization) -> int:
+    """How many rows `batches` yields."""
+    return len(linearization.residual) + (0 if linearization.ridge is None else linearization.size)
+
+
+def ridge_rows(linearization: Linearization, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows sqrt(w_i) e_i of a ridge, with zeros: its gradient is in the linear term."""
+    if linearization.ridge is None:
+        return
+    roots = linearization.ridge.double().sqrt()
+    for start in range(0, len(roots), size):
+        part = roots[start : start + size]
+        rows = part.new_zeros(len(part), len(roots)).diagonal_scatter(part, offset=start)
+        yield rows, torch.zeros_like(part)
 
 
 def linear_term_of(linearization: Linearization) -> Tensor | None:

@@ -233,12 +233,21 @@ class Factors:
         pairs = {k: self._average_pair(old_pairs.get(k), new) for k, new in measured.pairs.items()}
         return LayerFactors(pairs)
 
-    def invert(self, factors: BlockFactors, damping: float) -> BlockInverse:
-        """The damped inverse of a block."""
+    def invert(
+        self, factors: BlockFactors, damping: float, ridge: Tensor | None = None
+    ) -> BlockInverse:
+        """The damped inverse of a block.
+
+        Args:
+            ridge: is added to its diagonal: one number a column of [W | b] of a layer, where it is
+                one more pair diag(ridge) (x) I, one an entry of another leaf; None: nothing.
+        """
         if isinstance(factors, LeafGramian):
-            gramian = factors.gramian
+            gramian = factors.gramian if ridge is None else factors.gramian + torch.diag(ridge)
             return DenseInverse(damped_solve(gramian, identity(gramian), damping))
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
+        if ridge is not None:
+            pairs.append((torch.diag(ridge), identity(pairs[0][1])))
         return KroneckerSum(pairs).inverse()
 
     def refresh(
@@ -247,6 +256,7 @@ class Factors:
         linearization: Linearization,
         step: int,
         damping: Callable[[Block], float],
+        ridge: Tensor | None = None,
     ) -> KroneckerCurvature:
         """Averages and inverses, each brought up to date where its period has passed or it is new.
 
@@ -254,6 +264,7 @@ class Factors:
             known: what was kept of the blocks; a block of another size counts as new.
             step: how many steps were taken.
             damping: lambda of a block.
+            ridge: is added to the diagonal of F, shape (P,).
         """
         blocks = linearization.blocks
         kept = {b: known[b] for b in blocks if b in known and known[b].size == b.size}
@@ -267,10 +278,11 @@ class Factors:
             else:
                 factors = old.factors
             if old is None or invert:
-                return BlockCurvature(block.size, factors, self.invert(factors, damping(block)))
+                inverse = self.invert(factors, damping(block), part_of(ridge, block))
+                return BlockCurvature(block.size, factors, inverse)
             return BlockCurvature(block.size, factors, old.inverse)
 
-        return KroneckerCurvature({block: renewed(block) for block in blocks})
+        return KroneckerCurvature({block: renewed(block) for block in blocks}, ridge)
 
     def _of(
         self, block: Block, linearization: Linearization, cotangents: Cotangents
@@ -350,13 +362,26 @@ class KroneckerCurvature:
     """F, block diagonal: sum_k A_k (x) B_k of each layer, exact Gramians of other leaves, damped."""
 
     blocks: Mapping[Block, BlockCurvature]
+    ridge: Tensor | None = None
 
     def inverse(self, v: Tensor) -> Tensor:
-        """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
+        """F^-1 v, shape (P,); zero for parameters that neither residual nor ridge depends on."""
         out = torch.zeros_like(v)
+        if self.ridge is not None:
+            out = torch.where(self.ridge > 0, v / self.ridge, out)
         for block, curvature in self.blocks.items():
             precondition(block, curvature.inverse, v, out)
         return out
+
+
+def part_of(ridge: Tensor | None, block: Block) -> Tensor | None:
+    """A ridge (P,) on one block: of a layer, one number a column of [W | b]; None where it is 0."""
+    parts = [] if ridge is None else [ridge[place] for place in block.slices]
+    if not any(part.any() for part in parts):
+        return None
+    if isinstance(block, Leaf) or ridge is None:
+        return torch.cat(parts)
+    return block.matrix(ridge)[0]  # weight and bias each have one number
 
 
 def precondition(block: Block, inverse: BlockInverse, v: Tensor, out: Tensor) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.search.damping import DampingLaw, scale_of
 from kfac_pinn.search.line import Search
 from kfac_pinn.search.model import DampedModel, Trial, decrease_ratio
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DampedOptimizer", "Damping", "ModelOptimizer", "tried"]
 

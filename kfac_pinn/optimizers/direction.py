@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.search.line import Search
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DirectionOptimizer"]
 

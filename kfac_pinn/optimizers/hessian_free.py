@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals, total_loss
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
@@ -23,6 +24,9 @@ from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Objective, Step
 
 Closure: TypeAlias = Callable[[], Residuals]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GGN", "Curvature", "Hessian", "HessianFree", "TruncatedCG"]
 
@@ -42,7 +46,7 @@ class GGN:
     """
 
     def product(self, linearization: Linearization, closure: Closure | None = None) -> Operator:
-        return lambda v: linearization.vjp(linearization @ v)
+        return linearization.curvature
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,13 @@ class Hessian:
             )
             gradient = torch.cat([slope.reshape(-1) for slope in slopes])
 
+        ridge = 0.0 if linearization.ridge is None else linearization.ridge
+
         def product(v: Tensor) -> Tensor:
             columns = torch.autograd.grad(
                 gradient, parameters, v, retain_graph=True, materialize_grads=True
             )
-            return torch.cat([column.reshape(-1) for column in columns])
+            return torch.cat([column.reshape(-1) for column in columns]) + ridge * v
 
         return product
 
@@ -151,10 +157,9 @@ class HessianFree(DampedOptimizer):
         solver: TruncatedCG = CG,
         law: DampingLaw = MARTENS,
         search: Search = BACKTRACK,
+        **common: Unpack[Common],
     ) -> None:
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, found {damping}")
-        super().__init__(params, {"lr": lr, "damping": damping}, law, search)
+        super().__init__(params, {"lr": lr, "damping": damping}, law, search, **common)
         self.curvature, self.solver = curvature, solver
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
@@ -191,7 +196,7 @@ class HessianFree(DampedOptimizer):
             lambda v: curvature(v) + damping * v,
             -linearization.gradient,
             self.gather("solution"),
-            self.solver.factor(linearization, damping),
+            self.solver.factor(linearization, torch.as_tensor(linearization.damped(damping))),
         )
         finite = torch.isfinite(solution.x).all()
         self.scatter("solution", solution.x if finite else torch.zeros_like(solution.x))

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, KroneckerCurvature
 from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
 from kfac_pinn.search.model import QuadraticModel
 from kfac_pinn.search.step import Objective, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KFAC", "STORED", "KFACStar", "refreshed"]
 
@@ -31,12 +36,16 @@ def refreshed(
     linearization: Linearization,
     damping: Callable[[Block], float] | None = None,
 ) -> KroneckerCurvature:
-    """F at this step, kept in the optimizer's state; lambda is the groups' unless given."""
+    """F at this step, kept in the optimizer's state.
+
+    lambda, and the ridge beside it, are the groups' unless one number for both is given.
+    """
     state = optimizer.state
     owners = {block: state[block.parameters[0]] for block in linearization.blocks}
     known = {block: owner["curvature"] for block, owner in owners.items() if "curvature" in owner}
     level = damping or (lambda block: damping_of(optimizer, block))
-    curvature = factors.refresh(known, linearization, optimizer.steps, level)
+    ridge = linearization.ridge if damping is None else None
+    curvature = factors.refresh(known, linearization, optimizer.steps, level, ridge)
     for block, kept in curvature.blocks.items():
         owners[block]["curvature"] = kept
     return curvature
@@ -75,12 +84,10 @@ class KFAC(DirectionOptimizer):
         momentum: float = 0.0,
         factors: Factors | None = None,
         search: Search | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        refuse_negative(damping)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), found {momentum}")
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch())
+        super().__init__(params, defaults, search or GridSearch(), **common)
         self.factors = factors or Factors()
 
     def direction(self, linearization: Linearization) -> Tensor:
@@ -116,10 +123,10 @@ class KFACStar(LeastSquaresOptimizer):
         lr: float = 1e-6,
         damping: float = 1e-8,
         factors: Factors | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        refuse_negative(damping)
         defaults = {"lr": lr, "damping": damping}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **common)
         self.factors = factors or Factors()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
@@ -140,8 +147,3 @@ class KFACStar(LeastSquaresOptimizer):
         step = Step(alpha * directions[0] + mu * directions[1], length=alpha)
         return replace(step, predicted=model.decrease(c)).noting(momentum=mu)
 
-
-def refuse_negative(damping: float) -> None:
-    """F + lambda I must be positive."""
-    if not damping >= 0:
-        raise ValueError(f"damping must not be negative, found {damping}")

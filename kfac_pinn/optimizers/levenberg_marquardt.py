@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,17 @@ from torch import Tensor
 from kfac_pinn.curvature.sample_space import NaturalGradient, sample_space
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import damped_inverse
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import Damping, ModelOptimizer, tried
 from kfac_pinn.search.damping import NIELSEN, DampingLaw
 from kfac_pinn.search.geodesic import Geodesic
 from kfac_pinn.search.model import DampedModel, Trial
+from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LevenbergMarquardt", "Solver"]
 
@@ -73,11 +78,13 @@ class LevenbergMarquardt(ModelOptimizer):
         slack: float = 0.1,
         law: DampingLaw = NIELSEN,
         acceleration: Geodesic | None = BENT,
+        search: OneEvaluation | None = None,
+        **common: Unpack[Common],
     ) -> None:
         if not (damping > 0 and trials >= 1 and slack >= 0):
             found = f"{damping}, {trials} and {slack}"
             raise ValueError(f"damping > 0, trials >= 1 and slack >= 0 are needed, found {found}")
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": lr}, search, **common)
         self.held_out, self.fraction, self.law = held_out, damping, law
         self.trials, self.slack, self.acceleration = trials, slack, acceleration
         self.memory = Memory()
@@ -137,7 +144,8 @@ class Solver:
 
     def __init__(self, linearization: Linearization) -> None:
         self.linearization = linearization
-        self.tall = linearization.size <= len(linearization.residual)
+        uneven = isinstance(linearization.damped(0.0), Tensor)  # one kernel has one damping
+        self.tall = uneven or linearization.size <= len(linearization.residual)
         self.matrix = linearization.gramian() if self.tall else linearization.kernel()
 
     @property
@@ -147,9 +155,10 @@ class Solver:
 
     def natural_gradient(self, damping: float) -> NaturalGradient:
         """(u, e) -> (J^T J + mu I)^-1 (J^T u + e), factored once."""
-        J, inverse = self.linearization, damped_inverse(self.matrix, damping)
+        J, shift = self.linearization, self.linearization.damped(damping)
+        inverse = damped_inverse(self.matrix, shift)
         if not self.tall:
-            return sample_space(J, inverse, damping)
+            return sample_space(J, inverse, float(shift))
         return lambda u, e: inverse(J.vjp(u) if e is None else J.vjp(u) + e)
 
     def step(self, damping: float) -> Tensor:
