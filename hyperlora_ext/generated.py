@@ -198,8 +198,10 @@ class SketchedLinearization(Linearization):
     def rows(self, block: Block | None = None) -> Tensor:
         return self.exact.rows(block)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.exact.batches(size)
+    def batches(
+        self, size: int | None = None, block: Block | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.exact.batches(size, block)
 
     def gramian(self, block: Block | None = None) -> Tensor:
         return self.exact.gramian(block)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import importlib
 import types
 import warnings
 from collections.abc import Callable
@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from steepest import Steepest
 from torch import Tensor, nn
 
-from kfac_pinn import laplacian, linearize, total_loss
+from kfac_pinn import (
+    ENGD,
+    KFAC,
+    KFACPINN,
+    SPRING,
+    GaussNewton,
+    HessianFree,
+    laplacian,
+    linearize,
+    total_loss,
+)
+from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.dense_rows import uses_tf32
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -214,13 +225,97 @@ def test_a_closure_that_changes_its_ways_is_checked_again() -> None:
         optimizer.step(closure)
 
 
-def test_a_program_is_checked_once() -> None:
+def runs_compared(check: bool | CheckSchedule, runs: int) -> list[int]:
+    """The steps at which the Jacobian is compared with autograd's, points and closures changing."""
+    model = network()
+    optimizer, found = Steepest(model.parameters()), []
+    optimizer.check = check
+    for run in range(1, runs + 1):
+        with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
+            optimizer.step(lambda n=run % 3 + 2: laplacian(model, x[:n]))  # type: ignore[misc]
+        found += [run] * compare.call_count
+    return found
+
+
+def test_a_program_is_checked_now_and_then() -> None:
+    assert runs_compared(CheckSchedule(), 210) == [1, 2, 4, 8, 16, 32, 64, 100, 128, 200]
+    assert runs_compared(CheckSchedule(every=3), 9) == [1, 2, 3, 4, 6, 8, 9]
+
+
+def test_the_check_may_be_made_always_or_never() -> None:
+    assert runs_compared(CheckSchedule(every=1), 5) == [1, 2, 3, 4, 5]
+    assert runs_compared(True, 5) == [1, 2, 3, 4, 5]
+    assert runs_compared(False, 5) == []
+    with fails(ValueError, "every must be at least 1, found 0"):
+        CheckSchedule(every=0)
+
+
+def test_two_programs_are_checked_each_on_its_own() -> None:
+    """Taken in turn, one of them would have all the runs 2, 4, 8, ..."""
+    model, compared = network(), [0, 0]
+    optimizer = Steepest(model.parameters())
+    for step in range(16):
+        with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
+            optimizer.step([lambda: model(x), lambda: model(x).sin()][step % 2])
+        compared[step % 2] += compare.call_count
+    assert compared == [4, 4]
+
+
+def test_a_copied_optimizer_checks_anew() -> None:
     model = network()
     optimizer = Steepest(model.parameters())
-    with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
-        for n in (3, 6, 2):
-            optimizer.step(lambda n=n: laplacian(model, x[:n]))  # type: ignore[misc]
-    assert compare.call_count == 1
+    optimizer.check = CheckSchedule(every=7)
+    optimizer.step(lambda: model(x))
+    copied = copy.deepcopy(optimizer)
+    assert isinstance(copied.check, CheckSchedule)
+    assert copied.check.runs == {} and copied.check.every == 7
+
+
+SECOND_ORDER = [KFACPINN, GaussNewton, SPRING, ENGD, KFAC, HessianFree]
+
+
+def rolled(u: Tensor, by: int) -> Tensor:
+    return u.roll(by, 0)
+
+
+def permuted(u: Tensor, by: int) -> Tensor:
+    order = torch.arange(len(u))
+    return u[order if not by else order.roll(by).flip(0)]
+
+
+@pytest.mark.parametrize("shuffle", [rolled, permuted])
+@pytest.mark.parametrize("kind", SECOND_ORDER, ids=lambda kind: kind.__name__)
+def test_outputs_shuffled_later_are_noticed(kind: Any, shuffle: Any) -> None:
+    """The same functions are called, on other indices, from the second step on."""
+    model, by, y = network(), [0], x.sin().sum(1, keepdim=True)
+    optimizer = kind(model.parameters())
+    closure = lambda: shuffle(model(x), by[0]) - y  # noqa: E731
+    optimizer.step(closure)
+    by[0] = 2
+    before = nn.utils.parameters_to_vector(model.parameters()).clone()
+    for _ in range(2):  # nor is it forgiven the second time
+        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
+            optimizer.step(closure)
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+
+
+@pytest.mark.parametrize("first", [2, 3, 7])
+def test_a_closure_that_trains_from_some_later_call_on(first: int) -> None:
+    """The call may be one of the search's."""
+    model, calls = network(), [0]
+    optimizer = GaussNewton(model.parameters())
+
+    def closure() -> Tensor:
+        calls[0] += 1
+        if calls[0] >= first:
+            with torch.no_grad():
+                model[0].weight.clamp_(-0.01, 0.01)
+        return model(x) - 1
+
+    with fails(RuntimeError, "the closure changed parameter 0 of shape", "between the steps"):
+        for _ in range(5):
+            optimizer.step(closure)
+    assert calls[0] == first
 
 
 PRODUCTS: dict[str, Callable[[Tensor], Callable[[Any], Any]]] = {
@@ -411,17 +506,16 @@ def test_tf32_is_seen() -> None:
 
 
 def test_tf32_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module(
-        "kfac_pinn.jacobian.closure"
-    )  # the package's attribute is the function
-    monkeypatch.setattr(module, "uses_tf32", lambda like: True)
+    monkeypatch.setattr("kfac_pinn.jacobian.check.uses_tf32", lambda like: True)
     model = network()
     optimizer, closure = Steepest(model.parameters()), lambda: model(x)
     with pytest.warns(UserWarning, match="TF32 is on.*set_float32_matmul_precision"):
         optimizer.step(closure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer.step(closure)  # once is enough
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for _ in range(8):
+            optimizer.step(closure)
+    assert len(said) == 1
 
 
 def test_modules_still_say_where_they_are_applied() -> None:

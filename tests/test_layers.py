@@ -23,7 +23,7 @@ FLOORS = [
     ["taylor_mode"],
     ["jacobian.losses", "jacobian.blocks", "jacobian.dense_rows"],
     ["jacobian.capture", "jacobian.linearization"],
-    ["jacobian.assembly"],
+    ["jacobian.assembly", "jacobian.check"],
     ["jacobian.closure"],
     ["jacobian"],
     ["curvature.decomposition", "curvature.kronecker_factors", "curvature.sample_space"],

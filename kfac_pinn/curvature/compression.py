@@ -1,7 +1,7 @@
 """Making a linearised problem small enough for its singular value decomposition.
 
 Rows of J are reduced exactly, by a blocked QR decomposition, or sketched; columns are kept or
-sketched. J is assembled from its factors in batches of at most BATCH_BYTES, so that a sketched
+sketched. J is assembled from its factors in batches of bounded memory, so that a sketched
 problem of any number of points and parameters fits into memory. Everything here is in float64,
 whatever the parameters are: the decomposition is where digits are lost.
 
@@ -24,11 +24,16 @@ from kfac_pinn.curvature.decomposition import (
     KernelDecomposition,
 )
 from kfac_pinn.jacobian.closure import Linearization
-from kfac_pinn.linalg import CosineSketch, CountSketch, normal_equations, reduce_rows
+from kfac_pinn.linalg import (
+    CosineSketch,
+    CountSketch,
+    normal_equations,
+    reduce_rows,
+    rows_at_once,
+)
 
 __all__ = ["Compression", "Exact", "Sketch"]
 
-BATCH_BYTES = 2**28
 LARGE_DAMPING = 1e-9  # relative to sigma_1^2; far above GramianDecomposition.rounding
 
 
@@ -122,11 +127,10 @@ def decomposed(
 
 
 def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of J and entries of r in float64, at most BATCH_BYTES at once."""
-    size = max(1, BATCH_BYTES // (8 * linearization.size))
-    for J, r in linearization.batches(size):
+    """Rows of J, and of the ridge, and entries of r in float64, a bounded number at once."""
+    for J, r in linearization.batches():
         yield J.double(), r.double()
-    yield from ridge_rows(linearization, size)
+    yield from ridge_rows(linearization)
 
 
 def row_count(linearization: Linearization) -> int:
@@ -134,15 +138,16 @@ def row_count(linearization: Linearization) -> int:
     return len(linearization.residual) + (0 if linearization.ridge is None else linearization.size)
 
 
-def ridge_rows(linearization: Linearization, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def ridge_rows(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows sqrt(w_i) e_i of a ridge, with zeros: its gradient is in the linear term."""
     if linearization.ridge is None:
         return
     roots = linearization.ridge.double().sqrt()
-    for start in range(0, len(roots), size):
-        part = roots[start : start + size]
+    start = 0
+    for part in roots.split(rows_at_once(len(roots))):
         rows = part.new_zeros(len(part), len(roots)).diagonal_scatter(part, offset=start)
         yield rows, torch.zeros_like(part)
+        start += len(part)
 
 
 def linear_term_of(linearization: Linearization) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping, precondition
 from kfac_pinn.curvature.sample_space import generator_for
-from kfac_pinn.jacobian.linearization import ROWS_BYTES, Linearization
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import nystrom
 
 __all__ = [
@@ -115,8 +115,7 @@ class NystromPreconditioner:
 
 def gramian_product(linearization: Linearization, V: Tensor) -> Tensor:
     """J^T J V for V (P, m), from rows of J in batches of bounded memory."""
-    batch = max(1, ROWS_BYTES // (V.element_size() * linearization.size))
     product = torch.zeros_like(V)
-    for rows, _ in linearization.batches(batch):
+    for rows, _ in linearization.batches():
         product.addmm_(rows.mT, rows @ V)
     return product

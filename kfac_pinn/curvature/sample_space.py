@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.jacobian.linearization import ROWS_BYTES, Linearization
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import CountSketch, nystrom, pinv_solve
 
 __all__ = ["ExactKernel", "Kernel", "NystromKernel", "SketchedKernel", "factored", "sample_space"]
@@ -137,21 +137,19 @@ def generator_for(like: Tensor, seed: int, step: int) -> Generator:
 
 def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:
     """J J^T V for V (R, m), from rows of J in batches of bounded memory."""
-    batch = max(1, ROWS_BYTES // (V.element_size() * linearization.size))
     pulled = V.new_zeros(linearization.size, V.shape[1])
     start = 0
-    for rows, _ in linearization.batches(batch):
+    for rows, _ in linearization.batches():
         pulled.addmm_(rows.mT, V[start : start + len(rows)])
         start += len(rows)
-    return torch.cat([rows @ pulled for rows, _ in linearization.batches(batch)])
+    return torch.cat([rows @ pulled for rows, _ in linearization.batches()])
 
 
 def sketched_rows(linearization: Linearization, sketch: CountSketch) -> Tensor:
     """S J, shape (size, P), from rows of J in batches of bounded memory."""
     like = linearization.residual
-    batch = max(1, ROWS_BYTES // (like.element_size() * linearization.size))
     out, start = like.new_zeros(sketch.size, linearization.size), 0
-    for rows, _ in linearization.batches(batch):
+    for rows, _ in linearization.batches():
         points = slice(start, start + len(rows))
         sign = sketch.sign[points].to(rows.dtype)
         out.index_add_(0, sketch.bucket[points], sign[:, None] * rows)

@@ -6,5 +6,6 @@ blocks         the Jacobian of one layer, in factored form, or of one other tens
 dense_rows     the Jacobian of tensors that are no layer's weight
 assembly       from captured uses to the Jacobian
 linearization  residual and Jacobian: products, rows, Gramian, kernel
-closure        the linearisation of a closure, checked against autograd
+check          the Jacobian against autograd's, now and then
+closure        the linearisation of a closure
 """

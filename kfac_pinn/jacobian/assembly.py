@@ -21,12 +21,12 @@ from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.partition import NOWHERE, Pair, Partition
 
-__all__ = ["LARGEST_LEAF", "Assembly", "Mixed"]
+__all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
 
 LARGEST_LEAF = 4096
 
 
-class Mixed(Exception):
+class MixedError(Exception):
     """The captured calls do not tell the rows of a residual apart."""
 
 
@@ -48,12 +48,12 @@ class Assembly:
         """The Jacobian of one residual: `output` (N,) with its graph, `value` its numbers.
 
         Raises:
-            Mixed: if it depends on no captured call, or on one whose rows cannot be told apart.
+            MixedError: if it depends on no captured call, or one whose rows are not told apart.
         """
         seen = Backward(output, self.capture, self.layers)
         blocks = {**self._layer_jacobians(seen), **self._leaf_jacobians(seen)}
         if not blocks:
-            raise Mixed
+            raise MixedError
         return TermJacobian(name, value, blocks)
 
     def _layer_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
@@ -67,7 +67,7 @@ class Assembly:
         """Several uses of one weight are further shared positions; residuals share the inputs."""
         key = (seen.points, *map(id, uses))
         if any(use not in seen.g for use in uses):
-            raise Mixed
+            raise MixedError
         if key not in self.inputs:
             self.inputs[key] = join_inputs([inputs_of(u, layer, seen.points) for u in uses])
         return LayerJacobian(layer, self.inputs[key], joined([seen.g[use] for use in uses]))
@@ -86,7 +86,7 @@ class Assembly:
             return True
         if backward(output, [leaf.parameter])[0] is None:
             return False
-        raise Mixed
+        raise MixedError
 
 
 class Backward:

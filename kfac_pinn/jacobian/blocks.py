@@ -280,7 +280,9 @@ class EntriesJacobian:
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (N,), or (N, m) for v (P, m)."""
         j = self.values if v.ndim == 1 else self.values[:, None]
-        return v.new_zeros(self.points, *v.shape[1:]).index_add_(0, self.owners, j * v[self.columns])
+        return v.new_zeros(self.points, *v.shape[1:]).index_add_(
+            0, self.owners, j * v[self.columns]
+        )
 
     def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """out += J^T u."""

@@ -1,23 +1,110 @@
-"""The Jacobian against autograd's: exact, parameter by parameter, or another way is taken."""
+"""The Jacobian against autograd's: when the two are compared.
+
+J is read off one forward pass. Whether it was read rightly is seen by one product, J^T u for a
+random u, that autograd gives too; where they differ, `sources` reads it in another way. What can be
+wrong may begin at any step (a closure that shuffles its outputs from the second step on calls the
+same functions), so one look is not enough, while a look at every step costs a backward pass.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.dense_rows import probe, tolerance
+from kfac_pinn.jacobian.dense_rows import probe, tolerance, uses_tf32
 from kfac_pinn.jacobian.linearization import Linearization
 
-__all__ = ["autograd_of", "mismatch"]
+__all__ = [
+    "CheckSchedule",
+    "autograd_of",
+    "due",
+    "mismatch",
+    "names_of",
+    "refuse_changes",
+    "warn_of_tf32",
+    "warn_of_unused",
+]
+
+
+class CheckSchedule:
+    """When J is compared: at the runs 1, 2, 4, 8, ... and every so many of each program.
+
+    A *program* is the torch functions that a closure calls and the parameters it is linearised
+    for. A run counts when its comparison, if any, held: what failed is compared again.
+
+        optimizer.check = CheckSchedule(every=1)  # always; False: never
+
+    Args:
+        every: also at the multiples of this number.
+
+    Raises:
+        ValueError: unless it is at least 1.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, found {every}; to check never: False")
+        self.every = every
+        self.runs: dict[Hashable, int] = {}  # of each program
+
+    def __reduce__(self) -> Any:
+        """A copy counts its own runs: programs name parameters by where they are in memory."""
+        return CheckSchedule, (self.every,)
+
+    @contextmanager
+    def due(self, program: Hashable) -> Iterator[bool]:
+        """Whether this run is to be compared; it is counted unless that fails."""
+        run = self.runs.get(program, 0) + 1
+        yield run & (run - 1) == 0 or run % self.every == 0  # powers of two have one bit
+        self.runs[program] = run
+
+
+@contextmanager
+def due(
+    check: bool | CheckSchedule | None, parameters: Mapping[Tensor, str], functions: Sequence[Any]
+) -> Iterator[bool]:
+    """Whether to compare now: a schedule decides by the program, a bool by itself, None is no."""
+    if isinstance(check, CheckSchedule):
+        with check.due(hash((frozenset(map(id, parameters)), *functions))) as answer:
+            yield answer
+    else:
+        yield bool(check)
+
+
+def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Its gradient as a flat vector (P,)."""
+    gradients = torch.autograd.grad(
+        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+
+def names_of(parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> list[str]:
+    """Names for errors: those given, else where it stands and its shape."""
+    return list(names or (f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(parameters)))
+
+
+def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:
+    """A closure evaluates the residuals; it must not train."""
+    for (p, name), old in zip(names.items(), before, strict=True):
+        if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
+            raise RuntimeError(
+                f"the closure changed parameter {name}. It may be called several times a step and "
+                "must leave the parameters alone: no optimizer step, no clipping or renormalising "
+                "of weights inside; do that between the steps"
+            )
 
 
 def mismatch(
     result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]
 ) -> str | None:
-    """J^T u against autograd's for a random u: the first parameter that differs, and how."""
+    """J^T u against autograd's for a random u: the first parameter that differs, and how much."""
     u = probe(result.residual)
     truth = autograd_product(result, outputs, u)
     error = result.vjp(u) - truth
@@ -30,7 +117,7 @@ def mismatch(
         allowed = torch.maximum(allowed, 100 * norms(result, rounding))
     for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
         if not error <= most:
-            return MISMATCH.format(name=name, error=float(error / size))
+            return f"parameter {name}, relative difference {float(error / size):.1e}"
     return None
 
 
@@ -46,14 +133,20 @@ def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) ->
     return autograd_of(torch.stack(scalars).sum(), result.parameters)
 
 
-def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Its gradient as a flat vector (P,)."""
-    gradients = torch.autograd.grad(
-        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
+    """A parameter that moves no residual stays where it is."""
+    used = {id(p) for block in result.blocks for p in block.parameters}
+    unused = [name for p, name in names.items() if id(p) not in used]
+    if unused:
+        message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
+        warnings.warn(message, stacklevel=2)
 
 
-MISMATCH = (
-    "the Jacobian of parameter {name} does not match autograd's (relative difference {error:.1e})"
-)
+def warn_of_tf32(like: Tensor) -> None:
+    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
+    if uses_tf32(like):
+        warnings.warn(
+            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
+            "torch.set_float32_matmul_precision('highest') or train in float64",
+            stacklevel=2,
+        )

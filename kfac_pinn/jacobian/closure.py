@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.capture import PRECISION, Capture
-from kfac_pinn.jacobian.check import autograd_of
-from kfac_pinn.jacobian.dense_rows import uses_tf32
+from kfac_pinn.jacobian.check import (
+    CheckSchedule,
+    autograd_of,
+    due,
+    names_of,
+    refuse_changes,
+    warn_of_tf32,
+    warn_of_unused,
+)
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term, as_terms
+from kfac_pinn.jacobian.losses import Residuals, Term, as_terms, total_loss
 from kfac_pinn.jacobian.sources import Source
 
-__all__ = ["Block", "Linearization", "SelfLinearizing", "TermJacobian", "linearize"]
+__all__ = [
+    "Block",
+    "Linearization",
+    "SelfLinearizing",
+    "TermJacobian",
+    "evaluate",
+    "linearize",
+    "linearize_loss",
+    "terms_at",
+]
 
 
 @runtime_checkable
@@ -44,7 +59,7 @@ class SelfLinearizing(Protocol):
 def linearize(
     closure: Callable[[], Residuals],
     parameters: Iterable[Tensor],
-    check: bool | set[int] = False,
+    check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
@@ -54,9 +69,8 @@ def linearize(
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
             asked for its own (`SelfLinearizing`).
         parameters: the trained tensors; other leaves are constants.
-        check: also compare J^T u with autograd's, parameter by parameter, for a random u; given
-            the set of programs (the torch functions called, and the parameters) that were compared
-            before, only if this one is new; it then joins them.
+        check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
+            schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
 
     Raises:
@@ -72,46 +86,95 @@ def linearize(
             "the closure must be a function that returns the residuals, found "
             f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
         )
+    before = [p.detach().clone() for p in known]
     if isinstance(closure, SelfLinearizing):
-        with checking(check, known, [type(closure)]) as due:
-            return closure.linearize(list(known), due, list(known.values()))
-    before = [p.detach().clone() for p in known] if check is not False else []
+        with due(check, known, [type(closure)]) as now:
+            result = closure.linearize(list(known), now, list(known.values()))
+            refuse_changes(known, before)
+            return result
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        with Capture(known) as capture:
-            terms = as_terms(closure())
-        like = next(iter(known))
-        triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-        loss = float(sum(term.loss().detach() for term in terms))
-        linear_term = linear_term_of(terms, list(known))
-        with checking(check, known, capture.program) as due:
-            source = Source(known, capture, triples)
-            result = Linearization(list(known), source.terms(due), loss, linear_term)
-            refuse_infinite(result, known)
-            if due:
-                warn_of_tf32(like)
-                refuse_changes(known, before)
-                warn_of_unused(result, known)
+        with Capture(known) as capture, BackwardWatch(known, run=False) as watch:
+            returned = closure()
+        refuse_changes(known, before)
+        output = returned if watch.loss is None else watch.loss
+        with due(check, known, capture.program) as now:
+            new = check is not False
+            result = linearized(output, known, Source(known, capture, now, new))
+    result.needs_gradients = capture.calls_autograd or is_loss(output)
     return result
 
 
-@contextmanager
-def checking(
-    check: bool | set[int], parameters: Iterable[Tensor], program: Sequence[Any]
-) -> Iterator[bool]:
-    """Whether a program is to be compared with autograd; it is remembered unless that fails."""
-    if isinstance(check, bool):
-        yield check
-    else:
-        key = hash((frozenset(map(id, parameters)), *program))
-        yield key not in check
-        check.add(key)
+def linearize_loss(
+    losses: Tensor | Sequence[Tensor],
+    parameters: Iterable[Tensor],
+    check: bool | CheckSchedule | None = None,
+    names: Sequence[str] | None = None,
+) -> Linearization:
+    """The linearisation of a loss that has been computed already, or of the sum of several.
+
+    Args:
+        losses: tensors of one number each, with their graphs (`BackwardWatch` keeps them).
+        parameters, check, names: as of `linearize`.
+
+    Raises:
+        As `linearize`.
+    """
+    known = named(list(parameters), names)
+    losses = [losses] if isinstance(losses, Tensor) else list(losses)
+    with torch.enable_grad():
+        total = torch.stack([loss.reshape(()) for loss in losses]).sum()
+        with due(check, known, [linearize_loss]) as now:
+            return linearized(total, known, Source(known, None, now, check is not False))
+
+
+def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
+    """r and J of what a closure returned or called backward on, with its graph."""
+    like = next(iter(known))
+    terms = as_terms(output, known)
+    triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
+    loss = float(output.detach() if is_loss(output) else sum(t.loss().detach() for t in terms))
+    linear_term = linear_term_of(terms, list(known))
+    result = Linearization(list(known), source.terms(triples), loss, linear_term)
+    refuse_infinite(result, known)
+    if source.check:
+        warn_of_tf32(like)
+        warn_of_unused(result, known)
+    return result
+
+
+def is_loss(output: Any) -> bool:
+    """Whether it is one number, not a vector of residuals."""
+    return isinstance(output, Tensor) and output.ndim == 0
+
+
+def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
+    """L at the current parameters, of a closure that returns residuals or calls backward.
+
+    Args:
+        closure: as of `linearize`; backward() inside it does nothing.
+        gradients: whether it may need a graph: one that calls autograd does
+            (`Linearization.needs_gradients`).
+    """
+    return total_loss(run(closure, gradients))
+
+
+def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
+    """The residual terms there; arguments as of `evaluate`."""
+    return as_terms(run(closure, gradients))
+
+
+def run(closure: Callable[[], Any], gradients: bool) -> Any:
+    """What it returns, or the loss that it called backward on."""
+    with torch.set_grad_enabled(gradients), BackwardWatch(run=False) as watch:
+        returned = closure()
+        return returned if watch.loss is None else watch.loss
 
 
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:
     """parameter -> name, after a look at what can be wrong with them."""
     if not parameters:
         raise ValueError("no parameters: there is nothing to train")
-    names = names or [f"{i} of shape {tuple(p.shape)}" for i, p in enumerate(parameters)]
+    names = names_of(parameters, names)
     for name, p in zip(names, parameters, strict=True):
         refuse_parameter(name, p, parameters[0])
     result = dict(zip(parameters, names, strict=True))
@@ -167,33 +230,3 @@ def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
                 f"the gradient of parameter {name} is not finite although the residual is. Look "
                 "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
             )
-
-
-def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:
-    """A closure evaluates the residuals; it must not train."""
-    for (p, name), old in zip(names.items(), before, strict=True):
-        if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
-            raise RuntimeError(
-                f"the closure changed parameter {name}. It may be called several times a step and "
-                "must leave the parameters alone: no optimizer step, no clipping or renormalising "
-                "of weights inside; do that between the steps"
-            )
-
-
-def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
-    """A parameter that moves no residual stays where it is."""
-    used = {id(p) for block in result.blocks for p in block.parameters}
-    unused = [name for p, name in names.items() if id(p) not in used]
-    if unused:
-        message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
-        warnings.warn(message, stacklevel=2)
-
-
-def warn_of_tf32(like: Tensor) -> None:
-    """TF32 keeps three decimals: what a step should still gain is below its rounding."""
-    if uses_tf32(like):
-        warnings.warn(
-            "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
-            "torch.set_float32_matmul_precision('highest') or train in float64",
-            stacklevel=2,
-        )

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
+from kfac_pinn.linalg import rows_at_once
 
-BYTES = 2**27
+__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +103,8 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
     t = share.tensor
-    like = share.rows(slice(0, 1))
-    size = max(1, BYTES // (like.element_size() * like.numel()))
     shape = t.shape if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr].shape
+    size = rows_at_once(torch.Size(shape).numel())
     parts = [
         torch.autograd.grad(
             t,

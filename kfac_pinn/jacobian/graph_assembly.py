@@ -32,11 +32,11 @@ from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
+from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["GraphAssembly", "Memory", "ReadResidual"]
 
 ATTEMPTS = 8
-DENSE = 2**25  # entries of dense rows
 
 Memory = dict[Any, Any]
 Entries = tuple[Tensor, Tensor, Tensor]
@@ -113,9 +113,7 @@ class GraphAssembly:
         memory: what earlier evaluations of the same program have found.
     """
 
-    def __init__(
-        self, names: Mapping[Tensor, str], outputs: list[Tensor], memory: Memory
-    ) -> None:
+    def __init__(self, names: Mapping[Tensor, str], outputs: list[Tensor], memory: Memory) -> None:
         trained = {id(p): p for p in names}
         self.read = [ReadResidual(output, trained, memory) for output in outputs]
         products = [p for read in self.read for p in self._products(read)]
@@ -186,7 +184,7 @@ class GraphAssembly:
         if isinstance(block, Layer):
             return isinstance(reader, Factor) and leaf_at(reader.edge) is block.bias
         width = numel(shape_at(reader.edge))
-        return block.size <= LARGEST_LEAF and read.points * width <= DENSE
+        return block.size <= LARGEST_LEAF and read.points * width <= NUMBERS
 
     def _layers(
         self, read: ReadResidual, value: Tensor, lost: list[Block]
@@ -241,13 +239,14 @@ class GraphAssembly:
 
     def _of_parameters(self, read: ReadResidual, name: str, value: Tensor) -> TermJacobian:
         """A residual that reads no points: a penalty on weights, or a function of them."""
-        leaves = [read.graph.trained[i] for i in read.graph.leaves[read.graph.root]]
+        found = read.graph.leaves[read.graph.root]
+        leaves = [p for i, p in read.graph.trained.items() if i in found]
         by_block: dict[Block, list[Entries | None]] = {}
-        for leaf, found in zip(leaves, self._entries(read, leaves, value), strict=True):
-            by_block.setdefault(self.partition.block(id(leaf)), []).append(found)
+        for leaf, entries in zip(leaves, self._entries(read, leaves, value), strict=True):
+            by_block.setdefault(self.partition.block(id(leaf)), []).append(entries)
         lost = [block for block, parts in by_block.items() if None in parts]
         blocks: dict[Block, BlockJacobian] = {
-            block: EntriesJacobian(block, *map(torch.cat, zip(*parts, strict=True)), read.points)  # type: ignore[arg-type]
+            block: joined_entries(block, [part for part in parts if part], read.points)
             for block, parts in by_block.items()
             if block not in lost
         }
@@ -261,16 +260,22 @@ class GraphAssembly:
         edges = [get_gradient_edge(leaf) for leaf in leaves]
         tagged = Tagged(read.output, edges, read.memory.setdefault("entries", {}))
         for i, leaf in enumerate(leaves):
-            owners = tagged.owners(i, entries, i)
+            owners = tagged.owners(i, each_entry, i)
             if owners is None:
                 yield None
                 continue
             kept = (owners.index >= 0).nonzero()[:, 0]
-            values = tagged.gradient(i, entries, owners)[kept, 0].to(value)
+            values = tagged.gradient(i, each_entry, owners)[kept, 0].to(value)
             yield kept + self.partition.places[id(leaf)].start, owners.index[kept], values
 
 
-def entries(gradient: Tensor) -> Tensor:
+def joined_entries(block: Block, parts: list[Entries], points: int) -> EntriesJacobian:
+    """Those of a layer's weight and bias together."""
+    columns, owners, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return EntriesJacobian(block, columns, owners, values, points)
+
+
+def each_entry(gradient: Tensor) -> Tensor:
     """Every entry a row of its own."""
     return gradient.reshape(-1, 1)
 

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import BlockJacobian, Layer, LayerJacobian, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
-from kfac_pinn.linalg import sum_of_squares
+from kfac_pinn.linalg import rows_at_once, sum_of_squares
 
 __all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
-ROWS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,12 @@ class Linearization:
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
         ridge: the weights w of a term 1/2 sum_i w_i theta_i^2 of the loss (P,), or None. It adds w
             to the diagonal of the Gauss-Newton matrix, and its gradient to `linear_term`.
+        needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
+            with gradients disabled.
     """
 
     ridge: Tensor | None = None
+    needs_gradients: bool = False
 
     def __init__(
         self,
@@ -197,29 +199,29 @@ class Linearization:
         """J, shape (R, P), or its columns of one block, shape (R, block.size)."""
         return torch.cat([self._rows(t, slice(None), block) for t in self.terms])
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs (rows of J, entries of r) of at most `size` rows each, in order."""
+    def batches(
+        self, size: int | None = None, block: Block | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (rows of J, entries of r) in order, so many at once as `rows_at_once` allows.
+
+        Args:
+            size: the most rows of one pair, instead.
+            block: of its columns only, (n, block.size).
+        """
+        size = size or rows_at_once(self.size if block is None else block.size)
         for term in self.terms:
             for start in range(0, len(term.residual), size):
                 points = slice(start, start + size)
-                yield self._rows(term, points), term.scale * term.residual[points]
+                yield self._rows(term, points, block), term.scale * term.residual[points]
 
     def gramian(self, block: Block | None = None) -> Tensor:
         """J^T J, shape (P, P), or the diagonal block of one block, shape (size, size)."""
-        size = self.size if block is None else block.size
-        like = self.terms[0].residual
-        batch = max(1, ROWS_BYTES // (like.element_size() * size))
-        return sum_of_squares(
-            self._rows(term, slice(start, start + batch), block)
-            for term in self.terms
-            for start in range(0, len(term.residual), batch)
-        )
+        return sum_of_squares(rows for rows, _ in self.batches(block=block))
 
     def gramian_diagonal(self) -> Tensor:
         """diag(J^T J), shape (P,)."""
         diagonal = self.terms[0].residual.new_zeros(self.size)
-        batch = max(1, ROWS_BYTES // (diagonal.element_size() * self.size))
-        for rows, _ in self.batches(batch):
+        for rows, _ in self.batches():
             diagonal += rows.square().sum(0)
         return diagonal
 

@@ -7,7 +7,7 @@ before those rows in the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -158,11 +158,19 @@ def square_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * root[..., None, :], inverse[..., :, None] * vectors.mT
 
 
-def as_terms(output: Any) -> list[Term]:
+def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]:
     """The terms of whatever a closure returned: a tensor, a tuple or list, or a dict.
+
+    A tensor of shape (N, C) is a system: one term a column. One of shape () is a loss, whose
+    residuals are read off its graph (`scalar_losses`).
+
+    Args:
+        output: what it returned.
+        trained: the parameters, should it be a loss; None: every leaf counts as one.
 
     Raises:
         TypeError: if it is anything else, with the line that would be right.
+        ValueError: for a residual of another shape, or a loss that is not a sum of squares.
     """
     if isinstance(output, Mapping):
         named = [(f"residual {key!r}", value) for key, value in output.items()]
@@ -172,21 +180,31 @@ def as_terms(output: Any) -> list[Term]:
         named = [("residual", output)]
     if not named:
         raise TypeError("the closure returned no residuals; return at least one tensor")
-    return [as_term(value, name) for name, value in named]
+    trained = None if trained is None else list(trained)
+    return [term for name, value in named for term in terms_of(value, name, trained)]
 
 
-def as_term(value: Any, name: str) -> Term:
-    """One term; a tensor means least squares."""
-    if isinstance(value, ConvexLoss):
-        return value
-    if isinstance(value, Tensor):
-        return LeastSquares(value, name)
-    raise TypeError(
-        f"{name} is of type {type(value).__name__}. The closure must return its residuals: a "
-        "tensor, a tuple or a dict of tensors, e.g. `return laplacian(model, x) + f, model(xb) - g`"
-    )
+def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
+    """The terms of one entry; a tensor means least squares."""
+    from kfac_pinn.jacobian.scalar_losses import residual_terms  # which makes terms itself
+
+    if isinstance(value, (ConvexLoss, LeastSquares)):
+        return [value]
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}. The closure must return its residuals: a "
+            "tensor, a tuple or a dict of tensors, e.g. `return laplacian(model, x) + f, model(xb) "
+            "- g`; or their loss, one tensor of shape ()"
+        )
+    if value.ndim == 0:
+        return list(residual_terms(value, trained))
+    if value.ndim == 2 and 1 < value.shape[1] <= value.shape[0] and not value.is_complex():
+        return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
+    return [LeastSquares(value, name)]
 
 
 def total_loss(output: Any) -> Tensor:
     """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
+    if isinstance(output, Tensor) and output.ndim == 0:
+        return output
     return torch.stack([term.loss() for term in as_terms(output)]).sum()

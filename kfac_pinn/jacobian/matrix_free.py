@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import Layer, Leaf
+from kfac_pinn.linalg import rows_at_once
+from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["AutogradJacobian"]
-
-BYTES = 2**28
 
 
 class AutogradJacobian:
@@ -65,7 +65,7 @@ class AutogradJacobian:
 
     def rows(self, points: slice = slice(None), block: Layer | Leaf | None = None) -> Tensor:
         """The rows (N, sum of the blocks' sizes), or the columns of one block."""
-        if self._known is None and self.output.element_size() * self._numel <= BYTES:
+        if self._known is None and self._numel <= NUMBERS:
             self.all_rows()
         rows = self._compute(points) if self._known is None else self._known[points]
         if block is None:
@@ -122,7 +122,7 @@ class AutogradJacobian:
         """Rows by backward passes, several at once where autograd can."""
         indices = torch.arange(len(self.output), device=self.output.device)[points]
         width = sum(p.numel() for p in self.parameters) + 8 * len(self.output)
-        size = max(1, min(256, BYTES // (self.output.element_size() * width)))
+        size = min(256, rows_at_once(width))
         with self._at_origin():
             parts = [self._batch(part) for part in indices.split(size)]
         return torch.cat(parts) if parts else self.output.new_zeros(0, width)

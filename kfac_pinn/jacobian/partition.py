@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import Layer, Leaf
 
-__all__ = ["NOWHERE", "Partition", "Pair"]
+__all__ = ["NOWHERE", "Pair", "Partition"]
 
 NOWHERE = slice(0, 0)
 
@@ -80,5 +79,5 @@ class Partition:
         }
 
     def _layer(self, weight: Tensor | None, bias: Tensor | None, transposed: bool) -> Layer:
-        where = [self.places.get(id(p), NOWHERE) for p in (weight, bias)]
-        return Layer(weight, bias, *where, transposed and weight is not None)
+        first, second = (self.places.get(id(p), NOWHERE) for p in (weight, bias))
+        return Layer(weight, bias, first, second, transposed and weight is not None)

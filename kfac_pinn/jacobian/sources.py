@@ -16,7 +16,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.assembly import Assembly, Mixed
+from kfac_pinn.jacobian.assembly import Assembly, MixedError
 from kfac_pinn.jacobian.capture import Capture
 from kfac_pinn.jacobian.check import mismatch
 from kfac_pinn.jacobian.graph_assembly import GraphAssembly, Memory
@@ -33,24 +33,24 @@ Triple = tuple[str, Tensor, Tensor]
 
 
 class Source:
-    """The Jacobians of the residuals of one evaluation of a closure.
+    """Reads the Jacobians of one evaluation of a closure.
 
     Args:
         names: of the parameters, which are in the order of the flat vector.
         capture: what the mode saw, None if no closure ran under it.
-        triples: name, tensor (N,) with its graph, and value of every residual.
+        check: whether to compare with autograd now.
+        new: whether to compare a program that was not seen before.
     """
 
     def __init__(
-        self, names: Mapping[Tensor, str], capture: Capture | None, triples: Sequence[Triple]
+        self, names: Mapping[Tensor, str], capture: Capture | None, check: bool, new: bool = True
     ) -> None:
-        self.names, self.capture, self.triples = names, capture, triples
-        self.outputs = [output for _, output, _ in triples]
+        self.names, self.capture, self.check, self.new = names, capture, check, new
         program = () if capture is None else tuple(capture.program)
         self.memory = remembered((frozenset(map(id, names)), hash(program)))
 
-    def terms(self, check: bool) -> list[TermJacobian]:
-        """One a residual.
+    def terms(self, triples: Sequence[Triple]) -> list[TermJacobian]:
+        """One for the name, the tensor (N,) with its graph, and the value of every residual.
 
         Raises:
             RuntimeError: for a residual that depends on none of the parameters.
@@ -59,29 +59,30 @@ class Source:
         unseen = self.capture is None or self.capture.unseen
         for number in range(self.memory.get("source", int(unseen)), len(sources)):
             try:
-                found = sources[number]()
-            except Mixed:
+                found = sources[number](triples)
+            except MixedError:
                 continue
             refuse_independent(found)
-            known = self.memory.get("source") == number and not check
-            if known or number == 2 or self._agrees(found):
+            due = self.check or (self.new and self.memory.get("source") != number)
+            if not due or self._agrees(found, triples) or number == len(sources) - 1:
                 self.memory["source"] = number
                 return found
-        raise AssertionError("autograd agrees with itself")
+        raise AssertionError("the last source is always taken")
 
-    def _calls(self) -> list[TermJacobian]:
+    def _calls(self, triples: Sequence[Triple]) -> list[TermJacobian]:
         assert self.capture is not None
         assembly = Assembly(self.names, self.capture)
-        return [assembly.term(*triple) for triple in self.triples]
+        return [assembly.term(*triple) for triple in triples]
 
-    def _graph(self) -> list[TermJacobian]:
-        assembly = GraphAssembly(self.names, self.outputs, self.memory)
-        return [assembly.term(k, name, value) for k, (name, _, value) in enumerate(self.triples)]
+    def _graph(self, triples: Sequence[Triple]) -> list[TermJacobian]:
+        outputs = [output for _, output, _ in triples]
+        assembly = GraphAssembly(self.names, outputs, self.memory)
+        return [assembly.term(k, name, value) for k, (name, _, value) in enumerate(triples)]
 
-    def _autograd(self) -> list[TermJacobian]:
+    def _autograd(self, triples: Sequence[Triple]) -> list[TermJacobian]:
         partition = Partition(self.names, [])
         found = []
-        for name, output, value in self.triples:
+        for name, output, value in triples:
             reached = torch.autograd.grad(
                 output.sum(), list(self.names), retain_graph=True, allow_unused=True
             )
@@ -91,9 +92,10 @@ class Source:
             found.append(TermJacobian(name, value, {}, rest))
         return found
 
-    def _agrees(self, terms: list[TermJacobian]) -> bool:
+    def _agrees(self, terms: list[TermJacobian], triples: Sequence[Triple]) -> bool:
         result = Linearization(list(self.names), terms, 0.0)
-        return mismatch(result, self.outputs, self.names) is None
+        return mismatch(result, [output for _, output, _ in triples], self.names) is None
+
 
 def refuse_independent(terms: Sequence[TermJacobian]) -> None:
     """A residual that reads nothing trained is a mistake."""

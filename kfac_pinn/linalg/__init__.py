@@ -3,7 +3,8 @@
 kronecker   sums of Kronecker products on weight-shaped matrices, and their inverses
 dense       damped and pseudo-inverse solves, blocked QR reduction of tall problems
 krylov      conjugate gradients with stop rules as objects
-pairs       known products correct a preconditioner
+limited_memory  known products correct a preconditioner
+memory      how many rows of J are held at once
 sketches    CountSketch of rows, cosine sketch of columns, Nystrom approximation
 """
 
@@ -25,6 +26,7 @@ from kfac_pinn.linalg.krylov import (
     geometric_indices,
 )
 from kfac_pinn.linalg.limited_memory import Pairs
+from kfac_pinn.linalg.memory import rows_at_once
 from kfac_pinn.linalg.sketches import CosineSketch, CountSketch, Nystrom, dct, idct, nystrom
 
 __all__ = [
@@ -48,5 +50,6 @@ __all__ = [
     "pinv_solve",
     "product",
     "reduce_rows",
+    "rows_at_once",
     "sum_of_squares",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -82,7 +82,7 @@ def as_number(value: Any) -> str:
 
 
 def check_group(
-    owner: type, group: Mapping[str, Any], defaults: Mapping[str, Any], positive: set[str]
+    owner: type, group: Mapping[str, Any], defaults: Mapping[str, Any], positive: Collection[str]
 ) -> None:
     """A parameter group holds numbers in their range, and none that the optimizer would ignore.
 

@@ -16,6 +16,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
+from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Objective, Outcome, Step
@@ -123,7 +124,9 @@ class GaussNewton(ModelOptimizer):
         def attempt(radius: float) -> Trial:
             damping = decomposition.damping(radius)
             trial = tried(self.aim(model, damping), damping, linearization, objective)
-            return replace(trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping))))
+            return replace(
+                trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
+            )
 
         trial = self.control(attempt, self._radius(linearization), target)
         accepted = trial.step.loss < linearization.loss
@@ -138,6 +141,20 @@ class GaussNewton(ModelOptimizer):
             radius=trial.radius,
             effective_parameters=free,
         )
+
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The step of the radius that the ratios so far allow."""
+        decomposition = self.decompose(linearization)
+        damping = decomposition.damping(self._radius(linearization))
+        step = self.aim(damped_model(linearization, decomposition), damping)
+        radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
+        self._remember(Trial(step, damping, math.nan, radius), decomposition, True)
+        return step.noting(damping=damping, radius=radius)
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """The radius is the reciprocal of a damping."""
+        if self.memory.radius is not None:
+            self.memory = replace(self.memory, radius=1 / law(1 / self.memory.radius, ratio))
 
     @property
     def _target(self) -> float:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.preconditioners import Preconditioner
+from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.jacobian.losses import Residuals, total_loss
+from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
 from kfac_pinn.optimizers.arguments import Common
@@ -59,7 +60,7 @@ class Hessian:
     def product(self, linearization: Linearization, closure: Closure) -> Operator:
         parameters = linearization.parameters
         with torch.enable_grad():
-            loss = total_loss(closure())
+            loss = evaluate(closure)
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
@@ -148,6 +149,8 @@ class HessianFree(DampedOptimizer):
     (2012).
     """
 
+    positive = frozenset({"lr", "damping"})
+
     def __init__(
         self,
         params: Parameters,
@@ -183,10 +186,10 @@ class HessianFree(DampedOptimizer):
         """lambda of every parameter, (P,), live in the groups."""
         return self.expand("damping")
 
-    def adapt(self, damping: float | Tensor, ratio: float) -> None:
-        """lambda of every group, by the law."""
+    def adapt(self, damping: float | Tensor, ratio: float, law: DampingLaw) -> None:
+        """lambda of every group, by a law."""
         for group in self.param_groups:
-            group["damping"] = self.law(group["damping"], ratio)
+            group["damping"] = law(group["damping"], ratio)
 
     def _solve(
         self, linearization: Linearization, curvature: Operator, damping: Tensor
@@ -205,7 +208,7 @@ class HessianFree(DampedOptimizer):
     def _taken(self, solution: Solution, objective: Objective) -> tuple[int, Tensor]:
         """Index and iterate, going back from the last one while the loss gets smaller."""
         (index, p), *earlier = reversed(solution.kept)
-        if not self.solver.backtracking:
+        if not (self.solver.backtracking and objective.repeatable):
             return index, p
         loss = objective(p)
         for i, candidate in earlier:

@@ -129,6 +129,11 @@ class KFACStar(LeastSquaresOptimizer):
         super().__init__(params, defaults, **common)
         self.factors = factors or Factors()
 
+    @property
+    def evaluates(self) -> bool:
+        """Never."""
+        return False
+
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The minimum of the model on the plane of d and delta; never evaluates the loss."""
         curvature = refreshed(self, self.factors, linearization)
@@ -146,4 +151,3 @@ class KFACStar(LeastSquaresOptimizer):
         alpha, mu = c.tolist()
         step = Step(alpha * directions[0] + mu * directions[1], length=alpha)
         return replace(step, predicted=model.decrease(c)).noting(momentum=mu)
-

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping

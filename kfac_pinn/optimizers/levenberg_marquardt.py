@@ -61,6 +61,7 @@ class LevenbergMarquardt(ModelOptimizer):
         slack: of the veto, as a fraction of the held-out loss.
         law: how mu follows the decrease ratio of a first trial.
         acceleration: bends the step; None: straight, as convex losses need it.
+        search: `OneEvaluation()` instead of trials; steps are then straight.
 
     Source: Levenberg (1944), Marquardt (1963); Nielsen (1999) on damping; Transtrum & Sethna
     (2012) on acceleration.
@@ -116,6 +117,27 @@ class LevenbergMarquardt(ModelOptimizer):
         self.memory = Memory(first if vetoed else damping, vetoed)
         outcome = Outcome.VETOED if vetoed else Outcome.NO_DECREASE
         return Step.stay(outcome, damping=damping, vetoed=int(vetoed))
+
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The straight step; no held-out loss is there to veto it.
+
+        Raises:
+            ValueError: if there is a `held_out`.
+        """
+        if self.held_out is not None:
+            raise ValueError(
+                "LevenbergMarquardt(held_out=...) evaluates losses before it takes a step: hand "
+                "`step` a closure and leave out search=OneEvaluation(), or leave out held_out"
+            )
+        solver = Solver(linearization)
+        damping = self.memory.damping or self.fraction * solver.mean_diagonal
+        self.memory = Memory(damping)
+        return self.aim(DampedModel(linearization, solver.step), damping).noting(damping=damping)
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """mu follows the ratio of the step before."""
+        if self.memory.damping is not None:
+            self.memory = Memory(law(self.memory.damping, ratio))
 
     def _attempt(self, solver: Solver, damping: float, objective: Objective) -> Trial:
         """The bent step at a damping, and how much of the promised decrease it keeps."""

@@ -48,6 +48,8 @@ class SPRING(DirectionOptimizer):
     algorithm 1.
     """
 
+    positive = frozenset({"lr", "damping"})
+
     def __init__(
         self,
         params: Parameters,

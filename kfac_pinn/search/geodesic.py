@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.closure import terms_at
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.jacobian.losses import LeastSquares, as_terms
+from kfac_pinn.jacobian.losses import LeastSquares
 from kfac_pinn.search.step import Objective
 
 __all__ = ["Geodesic", "second_derivative"]
@@ -87,7 +88,7 @@ def residual_at(objective: Objective, displacement: Tensor) -> Tensor:
     """r(theta + displacement), stacked and scaled, shape (R,)."""
     objective.move(displacement)
     objective.evaluations += 1
-    terms = as_terms(objective.closure())
+    terms = terms_at(objective.closure, objective.gradients)
     objective.restore()
     if other := [t.name for t in terms if not isinstance(t, LeastSquares)]:
         raise ValueError(

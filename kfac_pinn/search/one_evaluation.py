@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.search.damping import DampingLaw, Towards
 from kfac_pinn.search.model import decrease_ratio
+from kfac_pinn.search.step import Objective, Outcome, Step
 
-__all__ = ["OneEvaluation", "Trial"]
+__all__ = ["OneEvaluation", "Trial", "Unseen"]
+
+TOWARDS = Towards()
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Trial:
     predicted: float
     retreats: int = 0
 
+    @classmethod
+    def of(cls, step: Step, linearization: Linearization, origin: Tensor) -> Trial | None:
+        """What is remembered of a step; nothing of one that stays or promises nothing."""
+        if step.displacement is None or not step.is_finite or not step.predicted > 0:
+            return None
+        slope = float(linearization.gradient @ step.displacement)
+        return cls(origin, step.displacement, linearization.loss, slope, step.predicted)
+
     def ratio(self, loss: float) -> float:
         """(actual decrease) / (predicted decrease), from the loss after the step."""
         return decrease_ratio(self.loss, loss, self.predicted)
@@ -55,15 +69,29 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class OneEvaluation:
-    """Take the step; judge it by the next loss; go back if it rose. Instead of any search.
+class Unseen:
+    """What an optimizer remembers between steps that it judges by the next loss.
 
-    Every call of `optimizer.step` evaluates the closure once. The damping (or, where there is none,
-    the step length) follows the ratio of actual to predicted decrease towards a target at which few
-    steps fail; a search by its losses would pay for every failure with a call.
+    Attributes:
+        trial: the last step, until it is judged.
+        reach: the longest step length, where lengths follow from the ratio.
+    """
+
+    trial: Trial | None = None
+    reach: float = 1.0
+
+
+@dataclass(frozen=True)
+class OneEvaluation:
+    """Take the step; judge it by the next loss; go back if it rose. Instead of a search.
+
+    Every call of `optimizer.step` evaluates the closure once, and `step` without a closure goes by
+    this rule anyway. The damping (where there is none, the step length) follows the ratio of actual
+    to predicted decrease towards a target at which few steps fail.
 
     Keep the points for several steps: losses at different points say little about a step. After
-    `retreats` shortenings the parameters are back where they were, and that loss is found anew.
+    `retreats` shortenings the parameters are back where they were, and the loss there is found
+    anew.
 
     Args:
         law: (damping, ratio) -> damping.
@@ -73,13 +101,20 @@ class OneEvaluation:
     Measured: docs/notes_one_evaluation.md.
     """
 
-    law: DampingLaw = Towards()
+    evaluates: ClassVar[bool] = False
+    law: DampingLaw = TOWARDS
     retreats: int = 2
     shortest: float = 0.1
     longest: float = 0.5
 
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """The direction as it is, as a `Search`; never evaluates the loss."""
+        return Step(direction, length=1.0)
+
     def shortened(self, trial: Trial, loss: float) -> Trial | None:
-        """What to try next after a trial that raised the loss; None: nothing, be back at its origin.
+        """What to try next after a trial that raised the loss; None: go back to its origin.
 
         The minimum of the parabola with the loss and slope at the origin and the loss after it.
         """
@@ -88,3 +123,11 @@ class OneEvaluation:
         rise = loss - trial.loss - trial.slope
         s = -trial.slope / (2 * rise) if math.isfinite(rise) and rise > 0 else 0.0
         return trial.scaled(min(max(s, self.shortest), self.longest))
+
+    def back(self, trial: Trial, loss: float, here: Tensor) -> tuple[Trial | None, Step]:
+        """The way back from here, after a trial that raised the loss, and the trial it leads to."""
+        shorter = self.shortened(trial, loss)
+        left = torch.zeros_like(here) if shorter is None else shorter.displacement
+        known = trial.loss if shorter is None else math.nan
+        step = Step(trial.origin + left - here, known, outcome=Outcome.WENT_BACK)
+        return shorter, step.noting(ratio=trial.ratio(loss))

@@ -14,7 +14,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.losses import Residuals, total_loss
+from kfac_pinn.jacobian.check import names_of, refuse_changes
+from kfac_pinn.jacobian.closure import evaluate
+from kfac_pinn.jacobian.losses import Residuals
 
 __all__ = ["Objective", "Outcome", "Statistics", "Step"]
 
@@ -31,6 +33,7 @@ class Outcome(Enum):
     ASCENT = "the direction does not descend"
     NOT_FINITE = "the step is not finite"
     VETOED = "the held-out loss rises"
+    WENT_BACK = "the step before raised the loss: it was taken back, or part of it"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.displacement is None and self.outcome is Outcome.MOVED:
-            raise ValueError("a step that stays says why: write e.g. Step.stay(Outcome.NO_DECREASE)")
+            raise ValueError(
+                "a step that stays says why: write e.g. Step.stay(Outcome.NO_DECREASE)"
+            )
 
     @classmethod
     def stay(cls, outcome: Outcome, **info: float | int | str) -> Step:
@@ -80,10 +85,24 @@ class Objective:
     Args:
         closure: returns residuals.
         parameters: moved for an evaluation, put back by `restore`.
+        names: of the parameters, for errors.
+        ridge: w (P,) of a term 1/2 sum_i w_i theta_i^2 beside the closure's loss.
+
+    Raises (when called):
+        RuntimeError: for a closure that changes a parameter.
     """
 
-    def __init__(self, closure: Callable[[], Residuals], parameters: Sequence[Tensor]) -> None:
-        self.closure, self.parameters = closure, list(parameters)
+    def __init__(
+        self,
+        closure: Callable[[], Residuals],
+        parameters: Sequence[Tensor],
+        names: Sequence[str] | None = None,
+        ridge: Tensor | None = None,
+    ) -> None:
+        self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
+        self.names = names_of(self.parameters, names)
+        self.gradients = False  # whether the closure calls autograd itself
+        self.repeatable = True  # whether the closure may be evaluated at other parameters
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
         self._last: tuple[Tensor, float] | None = None
@@ -95,7 +114,7 @@ class Objective:
         """
         self.move(displacement)
         if self._last is None or not torch.equal(self._last[0], displacement):
-            self._last = displacement, self._evaluate()
+            self._last = displacement, self._evaluate(displacement)
         return self._last[1]
 
     def move(self, displacement: Tensor) -> None:
@@ -106,14 +125,18 @@ class Objective:
         """theta <- origin, bit by bit."""
         self._write(self.origin)
 
-    @torch.no_grad()
-    def _evaluate(self) -> float:
+    def _evaluate(self, displacement: Tensor) -> float:
+        there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
-        loss = float(total_loss(self.closure()))
+        loss = float(evaluate(self.closure, self.gradients))
+        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        if self.ridge is not None:
+            loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
         return loss if math.isfinite(loss) else math.inf
 
     @torch.no_grad()
     def _write(self, flat: Tensor) -> None:
         parts = flat.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
+            # .data: graphs that the linearisation keeps do not mind (`AutogradJacobian`)
+            parameter.data.copy_(part.view_as(parameter))

@@ -169,7 +169,7 @@ def test_blocks_and_batches(case: Case, size: int) -> None:
     assert all(len(rows) == len(r) <= size for rows, r in batches)
     close(torch.cat([rows for rows, _ in batches]), J)
     close(torch.cat([r for _, r in batches]), lin.residual)
-    with mock.patch("kfac_pinn.jacobian.linearization.ROWS_BYTES", 1):
+    with mock.patch("kfac_pinn.linalg.memory.NUMBERS", 1):
         close(lin.gramian(), J.T @ J)
         close(lin.gramian_diagonal(), J.square().sum(0))
 

@@ -7,7 +7,7 @@ closure has differentiated through, is of one of three kinds:
     shared     computed from trained tensors alone: W, W.T, W1 + B A, g v / ||v||, exp(a)
     point      everything else: its entries belong to points
 
-With the *readers*, the point nodes that have a shared tensor t among their inputs, the chain rule is
+With the *readers*, the point nodes with a shared tensor t among their inputs, the chain rule is
 
     d r_n / d t = sum over readers (d r_n / d y) (d y / d t),    y the reader's output.
 """
@@ -25,7 +25,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from kfac_pinn.jacobian.capture.readers import (
     ELEMENTWISE,
     PRODUCTS,
-    Factor,
     Product,
     Reader,
     Unknown,

@@ -44,6 +44,7 @@ class Capture(TorchFunctionMode):
         program: the torch functions that were called, in their order.
         unseen: whether code was met whose Jacobian is not in the uses: nested
             `torch.autograd.grad`, `torch.func` transforms, a tracked weight in `x @ W.T`.
+        calls_autograd: whether `torch.autograd.grad` was called.
 
     Raises (while active):
         RuntimeError: for a trained layer in half precision.
@@ -55,7 +56,7 @@ class Capture(TorchFunctionMode):
         self.uses: list[LayerCall] = []
         self.broadcasts: list[Broadcast] = []
         self.program: list[Any] = []
-        self.unseen = False
+        self.unseen = self.calls_autograd = False
 
     def tracks(self, value: Any) -> bool:
         """Whether this is one of the parameters we watch."""
@@ -68,6 +69,7 @@ class Capture(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.program.append(func)
+        self.calls_autograd |= func is torch.autograd.grad
         if func in UNSEEN:
             self.unseen = self.unseen or UNSEEN[func](self.tracks, *args, **kwargs)
         if func in NORMS:
@@ -82,8 +84,15 @@ class Capture(TorchFunctionMode):
             if isinstance(output, Tensor) and is_functorch(output):
                 self.unseen = True
             elif output.requires_grad:
-                self.uses.append(RECORDERS[func](output, *args, **kwargs))
+                self.record(func, output, args, kwargs)
         return output
+
+    def record(self, func: Any, output: Any, args: Any, kwargs: Any) -> None:
+        """Keep what is needed of a call, if it is of a kind that is known here."""
+        try:
+            self.uses.append(RECORDERS[func](output, *args, **kwargs))
+        except NotImplementedError:
+            self.unseen = True
 
     def spread(self, args: Sequence[Any]) -> Sequence[Any]:
         """Replace what is broadcast over the points by one copy a point."""

@@ -63,10 +63,8 @@ class Product:
         copies = 1
         for length in shape[:-2]:
             copies *= length
-        sent = numbers.to(dtype_of(self.edge.node, self.edge.output_nr)).view(shape[-2:]).expand(shape)
-        (found,) = torch.autograd.grad(
-            self.edge, leaf, sent, retain_graph=True, allow_unused=True
-        )
+        sent = numbers.to(dtype_at(self.edge)).view(shape[-2:]).expand(shape)
+        (found,) = torch.autograd.grad(self.edge, leaf, sent, retain_graph=True, allow_unused=True)
         if found is None:
             return
         for flipped in (False, True):
@@ -121,9 +119,9 @@ def shape_at(edge: GradientEdge) -> Shape:
     return shape_of(edge.node, edge.output_nr)
 
 
-def dtype_of(node: Node, output: int) -> torch.dtype:
-    """Of one of a node's outputs."""
-    return node._input_metadata[output].dtype
+def dtype_at(edge: GradientEdge) -> torch.dtype:
+    """Of the tensor at an edge."""
+    return edge.node._input_metadata[edge.output_nr].dtype
 
 
 def saved(node: Node, name: str) -> Tensor:
@@ -143,7 +141,7 @@ def matrix_product(node: Node, edge: GradientEdge, left: bool, other: Tensor) ->
 
 
 def mm(node: Node, slot: int, edge: GradientEdge) -> Product:
-    """mm(self, mat2) and bmm(self, mat2)."""
+    """Of two matrices, self and mat2, or of batches of them."""
     return matrix_product(node, edge, slot == 0, saved(node, "self" if slot else "mat2"))
 
 
@@ -161,20 +159,20 @@ def addmm(names: tuple[str, str]) -> Callable[..., Reader]:
 
 
 def mv(node: Node, slot: int, edge: GradientEdge) -> Product:
-    """mv(self, vec): one row, or rows that meet a vector."""
+    """Of self and vec: one row, or rows that meet a vector."""
     if slot == 0:
         return Product(node, edge, saved(node, "vec")[None], lambda g: g[None], left=True)
     return Product(node, edge, saved(node, "self"), lambda g: g[:, None])
 
 
 def dot(node: Node, slot: int, edge: GradientEdge) -> Product:
-    """dot(self, tensor): one row that meets a vector."""
+    """Of self and tensor: one row that meets a vector."""
     other = saved(node, "self" if slot else "tensor")
     return Product(node, edge, other[None], lambda g: g.reshape(1, 1))
 
 
 def linear(node: Node, slot: int, edge: GradientEdge) -> Reader:
-    """linear(input, weight, bias), where it is one operation."""
+    """F.linear, on devices where it is one operation."""
     if slot == 2:
         return factor(node, edge, 1.0)
     z = saved(node, "input" if slot else "weight")
@@ -190,15 +188,18 @@ def convolution(node: Node, slot: int, edge: GradientEdge) -> Reader:
         raise AttributeError("another kind of convolution")
     if slot == 2:
         return Factor(node, edge, 1.0, (1, shape[1], *[1] * (len(shape) - 2)))
-    images, kernel = saved(node, "input"), saved(node, "weight").shape[2:]
+    images, kernel = saved(node, "input"), tuple(saved(node, "weight").shape[2:])
     options = [node._saved_dilation, node._saved_padding, node._saved_stride]
     geometry = [(0 if i == 1 else 1, *o)[-2:] for i, o in enumerate(map(tuple, options))]
     if images.ndim == 3:
         images, kernel = images[:, :, None], (1, *kernel)
-    patches = F.unfold(images, tuple(kernel), *geometry)
-    z = patches.transpose(1, 2).flatten(0, 1)
-    product = Product(node, edge, z, lambda g: g.flatten(2).transpose(1, 2).flatten(0, 1), left=True)
-    return product
+    z = F.unfold(images, kernel, *geometry).transpose(1, 2).flatten(0, 1)
+    return Product(node, edge, z, pixels_to_rows, left=True)
+
+
+def pixels_to_rows(gradient: Tensor) -> Tensor:
+    """(N, d', *pixels) -> (M, d')."""
+    return gradient.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def factor(node: Node, edge: GradientEdge, c: Tensor | float) -> Factor:

@@ -110,13 +110,12 @@ class Tagged:
     def _decode(self, i: int, rows: Rows, key: int, first: Tensor) -> Owners | None:
         levels, index = self._levels(), torch.zeros(len(first), dtype=torch.long)
         index = index.to(first.device)
-        size = first.norm(dim=1)
+        size, tiny = first.norm(dim=1), torch.finfo(first.dtype).tiny
         dead = size <= 32 * torch.finfo(first.dtype).eps * size.max()
         for digit, (_, second) in enumerate(self._pass("digits")):
             gradient = rows(second[i])  # type: ignore[arg-type]
-            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(torch.finfo(first.dtype).tiny)
-            level = ((ratio - 1) * levels).round()
-            level = level.clamp(0, levels - 1)
+            ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(tiny)
+            level = ((ratio - 1) * levels).round().clamp(0, levels - 1)
             if not fits(first, gradient, torch.where(dead, 0.0, 1 + level / levels)):
                 self.known[key] = None
                 return None
@@ -179,6 +178,6 @@ def arrange(owners: Owners, points: int) -> Tensor | None:
     owner = index[order]
     counts = owner.bincount(minlength=points)
     rank = torch.arange(len(order), device=index.device) - (counts.cumsum(0) - counts)[owner]
-    places = index.new_full((int(counts.max()), points), -1)
+    places = index.new_full((max(1, int(counts.max())), points), -1)
     places[rank, owner] = order
     return places

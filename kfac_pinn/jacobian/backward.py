@@ -1,0 +1,107 @@
+"""What calls of `backward()` were about, and their graphs kept alive.
+
+`Tensor.backward` frees the graph that residuals are read from, and closures of other codebases call
+it. While anyone watches, `torch.autograd.backward` (which `Tensor.backward` calls) is wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["BackwardWatch"]
+
+
+class BackwardWatch:
+    """Collects the scalars on which `backward()` is called.
+
+    Calls with `create_graph=True` or `inputs=` are derivatives, not training: they are left alone.
+
+    Args:
+        parameters: of the optimizer.
+        run: True: backward does its work but keeps the graph. False: it is skipped, and parameters
+            without a gradient get a zero one, for code that reads it.
+
+    Attributes:
+        losses: those scalars, in order.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor] = (), run: bool = True) -> None:
+        self.parameters, self.run = list(parameters), run
+        self.losses: list[Tensor] = []
+
+    def start(self) -> None:
+        """Watch from now on."""
+        if not WATCHES:
+            torch.autograd.backward = watched
+        if self not in WATCHES:
+            WATCHES.append(self)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self in WATCHES:
+            WATCHES.remove(self)
+        if not WATCHES and torch.autograd.backward is watched:
+            torch.autograd.backward = ORIGINAL
+
+    def clear(self) -> None:
+        """Forget the losses, and let their graphs go."""
+        self.losses.clear()
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Their sum, or None if there was none."""
+        if not self.losses:
+            return None
+        return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
+
+    def __enter__(self) -> BackwardWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def saw(self, losses: Sequence[Tensor], weights: Sequence[Tensor | None]) -> None:
+        """Remember a call of backward."""
+        pairs = zip(losses, weights, strict=True)
+        self.losses += [loss if weight is None else loss * weight for loss, weight in pairs]
+        if not self.run:
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+
+
+WATCHES: list[BackwardWatch] = []
+ORIGINAL = torch.autograd.backward
+
+
+def watched(
+    tensors: Any,
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    grad_variables: Any = None,
+    inputs: Any = None,
+) -> None:
+    """`torch.autograd.backward` while someone watches: graphs stay."""
+    losses = [tensors] if isinstance(tensors, Tensor) else tensors
+    training = (
+        not create_graph
+        and inputs is None
+        and grad_variables is None
+        and isinstance(losses, (list, tuple))
+        and all(isinstance(t, Tensor) and t.numel() == 1 and t.requires_grad for t in losses)
+    )
+    if not training:
+        keep = True if retain_graph is None else retain_graph
+        ORIGINAL(tensors, grad_tensors, keep, create_graph, grad_variables, inputs)
+        return
+    single = grad_tensors is None or isinstance(grad_tensors, Tensor)
+    weights = [grad_tensors] * len(losses) if single else list(grad_tensors)
+    for watch in WATCHES:
+        watch.saw(losses, weights)
+    if all(watch.run for watch in WATCHES):
+        ORIGINAL(tensors, grad_tensors, True, create_graph, inputs=inputs)

@@ -1,0 +1,387 @@
+"""The residuals behind a scalar loss, read off its autograd graph.
+
+A loss L = sum_k sum_e w_ke r_ke^2 is linear in its squares: from the loss down, sums, means,
+weights and changes of shape lead to the nodes that square something, and one backward pass to those
+nodes says with which weights w. So L = 1/2 ||r||^2 for the residuals sqrt(2 w) r.
+
+Robust losses rho(r) (Huber, L1, log cosh, ...) are least squares with the weights rho'(r) / r,
+which are held constant for a step: their gradient is exact, their curvature that of the parabola
+that touches rho from above (iteratively reweighted least squares).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from kfac_pinn.jacobian.capture.graph import SHAPING, edges_of, inputs_first
+from kfac_pinn.jacobian.capture.readers import name_of, shape_of
+from kfac_pinn.jacobian.losses import LeastSquares
+
+__all__ = ["Reweighted", "ends_in_squares", "residual_terms"]
+
+Node: TypeAlias = Any
+Rho: TypeAlias = Callable[[Tensor], Tensor]
+
+COLUMNS = 8  # a residual with at most so many columns is a system: one term an equation
+
+
+class Reweighted(LeastSquares):
+    """A robust loss L = sum_e w_e rho(r_e), as least squares with the weights w rho'(r) / r.
+
+    Args:
+        residual: r, shape (N,).
+        weights: w, shape (N,).
+        rho: even, increasing in |r|, entry by entry.
+        name: how errors call the term.
+
+    Source: Holland & Welsch (1977).
+    """
+
+    def __init__(self, residual: Tensor, weights: Tensor, rho: Rho, name: str) -> None:
+        value = residual.detach()
+        with torch.enable_grad():
+            r = value.clone().requires_grad_()
+            (slope,) = torch.autograd.grad((weights * rho(r)).sum(), r)
+        self.value = (weights * rho(value)).sum()
+        tiny = torch.finfo(value.dtype).tiny
+        ratio = torch.where(value.abs() > tiny, slope / value, 0)
+        ratio = torch.where(value.abs() > tiny, ratio, ratio.max())
+        super().__init__((ratio * len(value)).sqrt() * residual, name)
+
+    def loss(self) -> Tensor:
+        """L, a scalar without a graph."""
+        return self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A node of the loss's graph that squares a residual, or takes rho of it.
+
+    Attributes:
+        node: of the square; the loss is linear in what it computes.
+        residual: r, with its graph.
+        spread: brings weights of the node's output to r's shape.
+        rho: None for a square.
+    """
+
+    node: Node
+    residual: Tensor
+    spread: Callable[[Tensor], Tensor]
+    rho: Rho | None = None
+
+
+def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> list[LeastSquares]:
+    """The residuals of a scalar loss, each as a term: their losses add up to it.
+
+    Args:
+        loss: one number, with its graph (not freed by a backward pass).
+        trained: the parameters; what does not depend on them is constant. None: every leaf counts.
+
+    Raises:
+        ValueError: where the loss is no sum of squares; the operation is named.
+    """
+    walk = Walk(loss, trained)
+    if not walk.heads:
+        raise ValueError(
+            "the loss does not depend on any trained parameter: nothing is squared in it"
+        )
+    edges = [GradientEdge(head.node, 0) for head in walk.heads]
+    weights = torch.autograd.grad(loss.sum(), edges, retain_graph=True, allow_unused=True)
+    terms = [
+        term
+        for i, (head, weight) in enumerate(zip(walk.heads, weights, strict=True))
+        if weight is not None
+        for term in terms_of(head, weight.detach(), f"loss term {i} ({name_of(head.node)})")
+    ]
+    if not walk.constants:
+        refuse_difference(loss, terms)
+    return terms
+
+
+def ends_in_squares(value: Tensor) -> bool:
+    """Whether one number is a sum of squares already, and so rather a loss than a residual."""
+    try:
+        return value.requires_grad and bool(Walk(value, None).heads)
+    except ValueError:
+        return False
+
+
+class Walk:
+    """From a loss down to the nodes that square something.
+
+    Attributes:
+        heads: those nodes.
+        constants: whether anything was added that is not trained.
+    """
+
+    def __init__(self, loss: Tensor, trained: Iterable[Tensor] | None) -> None:
+        root = get_gradient_edge(loss).node
+        ids = None if trained is None else {id(p) for p in trained}
+        self.depends = dependent(root, ids)
+        self.heads: list[Head] = []
+        self.constants = False
+        seen: set[Node] = set()
+        stack = [root] if root in self.depends else []
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                stack += self._step(node)
+
+    def _step(self, node: Node) -> Iterator[Node]:
+        """The head that a node is, or the nodes in which it is linear."""
+        name = name_of(node)
+        head = HEADS[name](node) if name in HEADS else None
+        if head is not None:
+            self.heads.append(head)
+            return
+        sources = [source for source, _ in node.next_functions]
+        mine = [source for source in sources if source in self.depends]
+        if name in SUMS:
+            self.constants |= len(mine) < len(sources) or name == "Rsub"
+        elif name not in LINEAR and not (name in BILINEAR and len(mine) == 1):
+            raise ValueError(refusal(node))
+        if name == "Pow" and exponent_of(node) != 1:
+            raise ValueError(refusal(node))
+        yield from mine
+
+
+def dependent(root: Node, trained: set[int] | None) -> set[Node]:
+    """The nodes with a trained tensor behind them."""
+    found: set[Node] = set()
+    for node in inputs_first(root):
+        if hasattr(node, "variable"):
+            mine = trained is None or id(node.variable) in trained
+        else:
+            mine = any(source in found for source, _ in edges_of(node))
+        if mine:
+            found.add(node)
+    return found
+
+
+def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
+    """One term a column of the residual."""
+    weights = head.spread(weight)
+    weights = weights.expand(torch.broadcast_shapes(weights.shape, head.residual.shape))
+    residual = head.residual
+    if residual.shape != weights.shape:
+        residual = residual.expand(weights.shape)
+    if (weights < 0).any():
+        raise ValueError(f"{name} enters with a negative weight: the loss is not a sum of squares")
+    pairs = list(zip(*columns(residual, weights), strict=True))
+    for c, (r, w) in enumerate(pairs):
+        label = name if len(pairs) == 1 else f"{name}, column {c}"
+        if head.rho is None:
+            yield LeastSquares((2 * len(r) * w).sqrt() * r, label)
+        else:
+            yield Reweighted(r, w, head.rho, label)
+
+
+def columns(residual: Tensor, weights: Tensor) -> list[list[Tensor]]:
+    """Both in a system's equations, each of shape (N,); a parameter is one vector."""
+    both, shape = (residual, weights), residual.shape
+    if not residual.is_leaf and residual.ndim > 1:
+        if 1 < shape[-1] <= COLUMNS:
+            return [[part.reshape(-1) for part in each.unbind(-1)] for each in both]
+        if 1 < shape[0] <= COLUMNS < math.prod(shape[1:]):
+            return [[part.reshape(-1) for part in each.unbind(0)] for each in both]
+    return [[each.reshape(-1)] for each in both]
+
+
+def refuse_difference(loss: Tensor, terms: list[LeastSquares]) -> None:
+    """What was read must be the loss."""
+    found, value = float(sum(term.loss().detach() for term in terms)), float(loss.detach())
+    eps = torch.finfo(loss.dtype).eps
+    if math.isfinite(value) and abs(found - value) > 1e3 * eps * abs(value) + eps**1.5:
+        raise ValueError(
+            f"the residuals read off the loss give {found:.8g}, but the loss is {value:.8g}. "
+            f"{WAYS_OUT}"
+        )
+
+
+def refusal(node: Node) -> str:
+    """Name the operation, and what to write instead."""
+    name = name_of(node)
+    hint = HINTS.get(name, "")
+    return (
+        f"the loss is no sum of squares of residuals: it contains {name} ({type(node).__name__}, "
+        f"shape {shape_of(node, 0)}) between the squares and the loss{hint}. {WAYS_OUT}"
+    )
+
+
+def squared(node: Node) -> Head | None:
+    """r ** 2, and r ** 4 as the square of r ** 2; the square of a norm is that of its vector."""
+    exponent, value = exponent_of(node), node._saved_self
+    vector = name_of(value.grad_fn) == "LinalgVectorNorm"
+    if exponent == 2 and vector and (head := norm(value.grad_fn, node)) is not None:
+        return head
+    if exponent > 0 and exponent % 2 == 0:
+        return Head(node, value if exponent == 2 else value ** (exponent / 2), same)
+    return None
+
+
+def exponent_of(node: Node) -> float:
+    """A number, or nan for one exponent an entry."""
+    exponent = node._saved_exponent
+    return math.nan if isinstance(exponent, Tensor) and exponent.numel() > 1 else float(exponent)
+
+
+def norm(node: Node, square: Node) -> Head | None:
+    """||r||^2 along some dimensions or all."""
+    if float(node._saved_ord) != 2:
+        return None
+    value, dims, kept = node._saved_self, node._saved_dim, node._saved_keepdim
+
+    def spread(weight: Tensor) -> Tensor:
+        if not kept and dims is not None:
+            for dim in sorted(d % value.ndim for d in map(signed, dims)):
+                weight = weight.unsqueeze(dim)
+        return weight
+
+    return Head(square, value, spread)
+
+
+def signed(dim: int) -> int:
+    """Dimensions are saved as unsigned numbers."""
+    return dim - 2**64 if dim >= 2**63 else dim
+
+
+def product(node: Node) -> Head | None:
+    """r * r."""
+    first, second = node.next_functions
+    return Head(node, node._saved_self, same) if first[0] is not None and first == second else None
+
+
+def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
+    """r . r, r.T @ r."""
+
+    def read(node: Node) -> Head | None:
+        first, second = (base(*edge) for edge in node.next_functions)
+        one = math.prod(shape_of(node, 0)) == 1
+        if not one or first is None or first != second:
+            return None
+        r = getattr(node, f"_saved_{names[0]}")
+        return Head(node, r, lambda weight: weight.reshape(-1)[0].expand(r.shape))
+
+    return read
+
+
+def base(node: Node, output: int) -> tuple[Node, int] | None:
+    """The tensor that was reshaped or transposed."""
+    while name_of(node) in SHAPING - {"Expand"}:
+        node, output = node.next_functions[0]
+    return None if node is None else (node, output)
+
+
+def mse(node: Node) -> Head:
+    """(r - target)^2, its mean or its sum."""
+    return Head(node, node._saved_self - node._saved_target, reduced(node))
+
+
+def huber(node: Node) -> Head:
+    """F.huber_loss."""
+    delta = float(node._saved_delta)
+    return Head(
+        node,
+        node._saved_self - node._saved_target,
+        reduced(node),
+        lambda r: F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=delta),
+    )
+
+
+def smooth_l1(node: Node) -> Head:
+    """F.smooth_l1_loss."""
+    beta = float(node._saved_beta)
+    return Head(
+        node,
+        node._saved_self - node._saved_target,
+        reduced(node),
+        lambda r: F.smooth_l1_loss(r, torch.zeros_like(r), reduction="none", beta=beta),
+    )
+
+
+def absolute(node: Node) -> Head:
+    """|r|, as in F.l1_loss."""
+    return Head(node, node._saved_self, same, torch.abs)
+
+
+def log_cosh(node: Node) -> Head | None:
+    """log(cosh(r))."""
+    cosh = node.next_functions[0][0]
+    if name_of(cosh) != "Cosh":
+        return None
+    return Head(node, cosh._saved_self, same, lambda r: torch.logaddexp(r, -r) - math.log(2))
+
+
+def square_root(node: Node) -> Head | None:
+    """sqrt(r^2 + c^2) entry by entry, Charbonnier's or the pseudo-Huber loss."""
+    total = node.next_functions[0][0]
+    shape = shape_of(node, 0)
+    if name_of(total) != "Add" or math.prod(shape) == 1:
+        return None
+    squares = [source for source, _ in edges_of(total)]
+    head = HEADS.get(name_of(squares[0]), none)(squares[0]) if len(squares) == 1 else None
+    if head is None or head.rho is not None or head.residual.shape != shape:
+        return None
+    shift = (node._saved_result.detach().square() - head.residual.detach().square()).clamp_min(0)
+    return Head(node, head.residual, same, lambda r: (r.square() + shift.view_as(r)).sqrt())
+
+
+def none(node: Node) -> None:
+    """No head."""
+
+
+def same(weight: Tensor) -> Tensor:
+    """Weights of a node that works entry by entry."""
+    return weight
+
+
+def reduced(node: Node) -> Callable[[Tensor], Tensor]:
+    """Weights of a node that takes the mean or the sum itself."""
+    count = node._saved_self.numel() if node._saved_reduction == 1 else 1
+    return lambda weight: weight / count
+
+
+HEADS: dict[str, Callable[[Node], Head | None]] = {
+    "Pow": squared,
+    "Mul": product,
+    "MseLoss": mse,
+    "Dot": inner(("self", "tensor")),
+    "Vdot": inner(("self", "other")),
+    "Mm": inner(("self", "mat2")),
+    "Bmm": inner(("self", "mat2")),
+    "HuberLoss": huber,
+    "SmoothL1Loss": smooth_l1,
+    "Abs": absolute,
+    "Log": log_cosh,
+    "Sqrt": square_root,
+}
+
+SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "CopySlices"}
+LINEAR = {
+    *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
+    "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
+    "Repeat", "Pow", "MaskedSelect", "IndexPut",
+}  # fmt: skip
+BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
+
+WAYS_OUT = (
+    "Return the residuals themselves (a tensor, a tuple or a dict of them: the optimizer squares "
+    "them), or a kfac_pinn.ConvexLoss of the outputs for a loss that is not a square"
+)
+HINTS = {
+    "Sqrt": ": a root of a mean of squares; minimise the mean itself",
+    "LinalgVectorNorm": ": a norm; square it, norm() ** 2",
+    "Exp": ": a trained weight of a loss, exp(-s) * mse + s say; hold it constant with detach()",
+    "Mul": ": two trained factors; hold the weight constant with detach()",
+    "Div": ": a trained divisor; hold it constant with detach()",
+    "Max": ": the largest error is not smooth",
+}
