@@ -131,9 +131,14 @@ def as_column(residual: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} is complex; return its two parts as two residuals, r.real and r.imag"
         )
+    if residual.ndim and residual.numel() == 0:
+        raise ValueError(
+            f"{name} has no points, shape {tuple(residual.shape)}: the batch is empty. Give it "
+            "points, or leave the term out of what the closure returns"
+        )
     if residual.ndim == 2 and residual.shape[1] == 1:
         residual = residual[:, 0]
-    if residual.ndim != 1 or len(residual) == 0:
+    if residual.ndim != 1:
         raise ValueError(
             f"{name} has shape {tuple(residual.shape)}; a residual is one number per point, "
             "shape (N,) or (N, 1). Return one tensor per equation, e.g. "

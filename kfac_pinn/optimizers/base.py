@@ -6,7 +6,8 @@ import inspect
 import math
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -24,8 +25,8 @@ from kfac_pinn.optimizers.arguments import (
     refuse_unknown,
     whole_number,
 )
-from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, depends_on
-from kfac_pinn.optimizers.remarks import Remarks, Stopwatch
+from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, depends_on, release
+from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.one_evaluation import OneEvaluation, Trial, Unseen
@@ -136,24 +137,13 @@ class LeastSquaresOptimizer(Optimizer):
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
         refuse_scaler(self)
-        losses = self._watch.losses
-        reading: Reading = ByLosses(self._losses()) if is_missing(closure) else ByClosure(closure)
-        waiting = list(losses) if reading.repeatable else []
-        self._watch.stop()
-        self._stepping, self._zeroed = True, False
-        try:
-            loss = self._once(reading, waiting)
-            resting = 0
+        with self._reading(closure) as reading:
+            loss, resting = self._once(reading), 0
             for _ in range(self.max_iter - 1):
                 resting = 0 if self.stats["step_norm"] else resting + 1
-                if resting > 1:  # once may be a damping that was too small
+                if resting > 1:  # one may have been a damping that was too small
                     break
                 self._once(reading)
-        finally:
-            self._stepping = False
-            self._watch.clear()
-            if not reading.repeatable:
-                self._watch.start()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -256,35 +246,46 @@ class LeastSquaresOptimizer(Optimizer):
         self.memory = restored(type(self.memory), placed(state_dict["memory"], device))
         self.unseen = restored(Unseen, placed(state_dict["unseen"], device))
 
-    def _once(self, reading: Reading, waiting: Sequence[Tensor] = ()) -> Tensor:
+    @contextmanager
+    def _reading(self, closure: Any) -> Iterator[Reading]:
+        """The closure, or the losses so far; afterwards no graph is kept."""
+        losses = [loss for loss in self._watch.losses if depends_on(loss, self.parameters)]
+        missing = closure is None or closure is NO_DEFAULT
+        self._watch.stop()
+        self._stepping, self._zeroed = True, False
+        try:
+            yield self._by_losses(losses) if missing else ByClosure(closure, len(losses))
+        finally:
+            self._stepping = False
+            release(self._watch.losses)
+            self._watch.clear()
+            if missing:
+                self._watch.start()
+
+    def _by_losses(self, losses: list[Tensor]) -> ByLosses:
+        """What a step without a closure reads."""
+        if not losses:
+            raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
+        if self.max_iter > 1:
+            raise RuntimeError(
+                f"max_iter={self.max_iter} steps in one call need a closure: write "
+                "`optimizer.step(closure)`, or leave out max_iter"
+            )
+        return ByLosses(losses)
+
+    def _once(self, reading: Reading) -> Tensor:
         """One step."""
-        watch, parameters, names = Stopwatch(), self.parameters, self._names()
+        watch, parameters = Stopwatch(), self.parameters
         if not parameters:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         refuse_autocast(parameters[0])
         self._renew(precision_of(parameters[0]))
-        before, ridge = self._snapshot(), self._ridge()
-        objective = reading.objective(parameters, names, ridge)
-        rule = self._rule(reading)
-        objective.repeatable = rule is None
-        linearization = None
-        try:
-            linearization = self._linearized(reading, parameters, names, rule)
-            if linearization is not None:
-                objective.gradients = linearization.needs_gradients
-                self._remark(reading, linearization, waiting)
-                linearization = linearization if ridge is None else linearization.with_ridge(ridge)
-                if rule is None and self.evaluates:
-                    self._remarks.differing(self.steps, objective, linearization)
-            step = self._forward_or_back(rule, linearization, objective)
+        self._remarks.hooked(parameters, self._names())
+        objective = reading.objective(parameters, self._names(), self._ridge())
+        with without_hooks(parameters), self._undone_by_errors(objective) as before:
+            linearization, step = self._proposal(reading, objective)
             self.steps += 1
             self._move(step, objective)
-        except torch.linalg.LinAlgError as error:
-            self._undo(objective, before)
-            raise FloatingPointError(OVERFLOW) from error
-        except BaseException:
-            self._undo(objective, before)
-            raise
         if step.displacement is not None and not step.is_finite:
             self._rollback(before)
             step = Step.stay(Outcome.NOT_FINITE, **step.info)
@@ -293,6 +294,34 @@ class LeastSquaresOptimizer(Optimizer):
         self._remarks.busy(self.steps, watch, parameters[0])
         return objective.origin.new_tensor(self.stats["loss"])
 
+    def _proposal(
+        self, reading: Reading, objective: Objective
+    ) -> tuple[Linearization | None, Step]:
+        """The linearisation, None where the last step led to no finite loss, and the next step."""
+        rule = self._rule(reading)
+        objective.repeatable = rule is None
+        linearization = self._linearized(reading, objective, rule)
+        if linearization is not None:
+            self._remark(reading, linearization)
+            if objective.ridge is not None:
+                linearization = linearization.with_ridge(objective.ridge)
+            if objective.repeatable and self.evaluates:
+                self._remarks.differing(self.steps, objective, linearization)
+        return linearization, self._forward_or_back(rule, linearization, objective)
+
+    @contextmanager
+    def _undone_by_errors(self, objective: Objective) -> Iterator[Snapshot]:
+        """Parameters and state as before, if something goes wrong."""
+        before = self._snapshot()
+        try:
+            yield before
+        except BaseException as error:
+            objective.restore()
+            self._rollback(before)
+            if isinstance(error, torch.linalg.LinAlgError)  # type: ignore[attr-defined]:
+                raise FloatingPointError(OVERFLOW) from error
+            raise
+
     def _rule(self, reading: Reading) -> OneEvaluation | None:
         """The rule by which steps are judged by the next loss; None: by their own."""
         if isinstance(self.search, OneEvaluation):
@@ -300,39 +329,33 @@ class LeastSquaresOptimizer(Optimizer):
         return ONE_EVALUATION if self.evaluates and not reading.repeatable else None
 
     def _linearized(
-        self,
-        reading: Reading,
-        parameters: list[Tensor],
-        names: list[str],
-        rule: OneEvaluation | None,
+        self, reading: Reading, objective: Objective, rule: OneEvaluation | None
     ) -> Linearization | None:
         """Compared with autograd when `check` says so; None: a step taken unseen led nowhere."""
         try:
-            linearization = reading.linearize(parameters, self.check, names)
-            if not math.isfinite(linearization.loss):
-                raise FloatingPointError(f"the loss is {linearization.loss}: {OVERFLOW}")
-            return linearization
+            found = reading.linearize(objective.parameters, self.check, objective.names)
+            if not math.isfinite(found.loss):
+                raise FloatingPointError(f"the loss is {found.loss}: {OVERFLOW}")
         except FloatingPointError:
-            if rule is None or self._trial(parameters) is None:
+            if rule is None or self._trial(objective.parameters) is None:
                 raise
             return None
+        objective.gradients = found.needs_gradients
+        return found
 
-    def _remark(
-        self, reading: Reading, linearization: Linearization, waiting: Sequence[Tensor]
-    ) -> None:
+    def _remark(self, reading: Reading, linearization: Linearization) -> None:
         """On what the linearisation shows.
 
         Raises:
             RuntimeError: if no residual depends on any parameter, or the closure adds its gradient
-                to others that wait in `.grad` (`waiting`: their losses).
+                to others that wait in `.grad`.
         """
-        parameters = linearization.parameters
         self._remarks.lost(linearization, self._names())
         self._remarks.jump(self._left, linearization)
         if not reading.repeatable:
-            self._remarks.clipped(parameters, linearization.gradient)
-        elif waiting and not self._zeroed and has_gradient(parameters):
-            raise RuntimeError(ACCUMULATED.format(count=len(waiting)))
+            self._remarks.clipped(linearization.parameters, linearization.gradient)
+        elif reading.waiting and not self._zeroed and has_gradient(linearization.parameters):
+            raise RuntimeError(ACCUMULATED.format(count=reading.waiting))
 
     def _trial(self, parameters: list[Tensor]) -> Trial | None:
         """The step that is still to be judged, if it was one of these parameters."""
@@ -368,18 +391,6 @@ class LeastSquaresOptimizer(Optimizer):
         trial = Trial.of(step, linearization, objective.origin)
         self.unseen = replace(self.unseen, trial=trial)
         return step if last is None else step.noting(ratio=last.ratio(linearization.loss))
-
-    def _losses(self) -> list[Tensor]:
-        """Those that were sent backwards to these parameters since the last step."""
-        losses = [loss for loss in self._watch.losses if depends_on(loss, self.parameters)]
-        if not losses:
-            raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
-        if self.max_iter > 1:
-            raise RuntimeError(
-                f"max_iter={self.max_iter} steps in one call need a closure: write "
-                "`optimizer.step(closure)`, or leave out max_iter"
-            )
-        return losses
 
     def _ridge(self) -> Tensor | None:
         """w of the term 1/2 sum_i w_i theta_i^2 that weight decay adds to the loss."""
@@ -440,10 +451,6 @@ class LeastSquaresOptimizer(Optimizer):
             self.unseen = Unseen()
             self.memory = None if self.memory is None else type(self.memory)()
 
-    def _undo(self, objective: Objective, before: Snapshot) -> None:
-        objective.restore()
-        self._rollback(before)
-
     def _snapshot(self) -> Snapshot:
         state = {key: dict(value) for key, value in self.state.items()}
         groups = [dict(group) for group in self.param_groups]
@@ -466,11 +473,6 @@ class Snapshot:
     steps: int
     memory: Any
     unseen: Unseen
-
-
-def is_missing(closure: Any) -> bool:
-    """Whether `step` was called without one."""
-    return closure is None or closure is NO_DEFAULT
 
 
 def has_gradient(parameters: Iterable[Tensor]) -> bool:

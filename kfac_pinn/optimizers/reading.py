@@ -13,7 +13,7 @@ from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.search.step import Objective
 
-__all__ = ["ByClosure", "ByLosses", "Reading", "depends_on"]
+__all__ = ["ByClosure", "ByLosses", "Reading", "depends_on", "release"]
 
 Check = bool | CheckSchedule
 
@@ -24,6 +24,10 @@ class Reading(Protocol):
     @property
     def repeatable(self) -> bool:
         """Whether losses at other parameters can be evaluated."""
+
+    @property
+    def waiting(self) -> int:
+        """How many gradients wait in `.grad` that it does not know of."""
 
     def linearize(
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
@@ -37,12 +41,16 @@ class Reading(Protocol):
 
 
 class ByClosure:
-    """`step(closure)`."""
+    """`step(closure)`.
+
+    Args:
+        waiting: how many losses were sent backwards before it.
+    """
 
     repeatable = True
 
-    def __init__(self, closure: Callable[[], Any]) -> None:
-        self.closure = closure
+    def __init__(self, closure: Callable[[], Any], waiting: int = 0) -> None:
+        self.closure, self.waiting = closure, waiting
 
     def linearize(
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
@@ -60,7 +68,7 @@ class ByClosure:
 class ByLosses:
     """`loss.backward(); step()`: losses of the current parameters, with their graphs."""
 
-    repeatable = False
+    repeatable, waiting = False, 0
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self.losses = list(losses)
@@ -88,6 +96,13 @@ class ByLosses:
             return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
 
         return Objective(loss, parameters, names, ridge)
+
+
+def release(losses: Iterable[Tensor]) -> None:
+    """Let the graphs go, which `backward()` would have freed, even if the losses are still held."""
+    for loss in losses:
+        if not loss.is_leaf and loss._base is None:  # a view cannot be detached in place
+            loss.detach_()
 
 
 def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:

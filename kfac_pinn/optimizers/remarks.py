@@ -6,7 +6,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.search.step import Objective
 
-__all__ = ["Remarks", "Stopwatch"]
+__all__ = ["Remarks", "Stopwatch", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
@@ -120,6 +121,16 @@ class Remarks:
                 "starts, or call torch.set_num_threads(1)",
             )
 
+    def hooked(self, parameters: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Gradient hooks, which are not called: there is no backward pass to hook."""
+        found = [n for p, n in zip(parameters, names, strict=True) if p._backward_hooks]
+        if found:
+            self.once(
+                "hooked",
+                f"parameter {', '.join(found)} has a gradient hook, which has no effect on the "
+                "step and is not called in it: remove it (handle.remove())",
+            )
+
     def precision(self, before: str, now: str) -> None:
         """Parameters in another dtype or on another device than the state."""
         warnings.warn(
@@ -127,6 +138,20 @@ class Remarks:
             "state starts afresh",
             stacklevel=outside(),
         )
+
+
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradient hooks suspended: derivatives are what they are."""
+    hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
+    kept = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, entries in zip(hooks, kept, strict=True):
+            each.update(entries)
 
 
 class Stopwatch:

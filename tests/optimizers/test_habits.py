@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import (
 
 import kfac_pinn
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, KFACStar
+from kfac_pinn.optimizers.arguments import ADVICE
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.search.line import FixedStep, NormConstraint
 
@@ -62,10 +63,9 @@ def test_arguments_of_other_optimizers_are_named(make: Any, name: str, value: An
     model, _ = small_case()
     with pytest.raises(TypeError, match=f"{make.__name__} has no {name}.*arguments are lr"):
         make(model.parameters(), **{name: value})
-    with pytest.raises(TypeError, match=f"{make.__name__} has no {name}|must be") if not isinstance(
-        value, str
-    ) else warnings.catch_warnings():
-        make([{"params": model.parameters(), name: value}])
+    if not isinstance(value, str) or name in ADVICE:
+        with pytest.raises(TypeError, match=f"{make.__name__} has no {name}"):
+            make([{"params": model.parameters(), name: value}])
 
 
 @pytest.mark.parametrize("make", [GaussNewton, KFACPINN, HessianFree, ENGD, KFACStar])
@@ -103,9 +103,9 @@ def test_text_as_a_number_is_told_how_to_write_it() -> None:
 @pytest.mark.parametrize("damping", ["1e-3", -1.0, float("nan")])
 def test_damping_is_checked_in_groups_too(make: Any, damping: Any) -> None:
     model, _ = small_case()
-    with pytest.raises((TypeError, ValueError), match="damping must be"):
+    with pytest.raises((TypeError, ValueError), match="damping must"):
         make(model.parameters(), damping=damping)
-    with pytest.raises((TypeError, ValueError), match="damping must be"):
+    with pytest.raises((TypeError, ValueError), match="damping must"):
         make([{"params": model.parameters(), "damping": damping}])
 
 
@@ -295,7 +295,7 @@ def test_weight_decay_of_a_group_may_change_and_be_zero(make: Any) -> None:
 @pytest.mark.parametrize("decay", [-1e-4, "1e-4"])
 def test_weight_decay_is_a_number_not_negative(decay: Any) -> None:
     model, _ = small_case()
-    with pytest.raises((TypeError, ValueError), match="weight_decay must be"):
+    with pytest.raises((TypeError, ValueError), match="weight_decay must"):
         KFACPINN(model.parameters(), weight_decay=decay)
 
 
@@ -395,7 +395,7 @@ def test_double_between_two_steps(make: Any) -> None:
         optimizer.step(closure)
     model.double()
     dtype = torch.float64
-    with pytest.warns(UserWarning, match="float64 now.*starts afresh"):
+    with pytest.warns(UserWarning, match="float64 on cpu now.*starts afresh"):
         optimizer.step(closure)
     loss = optimizer.step(closure)
     for _ in range(3):
@@ -413,7 +413,7 @@ def test_a_parameter_object_that_was_replaced_is_named(make: Any) -> None:
     optimizer = make(model.named_parameters())
     optimizer.step(closure)
     model[0].weight = nn.Parameter(model[0].weight.detach().clone())
-    with pytest.warns(UserWarning, match="0.weight.*no longer"):
+    with pytest.warns(UserWarning, match="0.weight any longer"):
         optimizer.step(closure)
 
 
@@ -479,19 +479,18 @@ def test_autocast_is_named(make: Any) -> None:
         optimizer.step(lambda: model(x) - 1)
 
 
-def test_a_hook_that_reads_the_gradient_is_harmless() -> None:
+@every_optimizer
+def test_a_hook_that_changes_the_gradient_has_no_effect_and_is_named(make: Any) -> None:
     model, closure = small_case()
-    seen = []
-    for p in model.parameters():
-        p.register_hook(lambda g: seen.append(g.norm()))
-    KFACPINN(model.parameters()).step(closure)
-
-
-def test_a_hook_that_changes_the_gradient_is_named() -> None:
-    model, closure = small_case()
-    model[0].weight.register_hook(lambda g: 2 * g)
-    with pytest.raises(RuntimeError, match="0.weight.*hook"):
-        KFACPINN(model.named_parameters()).step(closure)
+    other, same = small_case()
+    handle = model[0].weight.register_hook(lambda g: 2 * g)
+    optimizer = make(model.named_parameters())
+    with pytest.warns(UserWarning, match="0.weight .*hook"):
+        optimizer.step(closure)
+    make(other.parameters()).step(same)
+    torch.testing.assert_close(flat(model), flat(other), rtol=1e-12, atol=1e-14)
+    sum(r.square().sum() for r in closure()).backward()
+    handle.remove()
 
 
 # Signature
