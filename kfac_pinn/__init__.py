@@ -26,6 +26,7 @@ from kfac_pinn.optimizers.spring import SPRING
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, HardConstraint, PeriodicFeatures
 from kfac_pinn.pinn.problem import Problem, Term, relative_l2
+from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.taylor_mode.jets import Jet, rule
 from kfac_pinn.taylor_mode.operators import (
     bilaplacian,
@@ -58,6 +59,7 @@ __all__ = [
     "Jet",
     "KFACStar",
     "Linearization",
+    "OneEvaluation",
     "PeriodicFeatures",
     "Problem",
     "SelfLinearizing",

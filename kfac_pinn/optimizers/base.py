@@ -318,7 +318,7 @@ class LeastSquaresOptimizer(Optimizer):
         except BaseException as error:
             objective.restore()
             self._rollback(before)
-            if isinstance(error, torch.linalg.LinAlgError)  # type: ignore[attr-defined]:
+            if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 raise FloatingPointError(OVERFLOW) from error
             raise
 
