@@ -10,14 +10,25 @@ network are needed. The mean over the points stands for an integral: its error, 
 points, bounds that of the solution.
 """
 
+from pathlib import Path
+
 import torch
 import typer
+from drawing import Out, curves, field, save, square
 from torch import Tensor
+from tqdm.auto import trange
 
-from kfac_pinn import KFACPINN, ConvexLoss, taylor
-from kfac_pinn.pinn.domains import Box, sobol
-from kfac_pinn.pinn.networks import MLP, HardConstraint, wall_distance
-from kfac_pinn.pinn.problem import relative_l2
+from kfac_pinn import (
+    KFACPINN,
+    MLP,
+    Box,
+    ConvexLoss,
+    HardConstraint,
+    relative_l2,
+    sobol,
+    taylor,
+    wall_distance,
+)
 
 SQUARE = Box.cube(2, fill=sobol)
 
@@ -27,7 +38,7 @@ def solution(x: Tensor) -> Tensor:
     return torch.sin(torch.pi * x).prod(1, keepdim=True)
 
 
-def main(steps: int = 200, points: int = 4096) -> None:
+def main(steps: int = 200, points: int = 4096, out: Out = Path("figures/deep_ritz.png")) -> None:
     """Minimise the energy; the network vanishes on the boundary by construction."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
@@ -43,12 +54,17 @@ def main(steps: int = 200, points: int = 4096) -> None:
         return ConvexLoss((u, *du), density)
 
     optimizer = KFACPINN(model.parameters())
-    places = SQUARE.interior(2000)
-    for step in range(steps):
-        value = optimizer.step(energy)
-        if step % 20 == 0 or step == steps - 1:
-            error = relative_l2(model, solution, places)
-            print(f"step {step:4d}  energy {value:.10f}  relative L2 error {error:.1e}")
+    held_out, errors = SQUARE.interior(2000), []
+    for _ in (bar := trange(steps)):
+        value = float(optimizer.step(energy))
+        errors.append(relative_l2(model, solution, held_out))
+        bar.set_postfix_str(f"energy {value:.10f}, error {errors[-1]:.1e}")
+
+    grid = square((0, 0), (1, 1))
+    u = model(grid)
+    training = curves("training", "steps", range(steps), relative_L2_error=errors)
+    save(out, field("u", grid, u), field("error", grid, u - solution(grid)), training)
+    print(f"energy {value:.10f}, relative L2 error {errors[-1]:.1e} on held-out points")
 
 
 if __name__ == "__main__":

@@ -3,26 +3,42 @@
 python examples/heat.py
 """
 
+from pathlib import Path
+
 import torch
 import typer
+from drawing import Out, curves, save
+from matplotlib.axes import Axes
 
-from kfac_pinn import KFACPINN
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problems import heat_4d
-from kfac_pinn.pinn.training import Progress, fit
+from kfac_pinn import KFACPINN, MLP, Progress, fit, heat_4d
 
 
-def main(seconds: float = 60.0, seed: int = 0) -> None:
+def main(seconds: float = 60.0, seed: int = 0, out: Out = Path("figures/heat.png")) -> None:
     """Train, then say how far the network is from u* = exp(-t) sum_i sin(2 x_i)."""
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64)
-    model = MLP((5, 24, 24, 1))
+    problem, model = heat_4d(), MLP((5, 24, 24, 1))
     optimizer = KFACPINN(model.parameters())
+    callbacks = [Progress()]
     history = fit(
-        model, heat_4d(), optimizer, seconds=seconds, every=20, seed=seed, callbacks=[Progress()]
+        model, problem, optimizer, seconds=seconds, every=20, seed=seed, callbacks=callbacks
     )
+
+    def along_a_diagonal(axis: Axes) -> None:
+        """Draw u and u* at x = (s, s, s, s), at three times."""
+        s = torch.linspace(0, 1, 101)
+        for t in (0.0, 0.5, 1.0):
+            x = torch.stack([torch.full_like(s, t), s, s, s, s], 1)
+            axis.plot(s, model(x).detach(), label=f"t = {t}")
+            axis.plot(s, problem.solution(x), "k:", linewidth=1)
+        axis.set(title="u at (s, s, s, s); dotted: u*", xlabel="s")
+        axis.legend()
+
+    times, errors = history.column("seconds"), history.column("relative_l2")
+    error = curves("on held-out points", "seconds", times, relative_L2_error=errors)
+    save(out, along_a_diagonal, error)
     last = history.last
-    print(f"{last['step']} steps, held-out relative L2 error {last['relative_l2']:.1e}")
+    print(f"relative L2 error {last['relative_l2']:.1e} on held-out points, {last['step']} steps")
 
 
 if __name__ == "__main__":

@@ -6,32 +6,45 @@ The coefficient is one more trained parameter, in a group of its own; the optimi
 exactly (a dense 1 x 1 block), whatever it does with the network.
 """
 
+from pathlib import Path
+
 import torch
 import typer
+from drawing import Out, curves, field, save, square
+from tqdm.auto import trange
 
-from kfac_pinn import KFACPINN
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problem import relative_l2
-from kfac_pinn.pinn.problems import WithDiffusivity, inverse_heat
+from kfac_pinn import KFACPINN, MLP, WithDiffusivity, inverse_heat, relative_l2
+
+TRUE = 0.25
 
 
-def main(steps: int = 300, sensors: int = 100, guess: float = 1.0) -> None:
+def main(
+    steps: int = 300,
+    sensors: int = 100,
+    guess: float = 1.0,
+    out: Out = Path("figures/inverse_heat.png"),
+) -> None:
     """Train network and coefficient together; the true diffusivity is 0.25."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     problem = inverse_heat(sensors)
     model = WithDiffusivity(MLP((2, 24, 24, 1)), start=guess)
     residuals = problem.sample().residuals(model)
-    optimizer = KFACPINN(
-        [{"params": model.network.parameters()}, {"params": [model.log_kappa]}],
-    )
-    places = problem.held_out(n=2000)
-    for step in range(steps):
-        loss = optimizer.step(residuals)
-        if step % 50 == 0 or step == steps - 1:
-            error = relative_l2(model, problem.solution, places)
-            kappa = model.diffusivity.item()
-            print(f"step {step:4d}  loss {loss:.1e}  diffusivity {kappa:.8f}  error {error:.1e}")
+    groups = [{"params": model.network.parameters()}, {"params": [model.log_kappa]}]
+    optimizer = KFACPINN(groups)
+    held_out, errors, offs = problem.held_out(n=2000), [], []
+    for _ in (bar := trange(steps)):
+        loss = float(optimizer.step(residuals))
+        errors.append(relative_l2(model, problem.solution, held_out))
+        offs.append(abs(model.diffusivity.item() - TRUE))
+        bar.set_postfix_str(f"loss {loss:.1e}, error {errors[-1]:.1e}")
+
+    grid = square((0, 0), (1, 1))
+    temperature = field("temperature", grid, model(grid), "tx")
+    lines = {"error_of_the_diffusivity": offs, "relative_L2_error": errors}
+    save(out, temperature, curves("training", "steps", range(steps), **lines))
+    kappa = model.diffusivity.item()
+    print(f"diffusivity {kappa:.8f} (true: {TRUE}), relative L2 error {errors[-1]:.1e}")
 
 
 if __name__ == "__main__":

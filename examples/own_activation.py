@@ -6,15 +6,14 @@ Made of functions that jets know, it needs nothing: any module will do. A torch 
 do not know needs its derivatives, once: here the normal distribution function `torch.special.ndtr`.
 """
 
+from pathlib import Path
+
 import torch
 import typer
+from drawing import Out, curves, save
 from torch import Tensor, nn
 
-from kfac_pinn import KFACPINN
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.pinn.training import fit
-from kfac_pinn.taylor_mode.rules import elementwise
+from kfac_pinn import KFACPINN, MLP, Progress, elementwise, fit, poisson_2d
 
 
 class Wavelet(nn.Module):
@@ -38,16 +37,20 @@ def ndtr_derivatives(v: Tensor, y: Tensor, order: int) -> list[Tensor]:
     return [density * polynomial for polynomial in he[:order]]
 
 
-def main(steps: int = 200) -> None:
+def main(steps: int = 200, out: Out = Path("figures/own_activation.png")) -> None:
     """Poisson's equation with both."""
     torch.set_default_dtype(torch.float64)
-    activations = {"wavelet": Wavelet(), "normal distribution": torch.special.ndtr}
+    activations = {"wavelet": Wavelet(), "normal_distribution": torch.special.ndtr}
+    errors = {}
     for name, activation in activations.items():
         torch.manual_seed(0)
         model = MLP((2, 32, 32, 1), activation)
-        optimizer = KFACPINN(model.parameters())
-        history = fit(model, poisson_2d(), optimizer, steps=steps, every=50)
-        print(f"{name}: relative L2 error {history.last['relative_l2']:.1e}")
+        optimizer, callbacks = KFACPINN(model.parameters()), [Progress()]
+        history = fit(model, poisson_2d(), optimizer, steps=steps, every=10, callbacks=callbacks)
+        errors[name] = history.column("relative_l2")
+    save(out, curves("relative L2 error", "steps", history.column("step"), **errors))
+    found = ", ".join(f"{name.replace('_', ' ')} {error[-1]:.1e}" for name, error in errors.items())
+    print(f"relative L2 errors: {found}")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,24 @@ A subclass of `LeastSquaresOptimizer` says which step to take; linearising the r
 statistics and undoing failed steps are the step loop's.
 """
 
+from pathlib import Path
+
 import torch
 import typer
+from drawing import Out, curves, save
 
-from kfac_pinn import Linearization
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.pinn.training import Progress, fit
-from kfac_pinn.search.line import FixedStep, Objective, Step
+from kfac_pinn import (
+    MLP,
+    FixedStep,
+    LeastSquaresOptimizer,
+    Linearization,
+    Objective,
+    Parameters,
+    Progress,
+    Step,
+    fit,
+    poisson_2d,
+)
 
 
 class LevenbergMarquardt(LeastSquaresOptimizer):
@@ -39,15 +48,16 @@ class LevenbergMarquardt(LeastSquaresOptimizer):
         return Step(step if better else None, loss, info)
 
 
-def main(steps: int = 200) -> None:
+def main(steps: int = 200, out: Out = Path("figures/own_optimizer.png")) -> None:
     """Poisson's equation on the square."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     model = MLP((2, 16, 16, 1))
     optimizer = LevenbergMarquardt(model.parameters())
-    progress = [Progress(steps)]
-    history = fit(model, poisson_2d(), optimizer, steps=steps, every=50, callbacks=progress)
-    print(f"relative L2 error {history.last['relative_l2']:.1e}")
+    history = fit(model, poisson_2d(), optimizer, steps=steps, every=10, callbacks=[Progress()])
+    lines = {name: history.column(name) for name in ("relative_l2", "loss")}
+    save(out, curves("training", "steps", history.column("step"), **lines))
+    print(f"relative L2 error {history.last['relative_l2']:.1e} on held-out points")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ A problem is data: a domain, terms (where the points come from, what vanishes th
 is one, the exact solution. Every optimizer trains on it, and `fit` measures its error.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 import typer
+from drawing import Out, curves, field, save, square
 from torch import Tensor
 
-from kfac_pinn import KFACPINN, taylor
-from kfac_pinn.pinn.domains import Ball
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problem import Function, Problem, Term
-from kfac_pinn.pinn.training import Progress, fit
+from kfac_pinn import KFACPINN, MLP, Ball, Problem, Progress, Term, fit, taylor
 
 
 def cubic() -> Problem:
@@ -24,11 +24,11 @@ def cubic() -> Problem:
     def solution(x: Tensor) -> Tensor:
         return 1 - (x * x).sum(1, keepdim=True)
 
-    def interior(u: Function, x: Tensor) -> Tensor:
+    def interior(u: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         value, _, laplacian = taylor(u, x, weights=torch.ones(2))  # one pass for both
         return -laplacian + value**3 - 4 - solution(x) ** 3
 
-    def boundary(u: Function, x: Tensor) -> Tensor:
+    def boundary(u: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return u(x)
 
     terms = {
@@ -38,14 +38,19 @@ def cubic() -> Problem:
     return Problem("cubic reaction on a disk", disk, terms, solution)
 
 
-def main(steps: int = 300) -> None:
-    """Train and report the error."""
+def main(steps: int = 300, out: Out = Path("figures/own_problem.png")) -> None:
+    """Train, draw and report the error."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
-    model = MLP((2, 24, 24, 1))
+    problem, model = cubic(), MLP((2, 24, 24, 1))
     optimizer = KFACPINN(model.parameters())
-    history = fit(model, cubic(), optimizer, steps=steps, every=50, callbacks=[Progress(steps)])
-    print(f"relative L2 error {history.last['relative_l2']:.1e}")
+    history = fit(model, problem, optimizer, steps=steps, every=10, callbacks=[Progress()])
+    x = square((-1, -1), (1, 1))
+    u = model(x).where(x.norm(dim=1, keepdim=True) <= 1, torch.nan)
+    lines = {name: history.column(name) for name in ("relative_l2", "loss")}
+    training = curves("training", "steps", history.column("step"), **lines)
+    save(out, field("u", x, u), field("error", x, u - problem.solution(x)), training)
+    print(f"relative L2 error {history.last['relative_l2']:.1e} on held-out points")
 
 
 if __name__ == "__main__":

@@ -5,70 +5,44 @@ python examples/poisson.py
 
 from pathlib import Path
 
-import matplotlib
 import torch
 import typer
-from torch import Tensor, nn
+from drawing import Out, curves, field, save, square
 
-from kfac_pinn import KFACPINN
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.pinn.training import History, Progress, StopAtError, fit
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "poisson.png"
+from kfac_pinn import KFACPINN, MLP, Progress, StopAtError, fit, poisson_2d
 
 
-def main(seconds: float = 60.0, target: float = 1e-5, seed: int = 0, figure: Path = FIGURE) -> None:
+def main(
+    seconds: float = 60.0,
+    target: float = 1e-5,
+    seed: int = 0,
+    out: Out = Path("figures/poisson.png"),
+) -> None:
     """Train to a relative L2 error, print it, and draw the solution, the error and the run."""
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64)
-    problem = poisson_2d()
-    model = MLP((2, 64, 64, 48, 48, 1))
+    problem, model = poisson_2d(), MLP((2, 64, 64, 48, 48, 1))
+    optimizer = KFACPINN(model.parameters())
+    callbacks = [StopAtError(target), Progress()]
     history = fit(
-        model,
-        problem,
-        KFACPINN(model.parameters()),
-        seconds=seconds,
-        every=5,
-        seed=seed,
-        callbacks=[StopAtError(target), Progress()],
+        model, problem, optimizer, seconds=seconds, every=5, seed=seed, callbacks=callbacks
+    )
+    x = square((0, 0), (1, 1))
+    u = model(x)
+    times = history.column("seconds")
+    errors, losses = history.column("relative_l2"), history.column("loss")
+    save(
+        out,
+        field("solution u", x, u),
+        field("error u - u*", x, u - problem.solution(x)),
+        curves("on held-out points", "seconds", times, relative_L2_error=errors, loss=losses),
     )
     last = history.last
+    verdict = "solved" if last["relative_l2"] <= target else f"not solved to {target:.0e}"
     print(
-        f"relative L2 error {last['relative_l2']:.1e} on held-out points "
-        f"after {last['step']} steps, {last['seconds']:.0f} s ({history.reason})"
+        f"{verdict}: relative L2 error {last['relative_l2']:.1e} on held-out points "
+        f"after {last['step']} steps, {last['seconds']:.0f} s"
     )
-    draw(model, problem.solution, history, figure)
-    print(f"picture: {figure}")
-
-
-def draw(model: nn.Module, solution, history: History, path: Path) -> None:
-    """Three panels: u, u - u*, and the errors over the seconds."""
-    axis = torch.linspace(0, 1, 101)
-    grid = torch.cartesian_prod(axis, axis)
-    with torch.no_grad():
-        u, error = image(model(grid)), image(model(grid) - solution(grid))
-    panels, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    options = {"origin": "lower", "extent": (0, 1, 0, 1)}
-    panels.colorbar(left.imshow(u, **options), ax=left)
-    panels.colorbar(middle.imshow(error, cmap="coolwarm", **options), ax=middle)
-    right.semilogy(history.column("seconds"), history.column("relative_l2"), label="error")
-    right.semilogy(history.column("seconds"), history.column("loss"), label="loss")
-    right.legend()
-    left.set(title="solution u", xlabel="x", ylabel="y")
-    middle.set(title="error u - u*", xlabel="x", ylabel="y")
-    right.set(title="relative L2 error, loss", xlabel="seconds")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    panels.savefig(path, dpi=120)
-    plt.close(panels)
-
-
-def image(values: Tensor) -> Tensor:
-    """Values on the grid (x, y) as rows y, columns x."""
-    return values.reshape(101, 101).T
 
 
 if __name__ == "__main__":

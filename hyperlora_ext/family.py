@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.spaces import Task, TaskSpace, single
+from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.domains import Domain
 from kfac_pinn.pinn.problem import Problem, Term
 
@@ -28,7 +28,7 @@ def unknown(x: Tensor, task: Tensor) -> Tensor:
     """The solution of a family whose solution is not known."""
     raise ValueError(
         "no solution of this family is known, so there are no errors and no data. How good a "
-        "network is, its loss on new points tells: `solve`, or `certificate`"
+        "network is, its loss on new points tells: `solve`, or `held_out_loss`"
     )
 
 

@@ -3,60 +3,69 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.emission import LowRank, TaskLinear, Whole
-from hyperlora_ext.frames import Shifted, in_frame, shifted
+from hyperlora_ext.emitted_layers import LowRank, TaskLinear, Whole
 from hyperlora_ext.lora import frozen, ranks_for, rewired
-from hyperlora_ext.spaces import Task, TaskSpace, single
+from hyperlora_ext.symmetry import Shifted, in_frame, shifted
+from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
 HIDDEN = (512, 512, 256, 256, 128, 128)
+Maker = Callable[[int, int], nn.Module]
 
 
 class HyperLoRA(nn.Module):
-    """Emits theta_t = H(task_t), the factors [A : B] of every linear layer of a shared base.
+    """Emits theta_t = start + H(task_t), the factors [A : B] of every linear layer of a base.
 
-    At first every task has nearly the base: the last bias is the start of an adaptation (A random,
-    B = 0) and the last weights are small. With A = B = 0 instead, training would start at a saddle.
+    The start (A random, B = 0) leaves the base as it is; with A = B = 0 training would start at a
+    saddle. H is a tanh network with small last weights, so that at first every task has nearly the
+    base, or any module of the user's.
 
     Args:
         base: u, any module of linear layers; shared and frozen.
         space: of the tasks (`family.space`): what they are, and the range trained on.
         rank: of every layer, or by name, as in `adapt`; None emits the whole base instead, weights
             and biases (the paper's starred rows).
-        hidden: widths of the tanh hypernetwork.
+        network: H: a module that maps embedded tasks (T, space.inputs) to (T, size), each by
+            itself, or what makes one, called as network(space.inputs, size). Give its last layer
+            small weights.
+        hidden: widths of the tanh network otherwise.
         cap: as in `adapt`.
 
     Raises:
-        ValueError: as `adapt`.
+        ValueError: as `adapt`, and for a network that emits another number of numbers.
 
     Source: HyperLoRA for PDEs, section "Hypernetworks for low-ranked adaptation".
     """
+
+    start: Tensor
 
     def __init__(
         self,
         base: nn.Module,
         space: TaskSpace,
         rank: int | Mapping[str, int] | None = 4,
+        *,
+        network: nn.Module | Maker | None = None,
         hidden: Sequence[int] = HIDDEN,
         cap: bool = True,
     ) -> None:
         super().__init__()
         self.space = space
         self.template = rewired(base, emitter(base, rank, cap))
-        start = torch.cat([layer.emission.start() for layer in self.layers])
-        self.network = MLP((space.inputs, *hidden, len(start))).to(start)
-        last = self.network.layers[-1]
-        with torch.no_grad():
-            last.get_parameter("weight").mul_(0.1)
-            last.get_parameter("bias").copy_(start)
+        start = torch.cat([layer.emitted.start() for layer in self.layers])
+        self.register_buffer("start", start)
+        if not isinstance(network, nn.Module):
+            network = (network or tanh_network(hidden))(space.inputs, len(start))
+        self.network = network.to(start)
+        self._check()
 
     @property
     def layers(self) -> list[TaskLinear]:
@@ -66,7 +75,7 @@ class HyperLoRA(nn.Module):
     @property
     def size(self) -> int:
         """How many numbers a task is given."""
-        return sum(layer.emission.size for layer in self.layers)
+        return len(self.start)
 
     def factors(self, tasks: Tensor) -> Tensor:
         """theta (T, size) of tasks (T, p), or of one task (p,).
@@ -74,8 +83,8 @@ class HyperLoRA(nn.Module):
         Raises:
             ValueError: for tasks of the wrong size.
         """
-        like = next(self.network.parameters())
-        return self.network(self.space.embed(self.space.check(tasks).to(like)))
+        embedded = self.space.embed(self.space.check(tasks).to(self.start))
+        return self.start + self.network(embedded)
 
     def fields(self, tasks: Tensor) -> Fields:
         """u of all tasks at once: maps their points, task after task, (T n, d) to (T n, c)."""
@@ -110,7 +119,7 @@ class HyperLoRA(nn.Module):
     def made_of(self, theta: Tensor, task: Tensor) -> nn.Module:
         """The network of a task (p,) with numbers theta (size,): the reverse of `numbers`."""
         parts = zip(self.layers, self.split(theta), strict=True)
-        memo: dict[int, Any] = {id(layer): layer.emission.module(part) for layer, part in parts}
+        memo: dict[int, Any] = {id(layer): layer.emitted.module(part) for layer, part in parts}
         network = copy.deepcopy(self.template, memo)
         return in_frame(network, self.space.offset(task[None])[0].to(theta))
 
@@ -123,15 +132,48 @@ class HyperLoRA(nn.Module):
         names = [n for n, m in self.template.named_modules() if isinstance(m, TaskLinear)]
         network = pinn.network if isinstance(pinn, Shifted) else pinn
         parts = zip(self.layers, map(network.get_submodule, names), strict=True)
-        return torch.cat([layer.emission.numbers(module) for layer, module in parts])
+        return torch.cat([layer.emitted.numbers(module) for layer, module in parts])
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """theta (..., size) by layer."""
-        return theta.split([layer.emission.size for layer in self.layers], dim=-1)
+        return theta.split([layer.emitted.size for layer in self.layers], dim=-1)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """The network takes a stack of embedded tasks, and emits as many numbers as are needed."""
+        tasks = torch.stack([torch.zeros(self.space.inputs), torch.ones(self.space.inputs)])
+        expected, found = (2, self.size), f"takes no stack {tuple(tasks.shape)} of tasks"
+        try:
+            theta = self.network(tasks.to(self.start))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(NETWORK.format(found=found, expected=expected)) from error
+        if not isinstance(theta, Tensor) or theta.shape != expected:
+            shape = tuple(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+            found = f"emits {shape} for a stack {tuple(tasks.shape)} of tasks"
+            raise ValueError(NETWORK.format(found=found, expected=expected))
+
+
+NETWORK = (
+    "the hypernetwork {found}: map (T, inputs) to (T, size), here to {expected}, one row a task. "
+    "Given as a function of (inputs, size) instead of a module, it is told both"
+)
+
+
+def tanh_network(hidden: Sequence[int]) -> Maker:
+    """The paper's hypernetwork, with a small last layer."""
+
+    def make(inputs: int, size: int) -> nn.Module:
+        network = MLP((inputs, *hidden, size))
+        with torch.no_grad():
+            network.layers[-1].get_parameter("weight").mul_(0.1)
+            network.layers[-1].get_parameter("bias").zero_()
+        return network
+
+    return make
 
 
 class Fields:
-    """u of T tasks, with weights emitted once: a function of stacked points, or of their jet.
+    """u of T tasks, with numbers emitted once: a function of stacked points, or of their jet.
 
     Args:
         hyper: whose template is evaluated.
@@ -140,27 +182,28 @@ class Fields:
 
     Attributes:
         theta: as given.
-        weights: lent to each layer, W (T, d_out, d_in) and b.
     """
 
     def __init__(self, hyper: HyperLoRA, theta: Tensor, offsets: Tensor) -> None:
-        self.hyper, self.layers, self.offsets = hyper, hyper.layers, offsets
-        self.theta = theta
-        parts = zip(self.layers, hyper.split(theta), strict=True)
-        self.weights = [layer.emission.weights(part) for layer, part in parts]
+        self.hyper, self.theta, self.offsets = hyper, theta, offsets
 
     def parameters(self) -> Iterator[Tensor]:
         """theta: its dtype and device are those of the points."""
         return iter([self.theta])
 
+    def lent(self, points: int) -> Tensor:
+        """The numbers of each task, to be used at so many points in all."""
+        return self.theta
+
     def __call__(self, x: Any) -> Any:
         """Fields (T n, c) at points (T n, d)."""
+        layers, parts = self.hyper.layers, self.hyper.split(self.lent(len(x)))
         try:
-            for layer, lent in zip(self.layers, self.weights, strict=True):
-                layer.lent = lent
+            for layer, part in zip(layers, parts, strict=True):
+                layer.lent = part
             return self.hyper.template(shifted(x, self.offsets))
         finally:
-            for layer in self.layers:
+            for layer in layers:
                 layer.lent = None
 
 

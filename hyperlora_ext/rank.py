@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from hyperlora_ext.certified import held_out_loss
 from hyperlora_ext.family import Family
 from hyperlora_ext.levenberg import Solver
 from hyperlora_ext.lora import LoRALinear, Ranks, adapt, adapters, linear_layers, merge
-from hyperlora_ext.solve import certificate
-from hyperlora_ext.training import Levenberg
+from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn import linearize
 from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.search.step import Objective
@@ -110,7 +110,7 @@ class Growth:
 def grow(
     base: nn.Module,
     problem: Problem,
-    train: Levenberg | None = None,
+    train: LevenbergSchedule | None = None,
     target: float = 0.0,
     *,
     most: int = 8,
@@ -125,26 +125,26 @@ def grow(
     that lowers the loss by less than `gain` is the last one.
 
     Args:
-        train: the schedule of each rank; `Levenberg()` by default.
+        train: the schedule of each rank; `LevenbergSchedule()` by default.
         target: a held-out loss that is good enough, that of the base on its own task, say.
         most: ranks tried.
         gain: in the held-out loss, below which growing stops.
         steps: of training a rank.
         seed: of the points.
     """
-    train, generator = train or Levenberg(), Generator().manual_seed(seed)
+    train, generator = train or LevenbergSchedule(), Generator().manual_seed(seed)
     like = next(base.parameters())
 
     def draw(sizes: Mapping[str, int] | None) -> Batch:
         return problem.sample(generator, sizes, like.dtype, like.device)
 
     judges = draw(train.held_out or train.sizes)
-    model, losses = base, [certificate(judges.residuals(base))]
+    model, losses = base, [held_out_loss(judges.residuals(base))]
     for rank in range(1, most + 1):
         found = direction(model, draw(train.sizes), judges)
         grown = adapt(base, 1, directions=found.rows) if rank == 1 else extended(model, found)
         train(grown, problem, steps=steps, seed=seed + rank)
-        losses.append(certificate(judges.residuals(grown)))
+        losses.append(held_out_loss(judges.residuals(grown)))
         if rank == 1 or losses[-1] < losses[-2]:
             model = grown
         if losses[-1] <= target or (rank > 1 and losses[-1] > losses[-2] / gain):
@@ -153,7 +153,11 @@ def grow(
 
 
 def common_ranks(
-    base: nn.Module, family: Family, tasks: Tensor, train: Levenberg | None = None, **options: Any
+    base: nn.Module,
+    family: Family,
+    tasks: Tensor,
+    train: LevenbergSchedule | None = None,
+    **options: Any,
 ) -> dict[str, int]:
     """Ranks by layer that serve a whole family, as `HyperLoRA` takes them.
 

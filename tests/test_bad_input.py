@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +15,7 @@ from steepest import Steepest
 from torch import Tensor, nn
 
 from kfac_pinn import (
-    ENGD,
-    KFAC,
-    KFACPINN,
-    SPRING,
     GaussNewton,
-    HessianFree,
     laplacian,
     linearize,
     total_loss,
@@ -48,8 +41,7 @@ def fails(error: type[Exception], *says: str) -> Any:
 
 
 SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "two columns": (lambda u: torch.cat([u, u], 1), r"\(6, 2\)"),
-    "a mean": (lambda u: u.square().mean(), r"shape \(\)"),
+    "a row": (lambda u: u.mT, r"\(1, 6\)"),
     "no points": (lambda u: u[:0], r"\(0,\)"),
     "three axes": (lambda u: u[:, :, None], r"\(6, 1, 1\)"),
 }
@@ -106,20 +98,6 @@ def test_no_residuals_at_all() -> None:
         linearize(lambda: (), list(network().parameters()))
 
 
-def test_a_torch_closure() -> None:
-    model = network()
-    optimizer = Steepest(model.parameters())
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = model(x).square().mean()
-        loss.backward()
-        return loss
-
-    with fails(ValueError, "do not average over the points"):
-        optimizer.step(closure)
-
-
 def test_residuals_without_a_gradient() -> None:
     model = network()
     detached = lambda: (model(x), model(x).detach())  # noqa: E731
@@ -133,13 +111,6 @@ def test_residuals_of_another_model() -> None:
     model, other = network(), network()
     with fails(RuntimeError, "residual 1 depends on none of the optimizer's parameters", "Pass"):
         linearize(lambda: (model(x), other(x)), list(model.parameters()))
-
-
-def test_penalties_on_weights() -> None:
-    model = network()
-    closure = lambda: (model(x), 0.1 * weight(model, "0.weight").flatten())  # noqa: E731
-    with fails(RuntimeError, "residual 1 reads parameter 0 of shape", "F.linear"):
-        linearize(closure, list(model.parameters()), check=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -159,79 +130,13 @@ def test_gradients_that_are_not_finite() -> None:
         optimizer.step(lambda: model(x).square().sqrt() + 1)
 
 
-def test_batch_norm() -> None:
-    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
-    with fails(RuntimeError, "parameter 0.weight", "BatchNorm", "LayerNorm or model.eval"):
-        names = [name for name, _ in model.named_parameters()]
-        linearize(lambda: model(x), list(model.parameters()), check=True, names=names)
-
-
-def test_a_later_closure_is_checked_too() -> None:
-    model = network()
-    optimizer = Steepest(model.parameters())
-    optimizer.step(lambda: model(x))
-    with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-        optimizer.step(lambda: model(x) - model(x).mean())
-
-
-def test_rounding_is_not_taken_for_a_wrong_row() -> None:
-    """A layer norm of two features: in float32, autograd itself is right to few digits."""
-    refused = 0
-    for seed in range(20):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 2), nn.LayerNorm(2))
-        z = torch.rand(40, 2)
-        u = lambda: laplacian(model, z)[:, 0]  # noqa: B023, E731
-        linearize(u, model.parameters(), check=True)
-        try:
-            linearize(lambda: u() - u().mean(), model.parameters(), check=True)  # noqa: B023
-        except RuntimeError:
-            refused += 1
-    assert refused >= 18
-
-
-def mixed(model: nn.Module) -> Tensor:
-    return model(x) - model(x).mean()
-
-
-LATER: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]] = {
-    "partial": functools.partial,
-    "decorated": lambda residual: torch.enable_grad()(residual),
-    "method": lambda residual: types.MethodType(lambda _: residual(), x),
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_a_closure_calls_counts_not_how_it_is_wrapped(name: str) -> None:
-    model = network()
-    optimizer = Steepest(model.parameters())
-    optimizer.step(LATER[name](lambda: model(x)))
-    for _ in range(2):  # nor is it forgiven the second time
-        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-            optimizer.step(LATER[name](lambda: mixed(model)))
-
-
-def test_a_closure_that_changes_its_ways_is_checked_again() -> None:
-    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
-    optimizer, calls = Steepest(model.parameters()), []
-
-    def closure() -> Tensor:
-        calls.append(model.train(len(calls) >= 2))
-        return model(x) - 1
-
-    optimizer.step(closure)
-    optimizer.step(closure)
-    with fails(RuntimeError, "parameter 0 of shape", "BatchNorm"):
-        optimizer.step(closure)
-
-
 def runs_compared(check: bool | CheckSchedule, runs: int) -> list[int]:
     """The steps at which the Jacobian is compared with autograd's, points and closures changing."""
     model = network()
     optimizer, found = Steepest(model.parameters()), []
     optimizer.check = check
     for run in range(1, runs + 1):
-        with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
+        with mock.patch("kfac_pinn.jacobian.sources.mismatch", return_value=None) as compare:
             optimizer.step(lambda n=run % 3 + 2: laplacian(model, x[:n]))  # type: ignore[misc]
         found += [run] * compare.call_count
     return found
@@ -255,7 +160,7 @@ def test_two_programs_are_checked_each_on_its_own() -> None:
     model, compared = network(), [0, 0]
     optimizer = Steepest(model.parameters())
     for step in range(16):
-        with mock.patch("kfac_pinn.jacobian.closure.compare") as compare:
+        with mock.patch("kfac_pinn.jacobian.sources.mismatch", return_value=None) as compare:
             optimizer.step([lambda: model(x), lambda: model(x).sin()][step % 2])
         compared[step % 2] += compare.call_count
     assert compared == [4, 4]
@@ -269,34 +174,6 @@ def test_a_copied_optimizer_checks_anew() -> None:
     copied = copy.deepcopy(optimizer)
     assert isinstance(copied.check, CheckSchedule)
     assert copied.check.runs == {} and copied.check.every == 7
-
-
-SECOND_ORDER = [KFACPINN, GaussNewton, SPRING, ENGD, KFAC, HessianFree]
-
-
-def rolled(u: Tensor, by: int) -> Tensor:
-    return u.roll(by, 0)
-
-
-def permuted(u: Tensor, by: int) -> Tensor:
-    order = torch.arange(len(u))
-    return u[order if not by else order.roll(by).flip(0)]
-
-
-@pytest.mark.parametrize("shuffle", [rolled, permuted])
-@pytest.mark.parametrize("kind", SECOND_ORDER, ids=lambda kind: kind.__name__)
-def test_outputs_shuffled_later_are_noticed(kind: Any, shuffle: Any) -> None:
-    """The same functions are called, on other indices, from the second step on."""
-    model, by, y = network(), [0], x.sin().sum(1, keepdim=True)
-    optimizer = kind(model.parameters())
-    closure = lambda: shuffle(model(x), by[0]) - y  # noqa: E731
-    optimizer.step(closure)
-    by[0] = 2
-    before = nn.utils.parameters_to_vector(model.parameters()).clone()
-    for _ in range(2):  # nor is it forgiven the second time
-        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-            optimizer.step(closure)
-    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
 
 
 @pytest.mark.parametrize("first", [2, 3, 7])
@@ -316,74 +193,6 @@ def test_a_closure_that_trains_from_some_later_call_on(first: int) -> None:
         for _ in range(5):
             optimizer.step(closure)
     assert calls[0] == first
-
-
-PRODUCTS: dict[str, Callable[[Tensor], Callable[[Any], Any]]] = {
-    "x @ W.T": lambda W: lambda z: z @ W.T,
-    "matmul": lambda W: lambda z: torch.matmul(z, W.t()),
-    "addmm": lambda W: lambda z: torch.addmm(torch.zeros(1, dtype=W.dtype), z, W.mT),
-    "method": lambda W: lambda z: z.mm(W.transpose(0, 1)),
-    "einsum": lambda W: lambda z: torch.einsum("ni,oi->no", z, W),
-}
-
-
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_matrix_products_with_a_trained_matrix(name: str) -> None:
-    W = nn.Parameter(torch.rand(1, 2, dtype=torch.float64))
-    u = PRODUCTS[name](W)
-    with fails(RuntimeError, r"\(1, 2\)", r"functional.linear\(x, W, b\)", "nn.Linear"):
-        linearize(lambda: u(x), [W])
-
-
-@pytest.mark.parametrize("name", ["x @ W.T", "matmul", "einsum"])
-def test_matrix_products_of_jets(name: str) -> None:
-    W = nn.Parameter(torch.rand(1, 2, dtype=torch.float64))
-    u = PRODUCTS[name](W)
-    with fails(RuntimeError, r"\(1, 2\)", r"functional.linear\(x, W, b\)"):
-        linearize(lambda: laplacian(lambda z: u(z.sin()), x), [W])
-
-
-def test_nested_autograd() -> None:
-    model = network()
-
-    def closure() -> Tensor:
-        z = x.clone().requires_grad_()
-        (du,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
-        return du[:, 0]
-
-    with fails(RuntimeError, r"autograd.grad\(..., create_graph=True\)", "taylor"):
-        linearize(closure, list(model.parameters()))
-
-
-@pytest.mark.parametrize("transform", [torch.func.hessian, torch.func.jacrev, torch.func.jacfwd])
-def test_transforms_of_torch_func(transform: Callable[..., Any]) -> None:
-    model = network()
-    derivative = transform(lambda point: model(point).sum())
-    with fails(RuntimeError, "torch.func transform", "whole batch", "laplacian"):
-        linearize(lambda: torch.vmap(derivative)(x).flatten(1).sum(1), list(model.parameters()))
-
-
-def test_the_points_of_two_terms_in_one_evaluation() -> None:
-    model = network()
-
-    def closure() -> tuple[Tensor, Tensor]:
-        u = model(torch.cat([x, x + 1, x + 2]))
-        return u[:6], u[6:]
-
-    with fails(RuntimeError, "parameter 0 of shape", "18 points", "6 entries", "once a term"):
-        linearize(closure, list(model.parameters()))
-
-
-def test_points_that_are_mixed() -> None:
-    model = network()
-    closures: list[Callable[[], Tensor]] = [
-        lambda: model(x).flip(0),
-        lambda: model(x) - model(x).mean(),
-        lambda: model(x) - model(x).roll(1, 0),
-    ]
-    for closure in closures:
-        with fails(RuntimeError, "parameter 0 of shape", "one by one"):
-            linearize(closure, list(model.parameters()), check=True)
 
 
 def test_parameters_of_mixed_dtype() -> None:
@@ -466,22 +275,6 @@ def test_closures_that_train(change: str) -> None:
         weight(model, "2.weight").fill_(1.0)
     with fails(RuntimeError, "the closure changed parameter 2.weight", "between the steps"):
         optimizer.step(closure)
-
-
-def test_large_leaves() -> None:
-    table = nn.Embedding(3000, 2, dtype=torch.float64)
-    index = torch.arange(6)
-    with fails(RuntimeError, "parameter 0 of shape", "6000 entries", "too large", "F.linear"):
-        linearize(lambda: table(index).sum(1), list(table.parameters()))
-    idle = nn.Parameter(torch.zeros(6000, dtype=torch.float64))
-    model = network()
-    linearize(lambda: model(x), [*model.parameters(), idle])
-
-
-def test_grouped_convolutions() -> None:
-    layer = nn.Conv1d(2, 2, 1, groups=2).double()
-    with fails(NotImplementedError, "groups=2", "groups=1"):
-        linearize(lambda: layer(x[:, :, None]).sum((1, 2)), list(layer.parameters()))
 
 
 class OnCuda:

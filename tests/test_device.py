@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import regimes
 import second_device
 import torch
 from second_device import Elsewhere, SecondDevice, SecondGenerator
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 import hyperlora_ext as hl
 import kfac_pinn.pinn.problems
-from hyperlora_ext import regimes
 from hyperlora_ext.problems import burgers1d, burgers1d_published, burgers2d, kovasznay
 from kfac_pinn import (
     ENGD,
@@ -161,10 +161,10 @@ FAMILIES: dict[str, tuple[Callable[[], hl.Family], Callable[[], nn.Module]]] = {
 }
 
 
-def small(family: hl.Family) -> tuple[dict[str, int], hl.Levenberg]:
+def small(family: hl.Family) -> tuple[dict[str, int], hl.LevenbergSchedule]:
     """Four points a condition, and a schedule with them."""
     sizes = dict.fromkeys(family.conditions, 4)
-    return sizes, hl.Levenberg(sizes, sizes, every=2)
+    return sizes, hl.LevenbergSchedule(sizes, sizes, every=2)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -174,10 +174,10 @@ def test_families(name: str, device: torch.device) -> None:
     family, tasks = make(), make().splits().train[:2]
     sizes, train = small(family)
     hyper = hl.HyperLoRA(new().double().to(device), family.space, rank=1, hidden=(4, 4)).to(device)
-    hl.by_physics(hyper, family, lambda _: tasks, train, sizes, steps=1)
+    regimes.by_physics(hyper, family, lambda _: tasks, train, sizes, steps=1)
     regimes.by_data(hyper, family, lambda _: tasks, train, 5, steps=1)
-    hl.by_physics(
-        hyper, family, lambda g: family.space.sample(2, g), hl.Stochastic(), sizes, steps=1
+    regimes.by_physics(
+        hyper, family, lambda g: family.space.sample(2, g), hl.StochasticSchedule(), sizes, steps=1
     )
     solved = hl.solve(hyper, family, tasks[0], tolerance=0.0, sizes=sizes, steps=1)
     assert solved.model(family.grid[:5].to(device)).device == device
@@ -189,9 +189,11 @@ def test_regimes(device: torch.device) -> None:
     """What is trained a task at a time, and a hypernetwork from it."""
     family, tasks = kovasznay(), kovasznay().splits().train[:2]
     _, train = small(family)
-    base = hl.pinn(MLP((2, 5, 5, 3)).double().to(device), family.problem(tasks[0]), train, steps=1)
-    adapted = hl.l_pinn(base, family.problem(tasks[1]), train, rank=1, steps=1)
-    whole = hl.f_pinn(base, family.problem(tasks[1]), train, steps=1)
+    base = regimes.pinn(
+        MLP((2, 5, 5, 3)).double().to(device), family.problem(tasks[0]), train, steps=1
+    )
+    adapted = regimes.l_pinn(base, family.problem(tasks[1]), train, rank=1, steps=1)
+    whole = regimes.f_pinn(base, family.problem(tasks[1]), train, steps=1)
     hyper = hl.HyperLoRA(base, family.space, rank=1, hidden=(4, 4)).to(device)
     teachers = regimes.teachers(hyper, family, tasks, train, steps=1)
     regimes.by_pinns(hyper, family, (tasks, teachers), train, 5, steps=1)

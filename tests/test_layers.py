@@ -45,7 +45,7 @@ FLOORS = [
     ["pinn.domains"],
     ["pinn.networks"],
     ["pinn.problem"],
-    ["pinn.problems"],
+    ["pinn.problems", "pinn.windows"],
     ["pinn.training"],
     ["pinn"],
 ]

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from hyperlora_ext.family import Condition, Family, Function, uniform_points
 from hyperlora_ext.problems.spectral import solve_burgers
-from hyperlora_ext.spaces import GaussianField
+from hyperlora_ext.task_spaces import GaussianField
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
 from kfac_pinn.taylor_mode.operators import taylor
 

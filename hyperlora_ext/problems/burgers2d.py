@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from hyperlora_ext.family import Condition, Family, Function
 from hyperlora_ext.problems.kovasznay import faces
-from hyperlora_ext.spaces import Interval
+from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.taylor_mode.operators import taylor
 

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.family import Condition, Family, Function, uniform_points
-from hyperlora_ext.spaces import Interval
+from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.taylor_mode.operators import taylor
 

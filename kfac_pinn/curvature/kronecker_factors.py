@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import Layer, LayerInputs, LayerJacobian, Leaf, second_moment
+from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 
@@ -163,7 +163,9 @@ class TraceNormDamping:
 
 
 def identity(like: Tensor) -> Tensor:
-    """I of the size of the last dimension."""
+    """I of the size of the last dimension; for a diagonal (n,), ones."""
+    if like.ndim == 1:
+        return torch.ones_like(like)
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
@@ -222,7 +224,7 @@ class Factors:
     def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
         """The factors of every block at the current parameters."""
         cotangents = self.fisher.cotangents(linearization, step)
-        return {block: self._of(block, linearization, cotangents) for block in linearization.blocks}
+        return {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
 
     def average_of(self, known: BlockFactors | None, measured: BlockFactors) -> BlockFactors:
         """The averages with the factors just measured; a term that is gone is forgotten."""
@@ -243,8 +245,7 @@ class Factors:
                 one more pair diag(ridge) (x) I, one an entry of another leaf; None: nothing.
         """
         if isinstance(factors, LeafGramian):
-            gramian = factors.gramian if ridge is None else factors.gramian + torch.diag(ridge)
-            return DenseInverse(damped_solve(gramian, identity(gramian), damping))
+            return DenseInverse(leaf_inverse(factors.gramian, damping, ridge))
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
         if ridge is not None:
             pairs.append((torch.diag(ridge), identity(pairs[0][1])))
@@ -285,16 +286,16 @@ class Factors:
         return KroneckerCurvature({block: renewed(block) for block in blocks}, ridge)
 
     def _of(
-        self, block: Block, linearization: Linearization, cotangents: Cotangents
+        self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
     ) -> BlockFactors:
         if isinstance(block, Leaf):
-            return LeafGramian(linearization.gramian(block))
+            return LeafGramian(linearization.leaf_gramian(block, step))
         pairs = {}
         for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
-            jacobian = term.blocks.get(block)
-            if isinstance(jacobian, LayerJacobian):
+            if (found := term.factors(block, step)) is not None:
+                jacobian, by_point = found
                 A = self.sharing.inputs(jacobian.inputs)
-                B = self._gradients(jacobian.g, u)
+                B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
                 pairs[k] = KroneckerPair(A[block.columns, block.columns], B)
         return LayerFactors(pairs)
 
@@ -326,7 +327,7 @@ class LayerFactors:
 
 @dataclass(frozen=True)
 class LeafGramian:
-    """The exact block of J^T J of any other leaf, shape (size, size)."""
+    """The exact block of J^T J of any other leaf, (size, size), or of a large one its diagonal."""
 
     gramian: Tensor
 
@@ -374,6 +375,14 @@ class KroneckerCurvature:
         return out
 
 
+def leaf_inverse(gramian: Tensor, damping: float, ridge: Tensor | None) -> Tensor:
+    """(gramian + damping + ridge)^-1, of a whole matrix or of a diagonal (size,)."""
+    shift = damping if ridge is None else damping + ridge
+    if gramian.ndim == 1:
+        return 1 / (gramian + shift)
+    return damped_solve(gramian, identity(gramian), shift)
+
+
 def part_of(ridge: Tensor | None, block: Block) -> Tensor | None:
     """A ridge (P,) on one block: of a layer, one number a column of [W | b]; None where it is 0."""
     parts = [] if ridge is None else [ridge[place] for place in block.slices]
@@ -387,6 +396,7 @@ def part_of(ridge: Tensor | None, block: Block) -> Tensor | None:
 def precondition(block: Block, inverse: BlockInverse, v: Tensor, out: Tensor) -> None:
     """Write the block of F^-1 v into the flat vector `out`."""
     if isinstance(block, Leaf) and isinstance(inverse, DenseInverse):
-        out[block.place] = inverse.inverse @ v[block.place]
+        known, part = inverse.inverse, v[block.place]
+        out[block.place] = known * part if known.ndim == 1 else known @ part
     elif isinstance(block, Layer) and isinstance(inverse, KroneckerInverse):
         block.write(inverse.solve(block.matrix(v)), out)

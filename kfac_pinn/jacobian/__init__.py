@@ -9,3 +9,14 @@ linearization  residual and Jacobian: products, rows, Gramian, kernel
 check          the Jacobian against autograd's, now and then
 closure        the linearisation of a closure
 """
+
+from kfac_pinn.jacobian.closure import Linearization, SelfLinearizing, linearize
+from kfac_pinn.jacobian.losses import ConvexLoss, total_loss
+
+__all__ = [
+    "ConvexLoss",
+    "Linearization",
+    "SelfLinearizing",
+    "linearize",
+    "total_loss",
+]

@@ -128,8 +128,8 @@ def norms(result: Linearization, flat: Tensor) -> Tensor:
 
 def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) -> Tensor:
     """J^T u (P,) by autograd alone."""
-    parts = zip(result.terms, outputs, result.split(u), strict=True)
-    scalars = [t.scale * (output @ part) for t, output, part in parts]
+    parts = zip(outputs, u.split([len(output) for output in outputs]), strict=True)
+    scalars = [len(output) ** -0.5 * (output @ part) for output, part in parts]
     return autograd_of(torch.stack(scalars).sum(), result.parameters)
 
 

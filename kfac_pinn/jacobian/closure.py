@@ -41,19 +41,14 @@ class SelfLinearizing(Protocol):
 
     For residuals whose Jacobian is known in a form of its own, such as weights that are emitted by
     another network. What it returns may override any method of `Linearization` (`kernel`, say) by
-    a cheaper one.
+    a cheaper one; it is compared with autograd as any other.
     """
 
     def __call__(self) -> Residuals:
         """The residuals, as any closure."""
 
-    def linearize(
-        self,
-        parameters: Sequence[Tensor],
-        check: bool = False,
-        names: Sequence[str] | None = None,
-    ) -> Linearization:
-        """r and J at the current parameters; arguments and errors as of the function below."""
+    def linearize(self, parameters: Sequence[Tensor]) -> Linearization:
+        """r and J at the current parameters, the rows in the order of the residuals."""
 
 
 def linearize(
@@ -88,9 +83,12 @@ def linearize(
         )
     before = [p.detach().clone() for p in known]
     if isinstance(closure, SelfLinearizing):
-        with due(check, known, [type(closure)]) as now:
-            result = closure.linearize(list(known), now, list(known.values()))
+        with torch.enable_grad(), due(check, known, [type(closure)]) as now:
+            result = closure.linearize(list(known))
             refuse_changes(known, before)
+            refuse_infinite(result, known)
+            if now:
+                compare(result, outputs_of(closure, next(iter(known))), known)
             return result
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         with Capture(known) as capture, BackwardWatch(known, run=False) as watch:
@@ -214,6 +212,11 @@ def tangents_of(term: Term, like: Tensor) -> list[tuple[Tensor, Tensor]]:
                 "Do not detach it, nor compute it under torch.no_grad()"
             )
     return pairs
+
+
+def outputs_of(closure: Callable[[], Residuals], like: Tensor) -> list[Tensor]:
+    """The tangents of the residuals with their graphs."""
+    return [output for term in as_terms(closure()) for output, _ in tangents_of(term, like)]
 
 
 def linear_term_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:

@@ -32,6 +32,7 @@ from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
+from kfac_pinn.jacobian.sampled import Sampler
 from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["GraphAssembly", "Memory", "ReadResidual"]
@@ -117,10 +118,10 @@ class GraphAssembly:
         trained = {id(p): p for p in names}
         self.read = [ReadResidual(output, trained, memory) for output in outputs]
         products = [p for read in self.read for p in self._products(read)]
-        products.sort(key=lambda pair: pair[0].node._sequence_nr())
+        products.sort(key=lambda pair: (pair[1] is None, pair[0].node._sequence_nr()))
         self.partition = Partition(
             names,
-            [Pair(p.weight, bias, p.transposed) for p, bias in products if p.weight is not None],
+            [Pair(p.weight, b, p.stored_transposed) for p, b in products if p.weight is not None],
             self._alone(),
         )
         self.inputs: dict[Any, LayerInputs] = {}
@@ -136,12 +137,24 @@ class GraphAssembly:
             **self._leaves(read, value, lost),
         }
         rest = AutogradJacobian(read.output, lost) if lost else None
-        return TermJacobian(name, value, blocks, rest)
+        return TermJacobian(name, value, blocks, rest, self._sampler(read, lost))
+
+    def _sampler(self, read: ReadResidual, lost: list[Block]) -> Sampler | None:
+        """Kronecker factors of the layers that are left to autograd."""
+        found: dict[Layer, list[Product]] = {}
+        biased = set()
+        for product, bias in self._products(read):
+            layer = self.partition.layers.get(id(product.weight))
+            if layer is not None and layer in lost:
+                found.setdefault(layer, []).append(product)
+                if bias is not None and bias is layer.bias:
+                    biased.add(product)
+        return Sampler(read.output, found, biased) if found else None
 
     def _products(self, read: ReadResidual) -> list[tuple[Product, Tensor | None]]:
         """Products with the trained bias that is added to them, if one is."""
         added = {
-            reader.node: bias
+            read.graph.sum_at(reader.node): bias
             for reader in read.reached
             if isinstance(reader, Factor) and (bias := leaf_at(reader.edge)) is not None
         }
@@ -159,7 +172,7 @@ class GraphAssembly:
         for read in self.read:
             joint = {p.bias_node for p, bias in self._products(read) if bias is not None}
             for reader in read.reached:
-                if not isinstance(reader, Factor) or reader.node not in joint:
+                if not isinstance(reader, Factor) or read.graph.sum_at(reader.node) not in joint:
                     found |= set(read.graph.leaves_of(reader.edge))
         return found - {
             id(p.weight)
@@ -171,7 +184,11 @@ class GraphAssembly:
     def _lost(self, read: ReadResidual) -> list[Block]:
         """Blocks with a reader that cannot be read, or too large for dense rows."""
         found: dict[Block, None] = {}
+        joint = {p.bias_node: bias for p, bias in self._products(read) if bias is not None}
         for reader in read.reached:
+            bias = joint.get(read.graph.sum_at(reader.node))
+            if bias is not None and leaf_at(reader.edge) is bias and self._layered(bias):
+                continue  # its rows are those of the product
             layered = isinstance(reader, Product) and id(reader.weight) in self.partition.layers
             for parameter in read.graph.leaves_of(reader.edge):
                 block = self.partition.block(parameter)
@@ -179,6 +196,9 @@ class GraphAssembly:
                 if not clear or not (layered or self._fits(read, reader, block)):
                     found[block] = None
         return list(found)
+
+    def _layered(self, bias: Tensor) -> bool:
+        return isinstance(self.partition.block(id(bias)), Layer)
 
     def _fits(self, read: ReadResidual, reader: Reader, block: Block) -> bool:
         if isinstance(block, Layer):

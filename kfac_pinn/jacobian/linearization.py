@@ -17,13 +17,21 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import BlockJacobian, Layer, LayerJacobian, Leaf
+from kfac_pinn.jacobian.blocks import (
+    BlockJacobian,
+    EntriesJacobian,
+    Layer,
+    LayerJacobian,
+    Leaf,
+)
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
+from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries, signs
 from kfac_pinn.linalg import rows_at_once, sum_of_squares
 
 __all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
+LARGEST_GRAMIAN = 4096
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,14 @@ class TermJacobian:
         residual: r_k, shape (N,).
         blocks: the Jacobian with respect to each block whose rows are known, layers in factors.
         rest: that of all other blocks that it depends on, by products; None if there are none.
+        sampler: Kronecker factors of layers among the rest.
     """
 
     name: str
     residual: Tensor
     blocks: dict[Block, BlockJacobian]
     rest: AutogradJacobian | None = None
+    sampler: Sampler | None = None
 
     @property
     def scale(self) -> float:
@@ -83,6 +93,20 @@ class TermJacobian:
             return self.scale * self.rest.rows(points, block)
         return self.residual.new_zeros(len(self.residual[points]), block.size)
 
+    def factors(self, block: Block, seed: int) -> tuple[LayerJacobian, bool] | None:
+        """z and g for the Kronecker factors of a layer, and whether g is that of each point.
+
+        Where it is not, g is a sample with random signs, of unit variance.
+        """
+        found = self.blocks.get(block)
+        if isinstance(found, LayerJacobian):
+            return found, True
+        if isinstance(found, EntriesJacobian):
+            found = factors_of_entries(found)
+        elif self.sampler is not None and isinstance(block, Layer):
+            found = self.sampler(block, seed)
+        return (found, False) if isinstance(found, LayerJacobian) else None
+
     def restrict(self, block: Block) -> TermJacobian:
         """The same with all columns zero but those of one block."""
         blocks = {b: j for b, j in self.blocks.items() if b is block}
@@ -117,6 +141,7 @@ class Linearization:
 
     ridge: Tensor | None = None
     needs_gradients: bool = False
+    _sample: tuple[int, Tensor] | None = None
 
     def __init__(
         self,
@@ -217,6 +242,24 @@ class Linearization:
     def gramian(self, block: Block | None = None) -> Tensor:
         """J^T J, shape (P, P), or the diagonal block of one block, shape (size, size)."""
         return sum_of_squares(rows for rows, _ in self.batches(block=block))
+
+    def leaf_gramian(self, leaf: Leaf, seed: int) -> Tensor:
+        """J^T J of a leaf, for a preconditioner: exact (size, size) where its rows are known.
+
+        Else, and where it is large, an estimate of the diagonal (size,), by one vector of random
+        signs s: the mean of (J^T s)^2 has the right trace.
+        """
+        explicit = all(leaf in t.blocks for t in self.terms if leaf in t.depends_on)
+        if explicit and leaf.size <= LARGEST_GRAMIAN:
+            return self.gramian(leaf)
+        sample = self._sampled_gradient(seed)[leaf.place]
+        return sample.square().mean().expand(leaf.size).clone()
+
+    def _sampled_gradient(self, seed: int) -> Tensor:
+        """J^T s, shape (P,)."""
+        if self._sample is None or self._sample[0] != seed:
+            self._sample = seed, self.vjp(signs(self.residual, seed))
+        return self._sample[1]
 
     def gramian_diagonal(self) -> Tensor:
         """diag(J^T J), shape (P,)."""

@@ -7,6 +7,7 @@ before those rows in the gradient.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -191,7 +192,7 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
 
 def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
     """The terms of one entry; a tensor means least squares."""
-    from kfac_pinn.jacobian.scalar_losses import residual_terms  # which makes terms itself
+    from kfac_pinn.jacobian.scalar_losses import ends_in_squares, residual_terms  # of terms itself
 
     if isinstance(value, (ConvexLoss, LeastSquares)):
         return [value]
@@ -205,6 +206,12 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
         return list(residual_terms(value, trained))
     if value.ndim == 2 and 1 < value.shape[1] <= value.shape[0] and not value.is_complex():
         return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
+    if value.shape == (1,) and ends_in_squares(value):
+        warnings.warn(
+            f"{name} of shape (1,) is a sum of squares, and a residual is squared once more. If it "
+            "is the loss, return it with shape (), or call backward() on it",
+            stacklevel=2,
+        )
     return [LeastSquares(value, name)]
 
 

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kfac_pinn.jacobian.capture.graph import SHAPING, edges_of, inputs_first
+from kfac_pinn.jacobian.capture.graph import SHAPING, SLICING, edges_of, inputs_first, slicing
 from kfac_pinn.jacobian.capture.readers import name_of, shape_of
 from kfac_pinn.jacobian.losses import LeastSquares
 
 __all__ = ["Reweighted", "ends_in_squares", "residual_terms"]
 
 Node: TypeAlias = Any
+Edge: TypeAlias = tuple[Node, int]
 Rho: TypeAlias = Callable[[Tensor], Tensor]
 
 COLUMNS = 8  # a residual with at most so many columns is a system: one term an equation
@@ -88,6 +89,10 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
     Raises:
         ValueError: where the loss is no sum of squares; the operation is named.
     """
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss carries no gradient: do not detach it, nor compute it under torch.no_grad()"
+        )
     walk = Walk(loss, trained)
     if not walk.heads:
         raise ValueError(
@@ -108,10 +113,13 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
 
 def ends_in_squares(value: Tensor) -> bool:
     """Whether one number is a sum of squares already, and so rather a loss than a residual."""
+    if not value.requires_grad or value.numel() > 1:
+        return False
     try:
-        return value.requires_grad and bool(Walk(value, None).heads)
+        walk = Walk(value, None)
     except ValueError:
         return False
+    return not walk.constants and sum(head.residual.numel() for head in walk.heads) > 1
 
 
 class Walk:
@@ -257,7 +265,7 @@ def signed(dim: int) -> int:
 def product(node: Node) -> Head | None:
     """r * r."""
     first, second = node.next_functions
-    return Head(node, node._saved_self, same) if first[0] is not None and first == second else None
+    return Head(node, node._saved_self, same) if alike(first, second) else None
 
 
 def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
@@ -266,7 +274,7 @@ def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
     def read(node: Node) -> Head | None:
         first, second = (base(*edge) for edge in node.next_functions)
         one = math.prod(shape_of(node, 0)) == 1
-        if not one or first is None or first != second:
+        if not one or not alike(first, second):
             return None
         r = getattr(node, f"_saved_{names[0]}")
         return Head(node, r, lambda weight: weight.reshape(-1)[0].expand(r.shape))
@@ -274,11 +282,23 @@ def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
     return read
 
 
-def base(node: Node, output: int) -> tuple[Node, int] | None:
+def base(node: Node, output: int) -> Edge:
     """The tensor that was reshaped or transposed."""
     while name_of(node) in SHAPING - {"Expand"}:
         node, output = node.next_functions[0]
-    return None if node is None else (node, output)
+    return node, output
+
+
+def alike(first: Edge, second: Edge) -> bool:
+    """Whether two tensors are the same one, or the same slice of one."""
+    if first[0] is None or second[0] is None:
+        return False
+    if first == second:
+        return True
+    names, cuts = zip(*((name_of(node), slicing(node)) for node, _ in (first, second)), strict=True)
+    if names[0] not in SHAPING | SLICING or names[0] != names[1] or cuts[0] != cuts[1]:
+        return False
+    return first[1] == second[1] and alike(*(node.next_functions[0] for node, _ in (first, second)))
 
 
 def mse(node: Node) -> Head:

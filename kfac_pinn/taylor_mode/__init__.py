@@ -5,3 +5,39 @@ rules       how each torch function acts on jets
 operators   gradient, Laplacian and all other operators, from one pass
 stochastic  unbiased estimators of operators in high dimension
 """
+
+from kfac_pinn.taylor_mode.jets import Jet
+from kfac_pinn.taylor_mode.operators import (
+    bilaplacian,
+    divergence,
+    gradient,
+    hessian,
+    homogeneous,
+    laplacian,
+    partial,
+    taylor,
+)
+from kfac_pinn.taylor_mode.rules import elementwise, linear, rule
+from kfac_pinn.taylor_mode.stochastic import (
+    hutchinson_laplacian,
+    stochastic_bilaplacian,
+    subsampled_laplacian,
+)
+
+__all__ = [
+    "Jet",
+    "bilaplacian",
+    "divergence",
+    "elementwise",
+    "gradient",
+    "hessian",
+    "homogeneous",
+    "hutchinson_laplacian",
+    "laplacian",
+    "linear",
+    "partial",
+    "rule",
+    "stochastic_bilaplacian",
+    "subsampled_laplacian",
+    "taylor",
+]

@@ -21,7 +21,7 @@ from hyperlora_ext.problems import (
 from hyperlora_ext.problems.burgers1d import heat_flow
 from hyperlora_ext.problems.burgers2d import front
 from hyperlora_ext.problems.kovasznay import kovasznay_flow
-from hyperlora_ext.spaces import GaussianField
+from hyperlora_ext.task_spaces import GaussianField
 
 F64 = torch.float64
 FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]

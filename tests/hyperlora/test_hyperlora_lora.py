@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from hyperlora_ext.frames import Shifted
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import LoRALinear, adapt, adapters, count, merge
-from hyperlora_ext.saved import load, state
-from hyperlora_ext.spaces import GaussianField, Interval
+from hyperlora_ext.serialization import load, state
+from hyperlora_ext.symmetry import Shifted
+from hyperlora_ext.task_spaces import GaussianField, Interval
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.networks import MLP, HardConstraint, ModifiedMLP, PirateNet
 from kfac_pinn.taylor_mode.operators import taylor

@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from regimes import by_physics, pinn
 from torch import nn
 
-from hyperlora_ext import training
+from hyperlora_ext import schedules
+from hyperlora_ext.certified import solve
 from hyperlora_ext.family import Condition, Family, Function, uniform_points
-from hyperlora_ext.generated import TaskResiduals
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.objectives import task_problem
 from hyperlora_ext.problems import (
     burgers1d,
     burgers1d_published,
@@ -25,10 +25,11 @@ from hyperlora_ext.problems import (
     kovasznay,
 )
 from hyperlora_ext.problems.burgers1d import heat_flow
-from hyperlora_ext.regimes import by_physics, pinn
-from hyperlora_ext.solve import solve
-from hyperlora_ext.spaces import GaussianField, Interval, Intervals
-from hyperlora_ext.training import Levenberg
+from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.task_problem import task_problem
+from hyperlora_ext.task_residuals import TaskResiduals
+from hyperlora_ext.task_spaces import GaussianField, Interval, Intervals
+from kfac_pinn import linearize
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 from kfac_pinn.taylor_mode.operators import taylor
@@ -126,11 +127,13 @@ def test_a_family_of_several_numbers_is_learned() -> None:
     grid = torch.linspace(0, 1, 51, dtype=F64)[:, None]
     family = Family("waves", box, space, conditions, solution, grid)
     middle = family.problem(torch.tensor([1.0, 2.0]))
-    base = pinn(MLP((1, 10, 10, 1)).double(), middle, Levenberg(), steps=15)
+    base = pinn(MLP((1, 10, 10, 1)).double(), middle, LevenbergSchedule(), steps=15)
     h = HyperLoRA(base, space, 2, hidden=(16, 16))
     test = family.splits().test[:5]
     before = family.errors(h.pinn, test).mse.mean()
-    by_physics(h, family, lambda g: space.sample(12, g), Levenberg(), {"interior": 10}, steps=25)
+    by_physics(
+        h, family, lambda g: space.sample(12, g), LevenbergSchedule(), {"interior": 10}, steps=25
+    )
     assert family.errors(h.pinn, test).mse.mean() < before / 100
 
 
@@ -138,8 +141,8 @@ def test_the_example_of_a_family_of_ones_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It runs; and where a = 1 its residual vanishes at the solution of Liouville and Bratu."""
-    fit = training.fit
-    monkeypatch.setattr(training, "fit", lambda *a, **k: fit(*a, **{**k, "steps": 1}))
+    fit = schedules.fit
+    monkeypatch.setattr(schedules, "fit", lambda *a, **k: fit(*a, **{**k, "steps": 1}))
     example = Path(__file__).parents[2] / "examples" / "hyperlora_own_family.py"
     family = runpy.run_path(str(example))["family"]
     assert capsys.readouterr().out.count("held-out loss") == 3
@@ -176,9 +179,9 @@ def test_a_family_without_a_solution() -> None:
     whole = kovasznay()
     family = Family(whole.name, whole.domain, whole.space, whole.conditions)
     few = {"interior": 30, "boundary": 20}
-    base = pinn(MLP((2, 8, 3)).double(), family.problem(40), Levenberg(few), steps=2)
+    base = pinn(MLP((2, 8, 3)).double(), family.problem(40), LevenbergSchedule(few), steps=2)
     h = HyperLoRA(base, family.space, 2, hidden=(6,))
-    by_physics(h, family, lambda g: family.space.nodes(2), Levenberg(), few, steps=2)
+    by_physics(h, family, lambda g: family.space.nodes(2), LevenbergSchedule(), few, steps=2)
     solved = solve(h, family, 60, steps=2, sizes=few)
     assert solved.loss <= solved.predicted
     for asks in (family.reference, lambda t: family.errors(h.pinn, torch.tensor([[t]]))):
@@ -240,4 +243,4 @@ def test_moving_a_task_moves_its_prediction() -> None:
     assert (h.numbers(v) - h.factors(task)[0]).abs().max() == 0
     points = burgers1d().sample(task, None, {"interior": 7, "initial": 5})
     closure = TaskResiduals(h, task, lambda u: burgers1d().residuals(u, task, points))
-    closure.linearize(list(h.network.parameters()), check=True)
+    linearize(closure, h.network.parameters(), check=True)

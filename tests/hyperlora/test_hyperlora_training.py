@@ -7,24 +7,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import regimes
 import torch
+from published_schedule import PUBLISHED_HYPER, PUBLISHED_PINN, PublishedSchedule
 from torch import Generator, nn
 
-from hyperlora_ext import regimes
+from hyperlora_ext.certified import Closure, drawing, held_out_loss, polish, solve
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
 from hyperlora_ext.lora import adapt, adapters, count
-from hyperlora_ext.objectives import Data, task_problem
 from hyperlora_ext.problems import kovasznay
 from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
-from hyperlora_ext.solve import Closure, certificate, drawing, polish, solve
-from hyperlora_ext.training import (
-    PUBLISHED_HYPER,
-    PUBLISHED_PINN,
-    Levenberg,
-    Published,
-    Stochastic,
+from hyperlora_ext.schedules import (
+    LevenbergSchedule,
+    StochasticSchedule,
+    Train,
 )
+from hyperlora_ext.task_problem import Data, task_problem
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
@@ -33,10 +32,10 @@ from kfac_pinn.pinn.training import Callback, Checkpoint, Run
 F64 = torch.float64
 FAMILY = kovasznay()
 SIZES = {"interior": 80, "boundary": 40}
-OURS = Levenberg(SIZES, {"interior": 200, "boundary": 80})
+OURS = LevenbergSchedule(SIZES, {"interior": 200, "boundary": 80})
 FEW = {"interior": 12, "boundary": 8}
-PAPER = Published(30, 10, 5, polish=3, sizes=FEW)
-FRESH = Stochastic(lr=0.1, momentum=0.5)
+PAPER = PublishedSchedule(30, 10, 5, polish=3, sizes=FEW)
+FRESH = StochasticSchedule(lr=0.1, momentum=0.5)
 
 
 def task(reynolds: float) -> torch.Tensor:
@@ -77,10 +76,10 @@ def test_held_out_points_have_a_veto() -> None:
     model, x, other = MLP((1, 8, 1)).double(), torch.rand(9, 1).double(), torch.rand(30, 1).double()
     judges = lambda: model(other) - torch.sin(6 * other)  # noqa: E731
     optimizer = LevenbergMarquardt(model.parameters(), held_out=judges)
-    losses = [certificate(judges)]
+    losses = [held_out_loss(judges)]
     for _ in range(20):
         optimizer.step(lambda: model(x) - torch.sin(6 * x))
-        losses.append(certificate(judges))
+        losses.append(held_out_loss(judges))
     assert all(b <= 1.1 * a for a, b in pairwise(losses))
     assert losses[-1] < 0.3 * losses[0]
 
@@ -112,7 +111,7 @@ def test_one_task_three_ways(base: nn.Module) -> None:
 
 @pytest.mark.parametrize("rank", [2, None])
 def test_a_hypernetwork_four_ways(base: nn.Module, rank: int | None) -> None:
-    train, tasks = Levenberg(every=2), FAMILY.space.nodes(4)
+    train, tasks = LevenbergSchedule(every=2), FAMILY.space.nodes(4)
     start = HyperLoRA(base, FAMILY.space, rank, hidden=(12, 12))
     test = FAMILY.space.sample(2)
     untouched = float(FAMILY.errors(lambda _: base, test).mse.mean())
@@ -129,7 +128,7 @@ def test_a_hypernetwork_four_ways(base: nn.Module, rank: int | None) -> None:
     adam, known = copy.deepcopy(weights), (tasks, networks)
     misfit = regimes.by_weights(weights, FAMILY, known)
     assert misfit < 1e-4
-    schedule = Published(60, 40, 10, patience=60)
+    schedule = PublishedSchedule(60, 40, 10, patience=60)
     assert misfit < regimes.by_weights(adam, FAMILY, known, schedule) < 0.1
     assert error(physics) < untouched / 3 and error(data) < untouched / 3
     assert error(pinns) < untouched / 3 and error(weights) < untouched
@@ -156,8 +155,8 @@ class Interruption(Callback):
 
 def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path) -> None:
     fresh = task_problem(FAMILY, lambda g: FAMILY.space.sample(3, g), sizes=FEW)
-    cases: list[tuple[regimes.Train, Problem]] = [(OURS, FAMILY.problem(task(60)))]
-    cases += [(Levenberg(every=3), fresh), (PAPER, fresh), (FRESH, fresh)]
+    cases: list[tuple[Train, Problem]] = [(OURS, FAMILY.problem(task(60)))]
+    cases += [(LevenbergSchedule(every=3), fresh), (PAPER, fresh), (FRESH, fresh)]
 
     def start(index: int) -> nn.Module:
         torch.manual_seed(5)
@@ -175,7 +174,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path)
 
 def test_a_part_of_no_sizes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"start=0\.5 is a part of the points: give their `sizes`"):
-        Levenberg(start=0.5)
+        LevenbergSchedule(start=0.5)
 
 
 def test_a_stochastic_schedule_learns_and_comes_to_rest(base: nn.Module) -> None:
@@ -189,7 +188,7 @@ def test_a_stochastic_schedule_learns_and_comes_to_rest(base: nn.Module) -> None
         def on_step(self, run: Run) -> None:
             rates.append(run.optimizer.param_groups[0]["lr"])
 
-    train = Stochastic()
+    train = StochasticSchedule()
     history = regimes.by_physics(h, FAMILY, fresh, train, FEW, steps=20, callbacks=[Watch()])
     assert float(FAMILY.errors(h.pinn, test).mse.mean()) < before / 10
     assert rates == pytest.approx([0.3 * (1 - k / 20) for k in range(1, 21)])
@@ -210,20 +209,20 @@ def test_a_stochastic_schedule_damps_in_units_of_the_rows(base: nn.Module) -> No
         for r in residual.flatten():
             row = torch.autograd.grad(r, parameters, retain_graph=True)
             squares.append(sum(float(g.square().sum()) for g in row) / residual.numel())
-    optimizer = Stochastic(damping=1e-3).optimizer(h, problem, seed=4)
+    optimizer = StochasticSchedule(damping=1e-3).optimizer(h, problem, seed=4)
     expected = 1e-3 * sum(squares) / len(squares)
     assert optimizer.param_groups[0]["damping"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [OURS, PAPER], ids=["ours", "paper"])
-def test_a_seed_makes_a_run_again(base: nn.Module, schedule: regimes.Train) -> None:
+def test_a_seed_makes_a_run_again(base: nn.Module, schedule: Train) -> None:
     """The seed of torch makes the start of a hypernetwork, the schedule's its points."""
 
     def ends(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(3)
         h = HyperLoRA(base, FAMILY.space, 2, hidden=(6,))
         fresh = lambda g: FAMILY.space.sample(2, g)  # noqa: E731
-        own = schedule if schedule is PAPER else Levenberg(every=2)
+        own = schedule if schedule is PAPER else LevenbergSchedule(every=2)
         regimes.by_physics(h, FAMILY, fresh, own, FEW, steps=3, seed=seed)
         v = regimes.l_pinn(base, FAMILY.problem(60), schedule, 2, steps=3, seed=seed)
         return [p for m in (h, v) for p in m.parameters() if p.requires_grad]
@@ -238,7 +237,7 @@ def test_regression_on_weights_needs_a_schedule_of_torch(base: nn.Module, rank: 
     h = HyperLoRA(base, FAMILY.space, rank, hidden=(6,))
     known = FAMILY.space.nodes(2), [h.pinn(t) for t in FAMILY.space.nodes(2)]
     with pytest.raises(RuntimeError, match="takes one of torch's optimizers"):
-        regimes.by_weights(h, FAMILY, known, Levenberg(), steps=1)
+        regimes.by_weights(h, FAMILY, known, LevenbergSchedule(), steps=1)
 
 
 def test_every_regime_takes_the_papers_schedule(base: nn.Module) -> None:
@@ -259,7 +258,7 @@ def test_every_regime_takes_the_papers_schedule(base: nn.Module) -> None:
             train = getattr(regimes, f"by_{way}")
             given = known if way in ("pinns", "weights") else lambda g: nodes
             extra = () if what is None else (what,)
-            train(h, FAMILY, given, Published(30, 20, 5, polish=5), *extra)
+            train(h, FAMILY, given, PublishedSchedule(30, 20, 5, polish=5), *extra)
             assert float(FAMILY.errors(h.pinn, nodes).mse.mean()) < before, (rank, way)
 
 
@@ -283,11 +282,11 @@ def test_published_schedule_trains_and_stops_early(base: nn.Module) -> None:
     v = adapt(base, 2)
     history = PAPER(v, problem)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"] and "L-BFGS" in history.reason
-    stuck = Published(500, 100, 100, patience=0, sizes=FEW)
+    stuck = PublishedSchedule(500, 100, 100, patience=0, sizes=FEW)
     assert "no progress" in stuck(adapt(base, 2), problem, steps=300).reason
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
     problem = task_problem(FAMILY, lambda g: FAMILY.space.nodes(4), sizes=FEW)
-    history = Published(20, 10, 5, sizes=FEW)(h, problem)
+    history = PublishedSchedule(20, 10, 5, sizes=FEW)(h, problem)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
 
 
@@ -315,10 +314,10 @@ def test_polishing_ends_at_its_best_and_draws_anew_after_a_veto(base: nn.Module)
         drawn.append(times)
         return few(times)
 
-    start = certificate(judges)
+    start = held_out_loss(judges)
     loss, taken = polish(model, judges, draw, 0.0, 12)
     assert taken == 12 and loss < start
-    assert certificate(judges) == pytest.approx(loss, rel=1e-12)  # the model is left there
+    assert held_out_loss(judges) == pytest.approx(loss, rel=1e-12)  # the model is left there
     assert len(drawn) > 1  # five points are soon exhausted
 
 

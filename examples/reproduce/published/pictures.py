@@ -19,7 +19,6 @@ from kfac_pinn.pinn.problems.poisson import poisson
 from kfac_pinn.pinn.training import Callback, Run, fit
 from published.figures import write
 from published.recipes import OPTIMIZERS
-from published.training import Clock
 
 __all__ = ["draw", "errors", "measure", "poisson_waves"]
 
@@ -102,7 +101,7 @@ def pictures(
     torch.manual_seed(0)
     model, taken = MLP(NETWORK), Snapshots(seconds)
     built = OPTIMIZERS[optimizer].build(model.parameters(), **settings)
-    fit(model, poisson_waves(), built, seconds=seconds[-1], callbacks=[Clock("cpu"), taken])
+    fit(model, poisson_waves(), built, seconds=seconds[-1], callbacks=[taken])
     return taken.rows
 
 

@@ -48,7 +48,7 @@ class Experiment:
     Attributes:
         problem, optimizer: names in `recipes`.
         network: hidden widths, () for the problem's smallest published network.
-        seconds, steps: the budget, whichever is spent first; seconds as `Clock` counts them. It
+        seconds, steps: the budget, whichever is spent first; seconds as `fit` counts them. It
             is no part of the name: a run given more goes on where it was.
         seed: of initialisation and points.
         points: numbers of points by term, where they differ from the problem's own.

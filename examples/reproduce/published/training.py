@@ -22,7 +22,7 @@ from kfac_pinn.pinn.training import Callback, Checkpoint, Every, Run, fit
 from published.recipes import NEVER, OPTIMIZERS, PROBLEMS
 from published.results import Experiment, save
 
-__all__ = ["AtRest", "Autosave", "Bar", "Clock", "network_of", "run_all", "train"]
+__all__ = ["AtRest", "Autosave", "Bar", "Milestones", "network_of", "run_all", "train"]
 
 #: Seconds at which rows are recorded, ten a decade: curves on a logarithmic axis.
 MILESTONES = [
@@ -30,49 +30,14 @@ MILESTONES = [
 ]  # fmt: skip
 
 
-class Clock(Callback):
-    """Counts the seconds of `optimizer.step`, and records a row at each of the milestones.
+class Milestones(Callback):
+    """Records a row at each of the milestones."""
 
-    Args:
-        device: says whose seconds count.
-    """
-
-    def __init__(self, device: str) -> None:
-        self.now = cpu_seconds if device == "cpu" else gpu_seconds
-        self.spent = self.began = 0.0
-
-    def on_start(self, run: Run) -> None:
-        run.optimizer.register_step_pre_hook(self._begin)
-        run.optimizer.register_step_post_hook(self._end)
+    ends = False
 
     def on_step(self, run: Run) -> None:
-        if bisect(MILESTONES, self.spent) > bisect(MILESTONES, run.rows[-1]["seconds"]):
-            run.seconds = self.spent
+        if bisect(MILESTONES, run.seconds) > bisect(MILESTONES, run.rows[-1]["seconds"]):
             run.record()
-        run.seconds = self.spent
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"spent": self.spent}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.spent = state["spent"]
-
-    def _begin(self, *_: Any) -> None:
-        self.began = self.now()
-
-    def _end(self, *_: Any) -> None:
-        self.spent += self.now() - self.began
-
-
-def cpu_seconds() -> float:
-    """What the wall clock of an idle machine would show: other work there does not count."""
-    return time.process_time()
-
-
-def gpu_seconds() -> float:
-    """The wall clock, after all queued work is done."""
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class AtRest(Callback):
@@ -191,11 +156,11 @@ def train(experiment: Experiment, folder: Path, show: bool = False) -> dict[str,
         optimizer_of(experiment, model),
         steps=experiment.steps,
         seconds=experiment.seconds,
-        every=NEVER,  # the clock records
+        every=NEVER,  # the milestones do
         seed=experiment.seed,
         sampling=Every(every, experiment.points),
         callbacks=[
-            Clock(experiment.device),
+            Milestones(),
             AtRest(50 if every == NEVER else NEVER),
             Autosave(experiment.checkpoint(folder)),
             Bar(experiment, show),

@@ -49,6 +49,7 @@ STATIC = {
     "Repeat", "Fill", "Zero", "Sign", "Atan", "LogSigmoid", "Expm1", "Log1p",
 }  # fmt: skip
 SLICING = {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Diagonal", "Narrow", "Chunk"}
+PASSING = SHAPING | SLICING | set(ELEMENTWISE)
 ROWWISE = {"Mm", "Addmm"}
 
 
@@ -116,11 +117,19 @@ class Graph:
         """Whether a product of trained and constant tensors may be a matrix itself.
 
         That is W0 @ A or a hypernetwork's layer at one input, but not the layer of a network whose
-        rows, many points, are mixed later on.
+        rows, many points, are mixed later on. Copies that several residuals read are shared, too.
         """
+        if name_of(reader.node) == "Expand":
+            return True
         if not isinstance(reader, Product) or not self._reads_no_points(reader.node):
             return False
         return len(reader.z) == 1 or self._feeds_products(reader.node)
+
+    def sum_at(self, node: Node) -> Node:
+        """The sum that the copies of a vector, one a point, go into; else the node itself."""
+        users = self.consumers[node]
+        copied = name_of(node) == "Expand" and len(users) == 1
+        return users[0] if copied and name_of(users[0]) == "Add" else node
 
     def _reads_no_points(self, node: Node) -> bool:
         sources = [source for source, _ in node.next_functions if source is not None]
@@ -168,7 +177,9 @@ class Graph:
         users = self.consumers[node]
         return bool(users) and all(
             name_of(user) in PRODUCTS
-            or (name_of(user) in SHAPING | set(ELEMENTWISE) and self._feeds_products(user))
+            or (
+                name_of(user) in SHAPING | SLICING | set(ELEMENTWISE) and self._feeds_products(user)
+            )
             for user in users
         )
 
@@ -197,12 +208,13 @@ class Graph:
 
     def _orient(self, product: Product) -> None:
         """Which leaf the matrix is, if it is one or the transpose of one."""
-        node, flips = product.edge.node, 0
+        node: Node = product.edge.node
+        flips = 0
         while name_of(node) == "T":
             node, flips = node.next_functions[0][0], flips + 1
         if hasattr(node, "variable"):
             if node.variable.ndim == 2 or name_of(product.node) == "Convolution":
-                product.weight = node.variable
+                product.weight, product.flips = node.variable, flips
                 product.transposed = bool(flips % 2) == product.left
         elif name_of(node) in SHAPING and len(self.leaves[node]) == 1:
             product.find_weight(self.trained[next(iter(self.leaves[node]))])

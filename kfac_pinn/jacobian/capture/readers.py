@@ -42,6 +42,7 @@ class Product:
         left: where T stands.
         weight: the trained matrix that T is, or is the transpose of; None if it is computed.
         transposed: whether the weight is stored as (d, d') of this product, not as (d', d).
+        flips: how often the weight was transposed on the way.
         bias_node: the node that adds the bias, if one does.
     """
 
@@ -52,7 +53,17 @@ class Product:
     left: bool = False
     weight: Tensor | None = None
     transposed: bool = False
+    flips: int = 0
     bias_node: Node | None = None
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the layer's weight is stored as (d_in, d_out).
+
+        A weight that was transposed twice is that of a derivative: F.linear transposes it once, the
+        derivative with respect to the input once more, and swaps the roles of z and g.
+        """
+        return self.transposed if self.flips < 2 else not self.transposed
 
     def find_weight(self, leaf: Tensor) -> None:
         """Look through views, copies and casts: send numbered entries back to the leaf."""

@@ -2,10 +2,16 @@
 
 loop        fit, and the history it returns
 run         the state of a run, its step and measurements, when points are drawn
-callbacks   checkpoints, learning rate schedules, stopping at an error, a progress bar
+clock       what a second is
+callbacks   learning rate schedules, ends of a run, a progress bar
+checkpoint  a run stored, and continued bit for bit
+identity    what run a checkpoint belongs to
+storage     files that are whole or refused
+checks      what `fit` was given by mistake
 """
 
-from kfac_pinn.pinn.training.callbacks import Checkpoint, Progress, Schedule, StopAtError
+from kfac_pinn.pinn.training.callbacks import Patience, Progress, Schedule, StopAtError
+from kfac_pinn.pinn.training.checkpoint import Checkpoint
 from kfac_pinn.pinn.training.loop import History, fit
 from kfac_pinn.pinn.training.run import Callback, Every, Fixed, Row, Run, Sampling
 
@@ -15,6 +21,7 @@ __all__ = [
     "Every",
     "Fixed",
     "History",
+    "Patience",
     "Progress",
     "Row",
     "Run",

@@ -1,49 +1,16 @@
-"""What may be done during a run: checkpoints, schedules, a target, a progress bar."""
+"""What may be done during a run: schedules, ends, a progress bar."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kfac_pinn.pinn.training.run import Callback, Run
 
-__all__ = ["Checkpoint", "Progress", "Schedule", "StopAtError"]
-
-
-class Checkpoint(Callback):
-    """Stores the run in a file every so many steps and at its end.
-
-    Args:
-        path: the file, replaced at once; `torch.load(path, weights_only=True)` reads it.
-        every: steps between two writings.
-        resume: continue from the file where there is one: bit for bit the uninterrupted run.
-    """
-
-    def __init__(self, path: str | Path, every: int = 1000, resume: bool = True) -> None:
-        self.path, self.every, self.resume = Path(path), every, resume
-
-    def on_start(self, run: Run) -> None:
-        if self.resume and self.path.exists():
-            run.load_state_dict(torch.load(self.path, map_location="cpu", weights_only=True))
-
-    def on_step(self, run: Run) -> None:
-        if run.step % self.every == 0:
-            self.save(run)
-
-    def on_end(self, run: Run) -> None:
-        self.save(run)
-
-    def save(self, run: Run) -> None:
-        """Write beside the file, then replace it: an interruption leaves the old one whole."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        torch.save(run.state_dict(), partial)
-        os.replace(partial, self.path)
+__all__ = ["Patience", "Progress", "Schedule", "StopAtError"]
 
 
 @dataclass
@@ -58,14 +25,50 @@ class StopAtError(Callback):
             run.stop(f"relative L2 error {error:.2e} is at most {self.target:.2e}")
 
 
-@dataclass
-class Schedule(Callback):
-    """Steps a learning rate scheduler after every step."""
+class Patience(Callback):
+    """Stops when the held-out loss of the history has not improved for so many steps."""
 
-    scheduler: LRScheduler
+    def __init__(self, steps: int) -> None:
+        self.steps, self.best, self.since = steps, math.inf, 0
 
     def on_step(self, run: Run) -> None:
-        self.scheduler.step()
+        row = run.rows[-1]
+        if row["held_out_loss"] < self.best:
+            self.best, self.since = row["held_out_loss"], row["step"]
+        elif run.step - self.since >= self.steps:
+            run.stop(f"no progress on held-out points for {self.steps} steps")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.since = state["best"], state["since"]
+
+
+class Schedule(Callback):
+    """Steps a learning rate scheduler after every step; `ReduceLROnPlateau` is told the loss.
+
+    Raises:
+        ValueError: at the start, if the scheduler is another optimizer's.
+    """
+
+    ends = False
+
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self.scheduler = scheduler
+
+    def on_start(self, run: Run) -> None:
+        if self.scheduler.optimizer is not run.optimizer:
+            raise ValueError(
+                f"the {type(self.scheduler).__name__} was made for another optimizer than the "
+                f"{type(run.optimizer).__name__} of this run: make it from that one"
+            )
+
+    def on_step(self, run: Run) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(run.loss)
+        else:
+            self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         return self.scheduler.state_dict()
@@ -75,21 +78,42 @@ class Schedule(Callback):
 
 
 class Progress(Callback):
-    """A progress bar with the last row's error; needs tqdm.
+    """A progress bar over the budget, with the loss and the last row's error.
 
     Args:
-        total: steps of the whole run, None if unknown.
+        total: steps of the whole run; those (else the seconds) of `fit`'s budget by default.
     """
 
-    def __init__(self, total: int | None = None) -> None:
-        from tqdm import tqdm
+    ends = False
 
-        self.bar = tqdm(total=total, unit="step")
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+
+    def on_start(self, run: Run) -> None:
+        from tqdm.auto import tqdm  # only where a bar is wanted: it takes a while to import
+
+        steps, seconds = run.budget.steps if self.total is None else self.total, run.budget.seconds
+        self.by_seconds = steps is None and seconds is not None
+        total, unit = (seconds, "s") if self.by_seconds else (steps, "step")
+        self.bar = tqdm(total=total, unit=unit, bar_format=SECONDS if self.by_seconds else None)
 
     def on_step(self, run: Run) -> None:
-        self.bar.update(run.step - self.bar.n)
-        error = run.rows[-1].get("relative_l2", math.nan)
-        self.bar.set_postfix_str(f"loss {run.loss:.2e}, error {error:.2e}", refresh=False)
+        done = run.step
+        if self.by_seconds:
+            done = min(round(run.seconds, 1), self.bar.total)
+        self.bar.set_postfix_str(f"loss {run.loss:.2e}, {_error(run)}", refresh=False)
+        self.bar.update(done - self.bar.n)
 
     def on_end(self, run: Run) -> None:
         self.bar.close()
+
+
+SECONDS = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of training{postfix}"
+
+
+def _error(run: Run) -> str:
+    """Of the last row: against the solution, or the loss on points held out."""
+    row = run.rows[-1]
+    if "relative_l2" in row:
+        return f"error {row['relative_l2']:.2e}"
+    return f"held-out loss {row['held_out_loss']:.2e}"

@@ -11,7 +11,8 @@ from torch import Generator, nn
 from torch.optim import Optimizer
 
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.pinn.training.run import Callback, Every, Fixed, Row, Run, Sampling
+from kfac_pinn.pinn.training.checks import check_arguments, check_budget, check_points
+from kfac_pinn.pinn.training.run import Budget, Callback, Every, Fixed, Row, Run, Sampling
 
 __all__ = ["History", "fit"]
 
@@ -36,35 +37,36 @@ def fit(
         optimizer: a `LeastSquaresOptimizer` is given the residuals; any other torch optimizer
             the loss sum_k 1/2 mean(r_k^2) and its gradient.
         steps: the most steps, those of a resumed run included.
-        seconds: the most seconds of training, evaluation and callbacks not counted.
+        seconds: the most seconds of training, evaluation and callbacks not counted: on a CPU those
+            of the thread that trains, whatever else the machine does (`clock`).
         every: steps between two rows of the history.
         seed: of the points, both those trained on and those held out.
         sampling: when to draw which points; as published (`Problem.resample_every`) by default.
-        callbacks: called in this order after each step.
+        callbacks: called in this order after each step, checkpoints last.
 
     Raises:
-        ValueError: if neither steps nor seconds nor a callback bounds the run, or `every` is zero.
+        TypeError, ValueError: if an argument is not what it should be, they do not belong together,
+            or neither steps nor seconds nor a callback bounds the run (`checks`).
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1 step, found {every}")
-    if steps is None and seconds is None and not callbacks:
-        raise ValueError("fit has no end: give steps, seconds or a callback that stops")
+    budget = Budget(steps, seconds)
+    check_arguments(model, problem, optimizer)
+    check_budget(budget, every, sampling, callbacks)
     if sampling is None:
         k = problem.resample_every
         sampling = Fixed() if k is None else Every(k)
     run = Run(model, problem, optimizer, sampling, Generator().manual_seed(seed))
-    run.callbacks = tuple(callbacks)
-    for callback in callbacks:
+    run.budget, run.callbacks = budget, tuple(sorted(callbacks, key=lambda c: c.last))
+    for callback in run.callbacks:
         callback.on_start(run)
     if not run.rows:
-        run.record()
-    while not (reason := run.stopped or _spent(run, steps, seconds)):
+        _record_first(run)
+    while not (reason := run.stopped or budget.spent(run)):
         run.advance()
         if run.step % every == 0:
             run.record()
-        for callback in callbacks:
+        for callback in run.callbacks:
             callback.on_step(run)
-    for callback in callbacks:
+    for callback in run.callbacks:
         callback.on_end(run)
     return _history(run, reason)
 
@@ -91,13 +93,13 @@ class History:
         return [row[name] for row in self.rows if name in row]
 
 
-def _spent(run: Run, steps: int | None, seconds: float | None) -> str:
-    """Which budget is spent, if one is."""
-    if steps is not None and run.step >= steps:
-        return f"{steps} steps are done"
-    if seconds is not None and run.seconds >= seconds:
-        return f"{seconds} seconds are spent"
-    return ""
+def _record_first(run: Run) -> None:
+    """The row before the first step, where a model for other points shows."""
+    try:
+        run.record()
+    except RuntimeError:
+        check_points(run)
+        raise
 
 
 def _history(run: Run, reason: str) -> History:

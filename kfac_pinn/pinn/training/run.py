@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,11 +15,28 @@ from torch.optim import Optimizer
 from kfac_pinn.jacobian.losses import total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.pinn.problem import Batch, Problem, relative_l2
+from kfac_pinn.pinn.training import clock
 
-__all__ = ["Callback", "Every", "Fixed", "Row", "Run", "Sampling"]
+__all__ = ["Budget", "Callback", "Every", "Fixed", "Row", "Run", "Sampling"]
 
 Row: TypeAlias = dict[str, Any]
 Sizes: TypeAlias = "Mapping[str, int] | None"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most steps and the most seconds (as `clock` counts them) of a run; None is no end."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def spent(self, run: Run) -> str:
+        """Which of them is spent, if one is."""
+        if self.steps is not None and run.step >= self.steps:
+            return f"{self.steps} steps are done"
+        if self.seconds is not None and run.seconds >= self.seconds:
+            return f"{self.seconds} seconds are spent"
+        return ""
 
 
 class Run:
@@ -31,7 +48,8 @@ class Run:
         held_out: points never trained on, for the loss; drawn first, like all by the seed.
         places, reference: points (N, d) and the solution there, (N, 1) or None, for the errors.
         step: steps taken.
-        seconds: spent in them (drawing points included, evaluation not), the device waited for.
+        seconds: spent in them (drawing points included, evaluation not), as `clock` counts.
+        budget: of steps and seconds, for the whole run.
         loss: before the last step.
         rows: of the history so far.
         generator: the source of all points.
@@ -48,6 +66,7 @@ class Run:
         self.model, self.problem, self.optimizer = model, problem, optimizer
         self.sampling, self.generator = sampling, generator
         self.callbacks: tuple[Callback, ...] = ()
+        self.budget = Budget()
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
         self.rows: list[Row] = []
         self.stopped = ""
@@ -66,12 +85,11 @@ class Run:
 
     def advance(self) -> None:
         """One step on the batch, new points first where the sampling says so; timed."""
-        start = time.perf_counter()
+        start = clock.now(self._parameter.device)
         if self.step > 0:
             self.batch = self.sampling(self) or self.batch
         self.loss = _plain(self.optimizer.step(self._closure()))
-        _wait_for(self._parameter.device)
-        self.seconds += time.perf_counter() - start
+        self.seconds += clock.now(self._parameter.device) - start
         self.step += 1
         if not math.isfinite(self.loss):
             self.stop("the loss is not finite")
@@ -87,20 +105,31 @@ class Run:
         (absolute) are errors against the solution, where the problem has one.
         """
         row: Row = {"step": self.step, "seconds": self.seconds}
-        row["loss"] = _plain(total_loss(self.batch.residuals(self.model)()))
-        row["held_out_loss"] = _plain(total_loss(self.held_out.residuals(self.model)()))
-        if (reference := self.reference) is not None:
-            row["relative_l2"] = relative_l2(self.model, lambda _: reference, self.places)
-            row["rms"] = row["relative_l2"] * reference.square().mean().sqrt().item()
+        with self._unchanged():
+            row["loss"] = _plain(total_loss(self.batch.residuals(self.model)()))
+            row["held_out_loss"] = _plain(total_loss(self.held_out.residuals(self.model)()))
+            if (reference := self.reference) is not None:
+                row["relative_l2"] = relative_l2(self.model, lambda _: reference, self.places)
+                row["rms"] = row["relative_l2"] * reference.square().mean().sqrt().item()
         stats = getattr(self.optimizer, "stats", {})
         return row | {name: _plain(stats[name]) for name in stats if name not in row}
+
+    def finite(self) -> bool:
+        """Whether all parameters, and the loss they give on the batch, are finite."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            return False
+        with self._unchanged():
+            try:
+                return math.isfinite(_plain(total_loss(self.batch.residuals(self.model)())))
+            except FloatingPointError:
+                return False
 
     def state_dict(self) -> dict[str, Any]:
         """All that a bit-exact continuation needs: tensors, numbers, strings and containers."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": [(type(c).__name__, c.state_dict()) for c in self.callbacks],
             "points": self.batch.points,
             "rows": self.rows,
             "step": self.step,
@@ -112,11 +141,14 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: if a callback left something behind and there is none of its kind now.
+        """
+        self._load_callbacks(state["callbacks"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for callback, stored in zip(self.callbacks, state["callbacks"], strict=True):
-            callback.load_state_dict(stored)
         device = self._parameter.device
         points = {name: x.to(device) for name, x in state["points"].items()}
         self.batch = replace(self.batch, points=points)
@@ -126,6 +158,31 @@ class Run:
         torch.set_rng_state(state["torch_generator"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_generators"])
+
+    def _load_callbacks(self, stored: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Each stored state to the next callback of its kind; those without a state may go."""
+        waiting = list(self.callbacks)
+        for name, state in stored:
+            callback = next((c for c in waiting if type(c).__name__ == name), None)
+            if callback is not None:
+                waiting.remove(callback)
+                callback.load_state_dict(state)
+            elif state:
+                raise ValueError(
+                    f"the run was stored with a callback of the kind {name} and its state; now "
+                    f"there are {[type(c).__name__ for c in self.callbacks]}: add it"
+                )
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Measuring leaves the run as it is: no random number is used up, no buffer renewed."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        device = self._parameter.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     @property
     def _parameter(self) -> Tensor:
@@ -151,7 +208,15 @@ class Run:
 
 
 class Callback:
-    """Something done during a run; override the hooks that matter."""
+    """Something done during a run; override the hooks that matter.
+
+    Attributes:
+        last: called after all others, wherever it stands in the list: it stores what they did.
+        ends: may stop the run, which then needs no budget.
+    """
+
+    last: ClassVar[bool] = False
+    ends: ClassVar[bool] = True
 
     def on_start(self, run: Run) -> None:
         """Before the first step."""
@@ -197,12 +262,6 @@ class Every:
 
 #: Called before every step: the new batch, or None to keep the old one.
 Sampling: TypeAlias = Callable[[Run], "Batch | None"]
-
-
-def _wait_for(device: torch.device) -> None:
-    """Let queued work finish, so that it is timed."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.frames import Shifted
 from hyperlora_ext.lora import LoRALinear, adapters, frozen, linear_layers, rewired
+from hyperlora_ext.symmetry import Shifted
 
 __all__ = ["load", "state"]
 

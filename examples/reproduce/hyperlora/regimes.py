@@ -1,15 +1,15 @@
 """The seven regimes of the paper: three for one task, four for a hypernetwork over a family.
 
-Each takes `train`, a schedule: `Levenberg(...)` (ours) or `Published(...)` (the paper's), called as
-train(model, problem, steps, seconds, seed, callbacks). Hypernetworks have adapters or, made with
-rank=None, have not (the paper's starred rows).
+Each takes `train`, a schedule: `LevenbergSchedule(...)` (ours) or `PublishedSchedule(...)` (the
+paper's), called as train(model, problem, steps, seconds, seed, callbacks). Hypernetworks have
+adapters or, made with rank=None, have not (the paper's starred rows).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,14 +17,14 @@ from torch import Generator, Tensor, nn
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import Ranks
-from hyperlora_ext.objectives import Data, Weights, task_problem
 from hyperlora_ext.rank import aimed
+from hyperlora_ext.schedules import Train
+from hyperlora_ext.task_problem import Data, Weights, task_problem
 from kfac_pinn.linalg import damped_solve
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.pinn.training import Callback, History
+from kfac_pinn.pinn.training import History
 
 __all__ = [
-    "Train",
     "by_data",
     "by_physics",
     "by_pinns",
@@ -36,20 +36,6 @@ __all__ = [
 ]
 
 Tasks = Callable[[Generator | None], Tensor]
-
-
-class Train(Protocol):
-    """A schedule: trains the model on the problem."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        problem: Problem,
-        steps: int | None = None,
-        seconds: float | None = None,
-        seed: int = 0,
-        callbacks: Sequence[Callback] = (),
-    ) -> History: ...
 
 
 def pinn(network: nn.Module, problem: Problem, train: Train, **budget: Any) -> nn.Module:

@@ -43,7 +43,9 @@ def columns(residual):
 def test_one_network_learns_a_family():
     family = kovasznay()
     u = network(family)
-    train = hl.Levenberg({"interior": 200, "boundary": 100}, {"interior": 300, "boundary": 100})
+    train = hl.LevenbergSchedule(
+        {"interior": 200, "boundary": 100}, {"interior": 300, "boundary": 100}
+    )
     tasks = family.splits().test[:5]
 
     def error():

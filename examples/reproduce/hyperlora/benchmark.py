@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import regimes
 import torch
+from cache import Cache, Row
+from configs import CONFIGS, Config
 from torch import Generator, Tensor, nn
 
-from hyperlora_ext import regimes
-from hyperlora_ext.archive import Archive, Row
 from hyperlora_ext.family import Errors, Splits
-from hyperlora_ext.frames import in_frame
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.parametric import AtTask, parametric
-from hyperlora_ext.setups import SETUPS, Setup
-from hyperlora_ext.training import Levenberg
+from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.symmetry import in_frame
+from hyperlora_ext.task_inputs import AtTask, parametric
 
-__all__ = ["Bench", "Budget"]
+__all__ = ["Benchmark", "Budget"]
 
 
 @dataclass(frozen=True)
@@ -34,88 +34,88 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Benchmark:
     """A family as it is measured.
 
     Attributes:
-        name: of the setup.
+        name: of the config.
         budget: of each part.
-        archive: where results are kept.
+        cache: where results are kept.
         device: of the networks.
     """
 
     name: str
     budget: Budget = Budget()
-    archive: Archive = field(default_factory=Archive)
+    cache: Cache = field(default_factory=Cache)
     device: str = "cpu"
 
     @cached_property
-    def setup(self) -> Setup:
+    def config(self) -> Config:
         """Networks, points, schedules."""
-        return SETUPS[self.name]()
+        return CONFIGS[self.name]()
 
     @property
     def printed(self) -> str:
         """The family's name in the paper's tables."""
-        return self.setup.printed or self.name
+        return self.config.printed or self.name
 
     @cached_property
     def base(self) -> nn.Module:
         """W0."""
-        return self.setup.base(self.budget.base, self._network(), self.archive)
+        return self.config.base(self.budget.base, self._network(), self.cache)
 
     @cached_property
     def splits(self) -> Splits:
         """The task sets, each cut as that of the tests is."""
-        family, tasks = self.setup.family, self.budget.tasks
+        family, tasks = self.config.family, self.budget.tasks
         parts = vars(family.splits()).values()
         return Splits(*[part[: max(1, len(part) * tasks // family.counts[2])] for part in parts])
 
     def _network(self) -> nn.Module:
         torch.manual_seed(0)
-        return self.setup.network().to(self.device)
+        return self.config.network().to(self.device)
 
     def w0(self, task: Tensor) -> nn.Module:
         """The base, in the task's own frame."""
-        return in_frame(self.base, self.setup.family.space.offset(task[None])[0])
+        return in_frame(self.base, self.config.family.space.offset(task[None])[0])
 
     def adapted(self, task: Tensor, rank: int) -> nn.Module:
         """L-PINN."""
-        problem, seconds = self.setup.family.problem(task), self.budget.task
-        return regimes.l_pinn(self.w0(task), problem, self.setup.train, rank, seconds=seconds)
+        problem, seconds = self.config.family.problem(task), self.budget.task
+        return regimes.l_pinn(self.w0(task), problem, self.config.train, rank, seconds=seconds)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
-        problem, seconds = self.setup.family.problem(task), self.budget.task
-        return regimes.f_pinn(self.w0(task), problem, self.setup.train_all, seconds=seconds)
+        problem, seconds = self.config.family.problem(task), self.budget.task
+        return regimes.f_pinn(self.w0(task), problem, self.config.train_all, seconds=seconds)
 
     def from_scratch(self, task: Tensor) -> nn.Module:
         """PINN, in the time that the base had."""
-        problem, seconds = self.setup.family.problem(task), self.budget.base
-        return regimes.pinn(self._network(), problem, self.setup.train_all, seconds=seconds)
+        problem, seconds = self.config.family.problem(task), self.budget.base
+        return regimes.pinn(self._network(), problem, self.config.train_all, seconds=seconds)
 
     def parametric(self) -> Callable[[Tensor], nn.Module]:
         """One plain network for all tasks, in the time of a hypernetwork.
 
         Raises:
-            ValueError: for a setup that has none.
+            ValueError: for a config that has none.
         """
-        if self.setup.plain is None:
-            raise ValueError(f"the setup of {self.name} has no plain network: give it one, `plain`")
-        family, (new, sizes) = self.setup.family, self.setup.plain
+        if self.config.plain is None:
+            raise ValueError(f"{self.name}'s config has no plain network: give it one, `plain`")
+        family, (new, sizes) = self.config.family, self.config.plain
         torch.manual_seed(0)
-        network, callbacks = new().to(self.device), self.archive.callbacks("parametric")
-        train = Levenberg(sizes, {name: 2 * n for name, n in sizes.items()})
+        network, callbacks = new().to(self.device), self.cache.callbacks("parametric")
+        train = LevenbergSchedule(sizes, {name: 2 * n for name, n in sizes.items()})
         train(network, parametric(family), seconds=self.budget.hyper, callbacks=callbacks)
         return lambda task: AtTask(network, family.space, task[None])
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
         """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""
         torch.manual_seed(0)
-        hyper = HyperLoRA(self.base, self.setup.family.space, rank)
+        hyper = HyperLoRA(self.base, self.config.family.space, rank)
         start, label = time.perf_counter(), f"{method} {rank or '*'}"
         spent: dict[str, Any] = {"seconds": self.budget.hyper}
-        spent["callbacks"] = self.archive.callbacks(label)
+        spent["callbacks"] = self.cache.callbacks(label)
         history = self._train(hyper, method, rank, spent)
         if history is None:
             return hyper, time.perf_counter() - start
@@ -123,14 +123,14 @@ class Bench:
 
     def _train(self, hyper: HyperLoRA, method: str, rank: int | None, spent: Row) -> Any:
         """Its history, or None where a linear problem was solved."""
-        setup, tasks, size = self.setup, self.splits.train, self.setup.hyper_data
-        family, train = setup.family, setup.hyper_train
+        config, tasks, size = self.config, self.splits.train, self.config.hyper_data
+        family, train = config.family, config.hyper_train
         ways: dict[str, Callable[[], Any]] = {
             "physics": lambda: regimes.by_physics(
-                hyper, family, setup.fresh_tasks, train, setup.hyper_step, **spent
+                hyper, family, config.fresh_tasks, train, config.hyper_step, **spent
             ),
             "data": lambda: regimes.by_data(
-                hyper, family, setup.among(self._solved()), train, size, **spent
+                hyper, family, config.among(self._solved()), train, size, **spent
             ),
             "pinns": lambda: regimes.by_pinns(
                 hyper, family, (tasks, self._teachers(hyper, rank)), train, size, **spent
@@ -143,23 +143,23 @@ class Bench:
         return None if method == "weights" else result
 
     def _solved(self) -> Tensor:
-        """Tasks for training by data: the training set, and more of its kind if the setup asks."""
-        tasks, space = self.splits.train, self.setup.family.space
-        more = max(0, self.setup.solved - len(tasks))
+        """Tasks for training by data: the training set, and more of its kind if the config asks."""
+        tasks, space = self.splits.train, self.config.family.space
+        more = max(0, self.config.solved - len(tasks))
         return torch.cat([tasks, space.sample(more, Generator().manual_seed(2030))])
 
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
         """One trained network a training task; kept as their numbers theta (T, size)."""
-        setup, seconds = self.setup, self.budget.task
+        config, seconds = self.config, self.budget.task
 
         def made(task: Tensor) -> Tensor:
-            (v,) = regimes.teachers(hyper, setup.family, task[None], setup.train, seconds=seconds)
+            (v,) = regimes.teachers(hyper, config.family, task[None], config.train, seconds=seconds)
             return hyper.numbers(v)
 
         names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]
         pairs = zip(names, self.splits.train, strict=True)
         return [
-            hyper.made_of(self.archive.tensor(n, lambda t=t: made(t)), t)  # type: ignore[misc]
+            hyper.made_of(self.cache.tensor(n, lambda t=t: made(t)), t)  # type: ignore[misc]
             for n, t in pairs
         ]
 
@@ -177,11 +177,11 @@ class Bench:
             start = time.perf_counter()
             network = make(task)
             seconds = time.perf_counter() - start
-            error = self.setup.family.errors(lambda _: network, task)
+            error = self.config.family.errors(lambda _: network, task)
             return {"seconds": seconds} | {k: float(v) for k, v in vars(error).items() if len(v)}
 
         found = [
-            self.archive.row(f"{method} task {i}", lambda t=t: one(t))  # type: ignore[misc]
+            self.cache.row(f"{method} task {i}", lambda t=t: one(t))  # type: ignore[misc]
             for i, t in enumerate(self.splits.test)
         ]
         return {k: torch.tensor([row[k] for row in found]).double() for k in found[0]}
@@ -189,13 +189,13 @@ class Bench:
     def baselines(self) -> dict[str, Callable[[Tensor], Any]]:
         """What a method should be held against: no training at all."""
         found: dict[str, Callable[[Tensor], Any]] = {"untouched W0": self.w0}
-        for name, u in self.setup.baselines.items():
+        for name, u in self.config.baselines.items():
             found[name] = lambda task, u=u: u  # type: ignore[misc]
         return found
 
     def reference(self) -> Row:
         """The classical solver, or the formula, on the grid."""
-        family, tasks = self.setup.family, self.splits.test
+        family, tasks = self.config.family, self.splits.test
         start = time.perf_counter()
         for task in tasks:
             family.solution(family.grid, task)

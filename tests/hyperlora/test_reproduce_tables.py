@@ -7,19 +7,20 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import benchmark as benchmark_module
+import paper
+import plots
 import pytest
 import torch
+from benchmark import Benchmark, Budget
+from cache import Cache
+from configs import CONFIGS, Config, number
+from tables import benchmark_of, main, markdown, table_1, table_2, table_3
 
-from hyperlora_ext import bench as bench_module
-from hyperlora_ext import paper, plots
-from hyperlora_ext.archive import Archive
-from hyperlora_ext.bench import Bench, Budget
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import burgers2d, kovasznay, step_function
-from hyperlora_ext.setups import SETUPS, Setup, number
-from hyperlora_ext.spaces import Interval
-from hyperlora_ext.tables import bench_of, main, markdown, table_1, table_2, table_3
+from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.networks import MLP
 
@@ -29,18 +30,18 @@ TINY = Budget(base=0.3, task=0.05, hyper=0.1, tasks=1)
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """A setup of the same kind that takes no time."""
+def bench(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
+    """A config of the same kind that takes no time."""
     few = {"interior": 12, "boundary": 8}
     family = kovasznay()
     line = torch.linspace(0, 1, 11, dtype=torch.float64)
     family = replace(family, grid=torch.cartesian_prod(line, line), counts=(2, 2, 2))
     baselines = {"zero": lambda x: x.new_zeros(len(x), 3)}
 
-    def make() -> Setup:
+    def make() -> Config:
         network = lambda: MLP((2, 6, 6, 3)).double()  # noqa: E731
         plain = (lambda: MLP((3, 6, 3)).double(), few)
-        return Setup(
+        return Config(
             family,
             network,
             (number(40.0),),
@@ -50,14 +51,16 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
             baselines=baselines,
         )
 
-    monkeypatch.setitem(SETUPS, "kovasznay", make)
+    monkeypatch.setitem(CONFIGS, "kovasznay", make)
     monkeypatch.setattr(
-        bench_module, "HyperLoRA", lambda base, space, rank: HyperLoRA(base, space, rank, (6, 6))
+        benchmark_module,
+        "HyperLoRA",
+        lambda base, space, rank: HyperLoRA(base, space, rank, (6, 6)),
     )
-    return Bench("kovasznay", TINY)
+    return Benchmark("kovasznay", TINY)
 
 
-def test_table_1_has_the_baselines_and_the_papers_column(bench: Bench) -> None:
+def test_table_1_has_the_baselines_and_the_papers_column(bench: Benchmark) -> None:
     rows = list(table_1(bench, ranks=(1, 2)))
     assert [r["method"] for r in rows] == [
         "untouched W0", "zero", "PINN", "F-PINN", "L-PINN 1", "L-PINN 2", "classical solver"
@@ -67,14 +70,14 @@ def test_table_1_has_the_baselines_and_the_papers_column(bench: Bench) -> None:
     assert rows[4]["parameters"] < rows[5]["parameters"] < rows[3]["parameters"]
 
 
-def test_table_2_measures_the_four_task_sets(bench: Bench) -> None:
+def test_table_2_measures_the_four_task_sets(bench: Benchmark) -> None:
     rows = list(table_2(bench, ranks=(1, None)))
     assert [r["method"] for r in rows[2:6]] == ["data", "weights", "pinns", "physics"]
     assert all({"train", "valid", "test", "extrapolation"} <= set(r) for r in rows[:-1])
     assert rows[5]["paper test"] == 1.80e-6 and rows[9]["rank"] == "*"
 
 
-def test_some_rows_alone(bench: Bench) -> None:
+def test_some_rows_alone(bench: Benchmark) -> None:
     rows = [r["method"] for r in table_1(bench, (1, 2), ["L-PINN 2"])]
     assert rows == ["L-PINN 2", "classical solver"]
     rows = [r["method"] for r in table_2(bench, (1,), ["zero", "physics"])]
@@ -83,34 +86,34 @@ def test_some_rows_alone(bench: Bench) -> None:
         list(table_1(bench, (1, 2), ["L-PINN 3"]))
 
 
-def test_a_setup_may_have_more_tasks_solved_than_the_training_set(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_a_config_may_have_more_tasks_solved_than_the_training_set(
+    bench: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few, setup = bench.setup, replace(bench.setup, solved=9, hyper_tasks=4)
+    few, config = bench.config, replace(bench.config, solved=9, hyper_tasks=4)
     assert torch.equal(bench._solved(), bench.splits.train)
     assert few.among(bench.splits.train)(None) is bench.splits.train
-    monkeypatch.setitem(SETUPS, "kovasznay", lambda: setup)
-    more = Bench("kovasznay", TINY)
+    monkeypatch.setitem(CONFIGS, "kovasznay", lambda: config)
+    more = Benchmark("kovasznay", TINY)
     tasks = more._solved()
     assert len(tasks) == 9 and torch.equal(tasks, more._solved())
     assert torch.equal(tasks[:1], more.splits.train)
-    drawn = setup.among(tasks)(None)
+    drawn = config.among(tasks)(None)
     assert len(drawn) == 4 == len(set(drawn.flatten().tolist()) & set(tasks.flatten().tolist()))
     assert math.isfinite(next(table_2(more, (1,), ["data"]))["test"])
 
 
-def test_table_3_times_a_new_task(bench: Bench) -> None:
+def test_table_3_times_a_new_task(bench: Benchmark) -> None:
     rows = {r["method"]: r for r in table_3(bench)}
     assert rows["HyperPINN"]["seconds"] < 0.1 < rows["HyperPINN"]["paper seconds"]
     assert {"HyperPINN polished", "L-PINN 4", "F-PINN", "PINN", "classical solver"} <= set(rows)
     assert 0 < rows["parametric PINN"]["mse"] < math.inf
 
 
-def test_an_archive_is_continued(bench: Bench, tmp_path: Path) -> None:
-    kept = Bench("kovasznay", TINY, Archive(tmp_path))
+def test_an_archive_is_continued(bench: Benchmark, tmp_path: Path) -> None:
+    kept = Benchmark("kovasznay", TINY, Cache(tmp_path))
     first, second = list(table_2(kept, ranks=(1,))), list(table_2(kept, ranks=(1,)))
     assert first[:-1] == second[:-1]
-    again = Bench("kovasznay", TINY, Archive(tmp_path))
+    again = Benchmark("kovasznay", TINY, Cache(tmp_path))
     pairs = zip(kept.base.parameters(), again.base.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     hyper, seconds = again.hyper("physics", 1)
@@ -126,13 +129,13 @@ def test_rows_of_another_budget_are_not_passed_off_as_new(tmp_path: Path) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            assert bench_of(dict(given)).budget == Budget(1.0, 2.0, 3.0, 4)
-        bench_of(given | {"folder": None, "task": 60.0})
+            assert benchmark_of(dict(given)).budget == Budget(1.0, 2.0, 3.0, 4)
+        benchmark_of(given | {"folder": None, "task": 60.0})
     with pytest.warns(UserWarning, match=r"begun with .*'task': 2\.0.*, not .*'task': 60\.0"):
-        assert bench_of(given | {"task": 60.0}).budget.task == 60
+        assert benchmark_of(given | {"task": 60.0}).budget.task == 60
 
 
-def test_the_command_prints_markdown(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_markdown(bench: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     main(["3", "kovasznay", "--base", "0.1", "--task", "0.05", "--hyper", "0.05", "--tasks", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 9
@@ -214,7 +217,7 @@ def test_error_maps_take_networks_of_any_dtype() -> None:
     assert titles[0] == titles[1]
 
 
-def test_what_cannot_be_drawn_or_tabled_is_named(bench: Bench) -> None:
+def test_what_cannot_be_drawn_or_tabled_is_named(bench: Benchmark) -> None:
     line = Family("waves", Box.cube(1), Interval(0.0, 1.0), {}, lambda x, k: x, torch.ones(5, 1))
     with pytest.raises(ValueError, match="maps have two coordinates, waves has one"):
         plots.error_maps(line, number(0.5), {})
@@ -224,7 +227,7 @@ def test_what_cannot_be_drawn_or_tabled_is_named(bench: Bench) -> None:
         main(["1", "kovasznay", "--base", "0.1", "--tasks", "1", "--ranks", "0"])
 
 
-def test_every_figure_has_a_command(bench: Bench, tmp_path: Path) -> None:
+def test_every_figure_has_a_command(bench: Benchmark, tmp_path: Path) -> None:
     budgets = ["--base", "0.1", "--task", "0.05", "--hyper", "0.05", "--tasks", "2"]
     budgets += ["--folder", str(tmp_path)]
     for name in ("maps", "ranks", "tasks"):
@@ -234,8 +237,8 @@ def test_every_figure_has_a_command(bench: Bench, tmp_path: Path) -> None:
 
 def test_one_problem_is_posed_in_two_ways() -> None:
     """An error of w is an error of u = v + w, and the paper has one row for both."""
-    ours, whole = SETUPS["burgers1d"]().family, SETUPS["burgers1d_whole"]().family
-    assert {Bench(name).printed for name in ("burgers1d", "burgers1d_whole")} == {"burgers1d"}
+    ours, whole = CONFIGS["burgers1d"]().family, CONFIGS["burgers1d_whole"]().family
+    assert {Benchmark(name).printed for name in ("burgers1d", "burgers1d_whole")} == {"burgers1d"}
     task = ours.space.sample(1, torch.Generator().manual_seed(0))[0]
 
     def zero(x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,9 @@
+"""Time windows: each point is answered, differentiated and trained by the network of its window."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,26 +11,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.frames import Shifted
 from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.lora import adapters
-from hyperlora_ext.saved import load, state
-from hyperlora_ext.training import Levenberg
-from hyperlora_ext.windows import Windows, delay, march, window
+from hyperlora_ext.lora import adapt, adapters
+from hyperlora_ext.serialization import load, state
 from kfac_pinn import taylor
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.pinn.training import fit
+from kfac_pinn.pinn.windows import Shifted, Windows, march, window
 
 F64 = torch.float64
-DOMAIN = TimeSpace(0.0, 2.0, Box((0.0,), (1.0,)))
+START, END = 0.5, 2.5
+DOMAIN = TimeSpace(START, END, Box((0.0,), (1.0,)))
 
 
 def wave(x: Tensor) -> Tensor:
     return torch.sin(2 * math.pi * (x[:, 1:] - x[:, :1] / 3)) * torch.exp(-x[:, :1] / 4)
 
 
-def transport() -> Problem:
+def transport(initial: str = "initial") -> Problem:
     """u_t + u_x / 3 + u / 4 = 0: a wave that goes round and fades."""
 
     def interior(u: Any, x: Tensor) -> Tensor:
@@ -36,42 +39,58 @@ def transport() -> Problem:
 
     terms = {
         "interior": Term(DOMAIN.interior, interior, 200),
-        "initial": Term(DOMAIN.initial, lambda u, x: u(x) - wave(x), 40),
+        initial: Term(DOMAIN.initial, lambda u, x: u(x) - wave(x), 40),
     }
     return Problem("transport", DOMAIN, terms, wave)
+
+
+def trained(steps: int) -> Callable[[nn.Module, Problem], Any]:
+    return lambda u, problem: fit(u, problem, LevenbergMarquardt(u.parameters()), steps=steps)
 
 
 @pytest.fixture(scope="module")
 def base() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, 12, 12, 1))).double()
-    Levenberg()(network, window(transport(), (0.0, 0.5)), steps=25)
+    trained(25)(network, window(transport(), (START, START + 0.5)))
     return network
 
 
 def error(u: Any, start: float, end: float) -> float:
     x = DOMAIN.interior(2000, torch.Generator().manual_seed(1), F64)
-    x[:, 0] = start + (end - start) * x[:, 0] / 2
+    x[:, 0] = start + (end - start) * (x[:, 0] - START) / (END - START)
     with torch.no_grad():
         return float((u(x) - wave(x)).square().mean().sqrt())
 
 
 def test_windows_go_on_where_one_network_stops(base: nn.Module) -> None:
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    solved = march(base, transport(), 4, Levenberg(), rank=3, steps=12)
-    assert error(base, 0, 0.5) < 1e-3 < 0.1 < error(base, 1.5, 2.0)
-    assert error(solved, 0, 2) < 5e-3
+    solved = march(base, transport(), 4, trained(12))
+    assert error(base, START, START + 0.5) < 1e-3 < 0.1 < error(base, END - 0.5, END)
+    assert error(solved, START, END) < 5e-3
     assert all(torch.equal(before[name], value) for name, value in base.state_dict().items())
+    judged = transport().sample(torch.Generator().manual_seed(3), {"interior": 500}, F64)
+    for r in judged.residuals(solved)().values():
+        assert r.abs().max() < 0.1 and r.square().mean() < 1e-3
+
+
+def test_windows_are_saved_and_loaded_as_one_module(base: nn.Module) -> None:
+    solved, other = (march(base, transport(), 2, trained(n)) for n in (1, 0))
+    other.load_state_dict(solved.state_dict())
+    x = DOMAIN.interior(50, dtype=F64)
+    assert torch.equal(other(x), solved(x))
+
+
+def test_windows_of_adapters_share_their_base_and_are_kept_as_factors(base: nn.Module) -> None:
+    solved = march(adapt(base, 3), transport(), 4, trained(12))
+    assert error(solved, START, END) < 5e-3
     for one, other in zip(solved.pieces, solved.pieces[1:], strict=False):
         shared = zip(adapters(one).values(), adapters(other).values(), strict=True)
         assert all(a.frozen.weight.data_ptr() == b.frozen.weight.data_ptr() for a, b in shared)
         assert any(not torch.equal(a, b) for a, b in zip(*map(factors, (one, other)), strict=True))
-    judged = transport().sample(torch.Generator().manual_seed(3), {"interior": 500}, F64)
-    for r in judged.residuals(solved)().values():
-        assert r.abs().max() < 0.1 and r.square().mean() < 1e-3
     kept = [state(piece) for piece in solved.pieces]
-    again = Windows(solved.ends, tuple(load(base, factors) for factors in kept))
-    x = torch.rand(50, 2, dtype=F64) * torch.tensor([2.0, 1.0], dtype=F64)
+    again = Windows(solved.ends, [load(base, factors) for factors in kept])
+    x = DOMAIN.interior(50, dtype=F64)
     assert torch.equal(again(x), solved(x))
 
 
@@ -80,14 +99,22 @@ def factors(piece: nn.Module) -> list[Tensor]:
 
 
 def test_a_window_has_its_own_time_and_initial_condition() -> None:
-    problem = window(transport(), (0.5, 1.0), lambda x: 2 * wave(x), weight=4.0)
+    problem = window(transport(), (1.0, 1.5), lambda x: 2 * wave(x), weight=4.0)
     batch = problem.sample(torch.Generator().manual_seed(0), dtype=F64)
     inside, first = batch.points["interior"], batch.points["initial"]
-    assert inside[:, 0].min() >= 0.5 and inside[:, 0].max() <= 1.0 and (first[:, 0] == 0.5).all()
+    assert inside[:, 0].min() >= 1.0 and inside[:, 0].max() <= 1.5 and (first[:, 0] == 1.0).all()
     found = batch.residuals(wave)()
     assert found["interior"].abs().max() < 1e-12
     assert (found["initial 0"] + 2 * wave(first)[:, 0]).abs().max() < 1e-12
-    assert (problem.domain.start, problem.domain.end) == (0.5, 1.0)
+    assert (problem.domain.start, problem.domain.end) == (1.0, 1.5)
+
+
+def test_the_first_window_is_the_networks_own(base: nn.Module) -> None:
+    """Wherever time begins: a network trained on the first window is its solution there."""
+    solved = march(base, transport(), 4, trained(0))
+    x = DOMAIN.interior(50, dtype=F64)
+    x[:, 0] = START + (x[:, 0] - START) / 4
+    assert torch.equal(solved(x), base(x))
 
 
 def test_every_point_is_answered_by_its_window() -> None:
@@ -95,15 +122,14 @@ def test_every_point_is_answered_by_its_window() -> None:
     for i, layer in enumerate(constant):
         layer.weight.data.zero_()
         layer.bias.data.fill_(i)
-    u = Windows(
-        (1.0, 2.0, 3.0), tuple(Shifted(c, delay(float(i), 2)) for i, c in enumerate(constant))
-    )
+    u = Windows((1.0, 2.0, 3.0), constant)
     x = torch.tensor([[0.0, 0.3], [0.9, 0.1], [1.5, 0.2], [2.5, 0.0], [3.0, 0.0]], dtype=F64)
     assert u(x)[:, 0].tolist() == [0, 0, 1, 2, 2]
 
 
 def test_derivatives_are_those_of_each_window() -> None:
-    pieces = tuple(Shifted(MLP((2, 5, 2)).double(), delay(float(i), 2)) for i in range(3))
+    offsets = [torch.tensor([float(i), 0.0], dtype=F64) for i in range(3)]
+    pieces = [Shifted(MLP((2, 5, 2)).double(), offset) for offset in offsets]
     x = torch.rand(40, 2, dtype=F64)
     x[:, 0] *= 3
     together = taylor(Windows((1.0, 2.0, 3.0), pieces), x, 3)
@@ -113,8 +139,8 @@ def test_derivatives_are_those_of_each_window() -> None:
             assert here.any() and torch.equal(mine[..., here, :], alone[..., here, :])
 
 
-def test_a_shifted_network_is_linearised(base: nn.Module) -> None:
-    v = Shifted(MLP((2, 4, 1)).double(), delay(0.5, 2))
+def test_a_shifted_network_is_linearised() -> None:
+    v = Shifted(MLP((2, 4, 1)).double(), torch.tensor([0.5, 0.0], dtype=F64))
     x = torch.rand(30, 2, dtype=F64)
     optimizer = LevenbergMarquardt(v.parameters())
     losses = [
@@ -122,11 +148,18 @@ def test_a_shifted_network_is_linearised(base: nn.Module) -> None:
     ]
     assert losses[-1] < losses[0]
     assert (v(x) - v.network(x - torch.tensor([0.5, 0.0]).double())).abs().max() == 0
+    last = Shifted(v.network, torch.tensor([0.25], dtype=F64))  # of the last coordinate alone
+    assert torch.equal(last(x), v.network(x - torch.tensor([0.0, 0.25]).double()))
 
 
-def test_problems_without_time_are_refused() -> None:
+def test_problems_without_time_are_refused(base: nn.Module) -> None:
     problem = transport()
-    with pytest.raises(ValueError, match="windows need a TimeSpace"):
+    with pytest.raises(ValueError, match="has domain Box; windows need a TimeSpace"):
         window(replace(problem, domain=Box.cube(2)), (0.0, 1.0))
-    with pytest.raises(ValueError, match='a term "initial"'):
+    with pytest.raises(ValueError, match=r"has terms \['interior'\] and none 'initial'"):
         window(replace(problem, terms={"interior": problem.terms["interior"]}), (0.0, 1.0))
+    with pytest.raises(ValueError, match="0 windows: give at least 1"):
+        march(base, problem, 0, trained(0))
+    with pytest.raises(ValueError, match="2 ends of 1 windows"):
+        Windows((1.0, 2.0), [base])
+    assert len(march(base, transport("start"), 2, trained(0), initial="start").pieces) == 2

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.family import Family, Points
-from hyperlora_ext.generated import TaskResiduals
+from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
 
 __all__ = ["Data", "Objective", "Sizes", "TaskBatch", "TaskProblem", "Weights", "task_problem"]
@@ -66,7 +66,7 @@ class Data:
 class Weights:
     """Regression on the numbers of trained networks, whatever fields they make.
 
-    Its residuals do not pass through the networks: for torch's optimizers (`Published`) only.
+    Its residuals do not pass through the networks: for torch's optimizers only.
 
     Attributes:
         numbers: theta_t of the tasks that are drawn, in their order, (T, size).

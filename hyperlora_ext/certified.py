@@ -14,11 +14,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.spaces import Task
+from hyperlora_ext.task_spaces import Task
 from kfac_pinn.jacobian.losses import total_loss
 from kfac_pinn.pinn.problem import Problem
 
-__all__ = ["Solved", "certificate", "solve"]
+__all__ = ["Solved", "held_out_loss", "solve"]
 
 Closure: TypeAlias = Callable[[], Any]
 Draw: TypeAlias = Callable[[int], Closure]
@@ -68,7 +68,7 @@ def solve(
     model = hyper.pinn(task)
     draw = drawing(family.problem(task), model, sizes or {}, Generator().manual_seed(seed))
     judges = draw(2)
-    predicted = certificate(judges)
+    predicted = held_out_loss(judges)
     loss, taken = polish(model, judges, draw, tolerance, steps)
     return Solved(model, predicted, loss, taken, time.perf_counter() - start)
 
@@ -79,11 +79,11 @@ def polish(
     """The smallest held-out loss, at which the model is left, and the steps that were taken."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = LevenbergMarquardt(trained, held_out=judges)
-    best, numbers, taken = certificate(judges), parameters_to_vector(trained).detach(), 0
+    best, numbers, taken = held_out_loss(judges), parameters_to_vector(trained).detach(), 0
     points = draw(1)
     while best > tolerance and taken < steps:
         optimizer.step(points)
-        loss, taken = certificate(judges), taken + 1
+        loss, taken = held_out_loss(judges), taken + 1
         if loss < best:
             best, numbers = loss, parameters_to_vector(trained).detach()
         points = draw(1) if optimizer.vetoed else points
@@ -106,6 +106,6 @@ def drawing(
 
 
 @torch.no_grad()
-def certificate(residuals: Closure) -> float:
+def held_out_loss(residuals: Closure) -> float:
     """The loss of a closure on its points: a certificate where they were not trained on."""
     return float(total_loss(residuals()))

@@ -1,6 +1,6 @@
 """The paper's Figures 2 to 4 (fields and errors, one family each) and what its tables say, drawn.
 
-    python -m hyperlora_ext.plots maps kovasznay --base 90 --task 5 --hyper 90 --folder results
+    python examples/reproduce/hyperlora/plots.py maps kovasznay --base 90 --folder results
 
 maps     reference and error of each method, for every field, on the first test task
 ranks    Table 1: error over rank, the paper's beside
@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import paper
 import torch
+from benchmark import Benchmark
+from tables import RANKS, arguments, benchmark_of, polished
 from torch import Tensor
 
-from hyperlora_ext import paper
-from hyperlora_ext.bench import Bench
 from hyperlora_ext.family import Family, values
 from hyperlora_ext.lora import widest
-from hyperlora_ext.tables import RANKS, arguments, bench_of, polished
 
 __all__ = ["error_maps", "maps", "ranks", "tasks"]
 
@@ -68,55 +68,55 @@ def image(axis: Any, values: Tensor, **style: Any) -> Any:
     return axis.imshow(values.T, origin="lower", aspect="auto", extent=(0, 1, 0, 1), **style)
 
 
-def maps(bench: Bench) -> Any:
+def maps(benchmark: Benchmark) -> Any:
     """All methods on the first test task."""
-    task = bench.splits.test[0]
-    hyper, _ = bench.hyper("physics", 4)
+    task = benchmark.splits.test[0]
+    hyper, _ = benchmark.hyper("physics", 4)
     networks = {
-        "W0": bench.w0(task),
-        "L-PINN 4": bench.adapted(task, 4),
+        "W0": benchmark.w0(task),
+        "L-PINN 4": benchmark.adapted(task, 4),
         "HyperPINN 4": hyper.pinn(task),
-        "polished": polished(bench, hyper, task),
+        "polished": polished(benchmark, hyper, task),
     }
-    return error_maps(bench.setup.family, task, networks)
+    return error_maps(benchmark.config.family, task, networks)
 
 
-def ranks(bench: Bench) -> Any:
+def ranks(benchmark: Benchmark) -> Any:
     """Mean and worst error of L-PINN over the rank, and the paper's mean."""
     import matplotlib.pyplot as plt
 
-    tried = [rank for rank in RANKS if rank <= widest(bench.base)]
+    tried = [rank for rank in RANKS if rank <= widest(benchmark.base)]
     rows = [
-        bench.measured(f"L-PINN {r}", lambda task, r=r: bench.adapted(task, r))  # type: ignore[misc]
+        benchmark.measured(f"L-PINN {r}", lambda task, r=r: benchmark.adapted(task, r))  # type: ignore[misc]
         for r in tried
     ]
     figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
     for name, style in (("mse", "o-"), ("median_mse", "s-"), ("worst_mse", "^:")):
         axis.loglog(tried, [row[name] for row in rows], style, base=2, label=name)
-    printed = [paper.TABLE_1[bench.printed][f"L-PINN {rank}"][0] for rank in tried]
+    printed = [paper.TABLE_1[benchmark.printed][f"L-PINN {rank}"][0] for rank in tried]
     axis.loglog(tried, printed, "k--", base=2, label="paper, mean")
     axis.set_yscale("log", base=10)
-    axis.set(xlabel="rank", ylabel="MSE", title=bench.setup.family.name)
+    axis.set(xlabel="rank", ylabel="MSE", title=benchmark.config.family.name)
     axis.legend()
     return figure
 
 
-def tasks(bench: Bench) -> Any:
+def tasks(benchmark: Benchmark) -> Any:
     """Error over the task: the number itself, or the root mean square of a function."""
     import matplotlib.pyplot as plt
 
-    hyper, _ = bench.hyper("physics", 4)
+    hyper, _ = benchmark.hyper("physics", 4)
     ways: dict[str, Callable[[Tensor], Any]] = {
-        "untouched W0": bench.w0,
-        "L-PINN 4": lambda task: bench.adapted(task, 4),
+        "untouched W0": benchmark.w0,
+        "L-PINN 4": lambda task: benchmark.adapted(task, 4),
         "HyperPINN": hyper.pinn,
-        "HyperPINN polished": lambda task: polished(bench, hyper, task),
+        "HyperPINN polished": lambda task: polished(benchmark, hyper, task),
     }
-    place = bench.splits.test.square().mean(1).sqrt()
+    place = benchmark.splits.test.square().mean(1).sqrt()
     figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
     for name, make in ways.items():
-        axis.semilogy(place, bench.each(name, make)["mse"], "o", label=name)
-    axis.set(xlabel="task (root mean square)", ylabel="MSE", title=bench.setup.family.name)
+        axis.semilogy(place, benchmark.each(name, make)["mse"], "o", label=name)
+    axis.set(xlabel="task (root mean square)", ylabel="MSE", title=benchmark.config.family.name)
     axis.locator_params(axis="x", nbins=6)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -129,8 +129,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="file; FIGURE_FAMILY.png by default")
     parsed = vars(parser.parse_args(given))
     name, out = parsed.pop("figure"), parsed.pop("out")
-    bench = bench_of(parsed)
-    makers[name](bench).savefig(out or f"{name}_{bench.name}.png", dpi=120)
+    benchmark = benchmark_of(parsed)
+    makers[name](benchmark).savefig(out or f"{name}_{benchmark.name}.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tables 1, 2 and 3 of the paper for one family, measured here, the paper's numbers beside.
 
-    python -m hyperlora_ext.tables 1 kovasznay --base 90 --task 5 --tasks 20 --folder results
+    python examples/reproduce/hyperlora/tables.py 1 kovasznay --base 90 --task 5 --folder results
 
 Prints Markdown. The budgets are seconds; the paper's are hours on a P100. With a folder, what has
 been measured is kept there, and an interrupted command continues. `--methods "L-PINN 4" F-PINN`
@@ -16,21 +16,21 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import paper
 import torch
+from benchmark import Benchmark, Budget
+from cache import Cache, Row
+from configs import CONFIGS
 from torch import Tensor, nn
 
-from hyperlora_ext import paper
-from hyperlora_ext.archive import Archive, Row
-from hyperlora_ext.bench import Bench, Budget
+from hyperlora_ext.certified import solve
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import adapt, count
-from hyperlora_ext.setups import SETUPS
-from hyperlora_ext.solve import solve
 
 __all__ = [
     "RANKS",
     "arguments",
-    "bench_of",
+    "benchmark_of",
     "markdown",
     "polished",
     "table_1",
@@ -43,46 +43,46 @@ HYPER = ("data", "weights", "pinns", "physics")
 
 
 def table_1(
-    bench: Bench, ranks: Sequence[int] = RANKS, methods: Collection[str] = ()
+    benchmark: Benchmark, ranks: Sequence[int] = RANKS, methods: Collection[str] = ()
 ) -> Iterator[Row]:
     """PINN, F-PINN and L-PINN of every rank, one network a test task; or some methods alone."""
     ways: dict[str, tuple[Callable[[Tensor], Any], int]] = {
-        name: (make, 0) for name, make in bench.baselines().items()
+        name: (make, 0) for name, make in benchmark.baselines().items()
     }
-    ways["PINN"] = bench.from_scratch, count(bench.base)
-    ways["F-PINN"] = bench.fine_tuned, count(bench.base)
+    ways["PINN"] = benchmark.from_scratch, count(benchmark.base)
+    ways["F-PINN"] = benchmark.fine_tuned, count(benchmark.base)
     for rank in ranks:
-        trained = count(adapt(bench.base, rank))
-        ways[f"L-PINN {rank}"] = lambda task, r=rank: bench.adapted(task, r), trained  # type: ignore[misc]
+        trained = count(adapt(benchmark.base, rank))
+        ways[f"L-PINN {rank}"] = lambda task, r=rank: benchmark.adapted(task, r), trained  # type: ignore[misc]
     for method in wanted(ways, methods):
         make, trained = ways[method]
-        error, took = paper.TABLE_1[bench.printed].get(method, (None, None))
+        error, took = paper.TABLE_1[benchmark.printed].get(method, (None, None))
         printed = {"paper mse": error, "paper seconds": took}
-        yield bench.measured(method, make) | {"parameters": trained} | printed
-    yield bench.reference()
+        yield benchmark.measured(method, make) | {"parameters": trained} | printed
+    yield benchmark.reference()
 
 
 def table_2(
-    bench: Bench,
+    benchmark: Benchmark,
     ranks: Sequence[int | None] = (1, 2, 4, 8, None),
     methods: Collection[str] = (),
 ) -> Iterator[Row]:
     """Hypernetworks by data, weights, PINNs and physics; None is the whole network."""
-    baselines = bench.baselines()
+    baselines = benchmark.baselines()
     names = wanted([*baselines, *HYPER], methods)
     for method in (name for name in names if name in baselines):
-        yield bench.archive.row(
+        yield benchmark.cache.row(
             f"{method} sets",
-            lambda m=method: {"method": m, **errors_of(bench, baselines[m])},  # type: ignore[misc]
+            lambda m=method: {"method": m, **errors_of(benchmark, baselines[m])},  # type: ignore[misc]
         )
     for rank in ranks:
         for method in (name for name in names if name in HYPER):
             label = f"{method} {rank or '*'} sets"
-            yield bench.archive.row(
+            yield benchmark.cache.row(
                 label,
-                lambda m=method, r=rank: hyper_row(bench, m, r),  # type: ignore[misc]
+                lambda m=method, r=rank: hyper_row(benchmark, m, r),  # type: ignore[misc]
             )
-    yield bench.reference()
+    yield benchmark.reference()
 
 
 def wanted(known: Iterable[str], methods: Collection[str]) -> list[str]:
@@ -97,12 +97,12 @@ def wanted(known: Iterable[str], methods: Collection[str]) -> list[str]:
     return [name for name in names if not methods or name in methods]
 
 
-def hyper_row(bench: Bench, method: str, rank: int | None) -> Row:
+def hyper_row(benchmark: Benchmark, method: str, rank: int | None) -> Row:
     """One hypernetwork, trained and measured."""
-    hyper, seconds = bench.hyper(method, rank)
+    hyper, seconds = benchmark.hyper(method, rank)
     row = {"method": method, "rank": rank or "*", "emitted": hyper.size}
-    row |= errors_of(bench, lambda task: prediction(hyper, task)) | {"seconds": seconds}
-    test, epoch = paper.TABLE_2[bench.printed][method].get(rank, (None,) * 4)[2:]
+    row |= errors_of(benchmark, lambda task: prediction(hyper, task)) | {"seconds": seconds}
+    test, epoch = paper.TABLE_2[benchmark.printed][method].get(rank, (None,) * 4)[2:]
     return row | {"paper test": test, "paper seconds": epoch and 15_000 * epoch}
 
 
@@ -112,46 +112,48 @@ def prediction(hyper: HyperLoRA, task: Tensor) -> Any:
     return hyper.fields(task)
 
 
-def errors_of(bench: Bench, predict: Callable[[Tensor], Any]) -> Row:
+def errors_of(benchmark: Benchmark, predict: Callable[[Tensor], Any]) -> Row:
     """Errors on the four task sets."""
     row: Row = {}
-    for part, tasks in vars(bench.splits).items():
-        summary = bench.setup.family.errors(predict, tasks).summary()
+    for part, tasks in vars(benchmark.splits).items():
+        summary = benchmark.config.family.errors(predict, tasks).summary()
         row[part] = summary["mse"]
         if part == "test":
             row |= {f"test {name}": summary[name] for name in summary if name != "mse"}
     return row
 
 
-def polished(bench: Bench, hyper: HyperLoRA, task: Tensor, steps: int = 5) -> nn.Module:
+def polished(benchmark: Benchmark, hyper: HyperLoRA, task: Tensor, steps: int = 5) -> nn.Module:
     """The prediction after a few steps on the task's own residuals."""
-    return solve(hyper, bench.setup.family, task, sizes=bench.setup.step, steps=steps).model
+    return solve(
+        hyper, benchmark.config.family, task, sizes=benchmark.config.step, steps=steps
+    ).model
 
 
-def table_3(bench: Bench, methods: Collection[str] = ()) -> Iterator[Row]:
+def table_3(benchmark: Benchmark, methods: Collection[str] = ()) -> Iterator[Row]:
     """Seconds for a new task, and the error: predicted, polished, adapted, from scratch."""
 
     @cache
     def hyper() -> HyperLoRA:
-        trained, _ = bench.hyper("physics", 4)
-        trained.pinn(bench.splits.test[0])
+        trained, _ = benchmark.hyper("physics", 4)
+        trained.pinn(benchmark.splits.test[0])
         return trained
 
     # what must be trained before a task is met is trained outside of its clock
     ways: dict[str, tuple[Callable[[], Callable[[Tensor], Any]], int | None]] = {
         "HyperPINN": (lambda: hyper().pinn, 3),
-        "HyperPINN polished": (lambda: partial(polished, bench, hyper()), None),
-        "L-PINN 4": (lambda: partial(bench.adapted, rank=4), 2),
-        "F-PINN": (lambda: bench.fine_tuned, 1),
-        "PINN": (lambda: bench.from_scratch, 0),
+        "HyperPINN polished": (lambda: partial(polished, benchmark, hyper()), None),
+        "L-PINN 4": (lambda: partial(benchmark.adapted, rank=4), 2),
+        "F-PINN": (lambda: benchmark.fine_tuned, 1),
+        "PINN": (lambda: benchmark.from_scratch, 0),
     }
-    if bench.setup.plain:
-        ways["parametric PINN"] = bench.parametric, None
+    if benchmark.config.plain:
+        ways["parametric PINN"] = benchmark.parametric, None
     for method in wanted(ways, methods):
         prepare, place = ways[method]
-        printed = None if place is None else paper.TABLE_3[bench.printed][place]
-        yield bench.measured(method, prepare()) | {"paper seconds": printed}
-    yield bench.reference()
+        printed = None if place is None else paper.TABLE_3[benchmark.printed][place]
+        yield benchmark.measured(method, prepare()) | {"paper seconds": printed}
+    yield benchmark.reference()
 
 
 def markdown(rows: Iterator[Row]) -> Iterator[str]:
@@ -172,26 +174,26 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def bench_of(given: dict[str, Any]) -> Bench:
-    """The bench that a command's arguments describe."""
+def benchmark_of(given: dict[str, Any]) -> Benchmark:
+    """The benchmark that a command's arguments describe."""
     folder: Path | None = given.pop("folder")
     family, device = given.pop("family"), given.pop("device")
-    archive = Archive(folder and folder / family)
-    kept = archive.row("budget", lambda: dict(given))
+    cache = Cache(folder and folder / family)
+    kept = cache.row("budget", lambda: dict(given))
     if kept != given:
         warnings.warn(
             f"the rows in {folder} were begun with {kept}, not {given}: those that are there stay "
             "as they were measured; take another folder to measure them again",
             stacklevel=2,
         )
-    return Bench(family, Budget(**given), archive, device)
+    return Benchmark(family, Budget(**given), cache, device)
 
 
 def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.ArgumentParser:
     """What to make, family, budgets and folder: the same for tables and figures."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument(what, type=type(choices[0]), choices=choices)
-    parser.add_argument("family", choices=list(SETUPS))
+    parser.add_argument("family", choices=list(CONFIGS))
     for name, kind in (("base", float), ("task", float), ("hyper", float), ("tasks", int)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Budget, name))
     parser.add_argument("--folder", type=Path, help="where results are kept")
@@ -206,11 +208,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", default=(), help="these rows alone")
     parsed = vars(parser.parse_args(given))
     table, ranks, methods = (parsed.pop(name) for name in ("table", "ranks", "methods"))
-    bench = bench_of(parsed)
+    benchmark = benchmark_of(parsed)
     whole = None if table == 2 else 0
     some = {} if ranks is None or table == 3 else {"ranks": [rank or whole for rank in ranks]}
     tables: dict[int, Callable[..., Iterator[Row]]] = {1: table_1, 2: table_2, 3: table_3}
-    for line in markdown(tables[table](bench, methods=methods, **some)):
+    for line in markdown(tables[table](benchmark, methods=methods, **some)):
         print(line, flush=True)
 
 

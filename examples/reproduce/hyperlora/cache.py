@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kfac_pinn.pinn.training import Callback, Checkpoint
 
-__all__ = ["Archive", "Row"]
+__all__ = ["Cache", "Row"]
 
 Row = dict[str, Any]
 
 
-class Archive:
+class Cache:
     """A folder of measured rows, tensors and checkpoints, by name.
 
     An interrupted measurement continues where it was, the run under way bit for bit.

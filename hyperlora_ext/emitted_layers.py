@@ -1,21 +1,22 @@
 """How the numbers that a hypernetwork emits become the weights of one linear layer, for T tasks.
 
-Shape letters: T tasks, n points a task, N = T n, S shared positions, r rank.
+Shape letters: T tasks, n points a task, r rank, theta the numbers of a layer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from hyperlora_ext.lora import LoRALinear, linear_of, start_of
 from kfac_pinn.taylor_mode.jets import Jet, rule
 
-__all__ = ["Emission", "LowRank", "TaskLinear", "Whole", "task_linear"]
+__all__ = ["EmittedLayer", "LowRank", "TaskLinear", "Whole", "task_linear"]
 
 
 def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,26 +55,43 @@ def task_linear_of_jets(x: Jet, weight: Tensor, bias: Tensor | None = None) -> J
 
 
 class TaskLinear(nn.Module):
-    """Stands where the base had a linear layer; its weights are lent to it for one pass.
+    """Stands where the base had a linear layer; its numbers are lent to it for one pass.
 
     Args:
-        emission: how numbers become weights.
+        emitted: how numbers become weights.
     """
 
-    def __init__(self, emission: Emission) -> None:
+    def __init__(self, emitted: EmittedLayer) -> None:
         super().__init__()
-        self.emission = emission
-        self.frozen = emission.linear
-        self.lent: tuple[Tensor, Tensor | None] | None = None
+        self.emitted = emitted
+        self.frozen = emitted.linear
+        self.lent: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.lent is None:
             raise RuntimeError("this layer has no weights of its own: call hyper.fields(tasks)(x)")
-        return task_linear(x, *self.lent)
+        return self.emitted(x, self.lent)
+
+    @property
+    def weight(self) -> NoReturn:
+        """There is none: each task has its own."""
+        raise RuntimeError(BYPASSED.format(what="weight"))
+
+    @property
+    def bias(self) -> NoReturn:
+        """There is none: each task may have its own."""
+        raise RuntimeError(BYPASSED.format(what="bias"))
 
 
-class Emission(Protocol):
-    """The part of the emitted vector that belongs to one layer."""
+BYPASSED = (
+    "the base reads the {what} of a linear layer itself, but each task has a weight of its own, "
+    "emitted by the hypernetwork: call the layer as a module, self.layer(x) instead of "
+    "F.linear(x, self.layer.weight), or leave it out by naming the ranks of the others"
+)
+
+
+class EmittedLayer(Protocol):
+    """The part of the emitted numbers that belongs to one layer."""
 
     @property
     def linear(self) -> nn.Linear:
@@ -86,17 +104,8 @@ class Emission(Protocol):
     def start(self) -> Tensor:
         """The numbers that leave the base as it is, (size,)."""
 
-    def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """W (T, d_out, d_in) and b of numbers (T, size)."""
-
-    def rows(self, theta: Tensor, z: Tensor, g: Tensor) -> Tensor:
-        """d r_n / d theta_t(n), shape (N, size).
-
-        Args:
-            theta: the numbers, (T, size).
-            z: inputs of the layer, (S, N, d_in).
-            g: d r_n / d y_ns, (S, N, d_out).
-        """
+    def __call__(self, x: Any, theta: Tensor) -> Any:
+        """The layer at points (T n, d_in), or a jet of them, with numbers (T, size)."""
 
     def module(self, theta: Tensor) -> nn.Module:
         """The layer of one task, numbers (size,), ready to be trained on."""
@@ -136,15 +145,11 @@ class LowRank:
         A, B = theta.split([self.rank * d_in, d_out * self.rank], dim=-1)
         return A.unflatten(-1, (self.rank, d_in)), B.unflatten(-1, (d_out, self.rank))
 
-    def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
-        A, B = self.factors(theta)
-        # The matrix itself: cheaper than two thin products as soon as n > r.
-        return torch.baddbmm(self.linear.weight.expand(len(A), -1, -1), B, A), self.linear.bias
-
-    def rows(self, theta: Tensor, z: Tensor, g: Tensor) -> Tensor:
-        """J_A = sum_s (B^T g_ns) z_ns^T, J_B = sum_s g_ns (A z_ns)^T."""
-        A, B = self.factors(theta)
-        return torch.cat([contract(task_product(g, B), z), contract(g, task_product(z, A.mT))], 1)
+    def __call__(self, x: Any, theta: Tensor) -> Any:
+        (A, B), W0, bias = self.factors(theta), self.linear.weight, self.linear.bias
+        if len(x) > self.rank * len(theta):  # n > r: cheaper than two thin products
+            return task_linear(x, torch.baddbmm(W0.expand(len(A), -1, -1), B, A), bias)
+        return F.linear(x, W0, bias) + task_linear(task_linear(x, A), B)
 
     def module(self, theta: Tensor) -> nn.Module:
         A, B = self.factors(theta)
@@ -175,13 +180,12 @@ class Whole:
         return self.numbers(self.linear)
 
     def weights(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """W (T, d_out, d_in) and b (T, d_out)."""
         W, b = theta.tensor_split([self.linear.weight.numel()], dim=-1)
         return W.unflatten(-1, self.linear.weight.shape), b if b.shape[-1] else None
 
-    def rows(self, theta: Tensor, z: Tensor, g: Tensor) -> Tensor:
-        """J_W = sum_s g_ns z_ns^T; b acts on the value, s = 0."""
-        parts = [contract(g, z)] + [g[0]] * (self.linear.bias is not None)
-        return torch.cat(parts, dim=1)
+    def __call__(self, x: Any, theta: Tensor) -> Any:
+        return task_linear(x, *self.weights(theta))
 
     def module(self, theta: Tensor) -> nn.Module:
         W, b = self.weights(theta[None])
@@ -208,13 +212,3 @@ def unlike(found: object, size: int) -> ValueError:
         f"a layer ({shapes}) is not of the kind or rank for which {size} numbers are emitted: "
         "networks to learn from are those that start from hyper.pinn(task)"
     )
-
-
-def task_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x_snt W_t of (S, T n, a) and (T, a, b): (S, T n, b)."""
-    return (x.unflatten(1, (len(weight), -1)) @ weight).flatten(1, 2)
-
-
-def contract(g: Tensor, z: Tensor) -> Tensor:
-    """sum_s g_ns z_ns^T, flattened, of (S, N, a) and (S, N, b): (N, a b)."""
-    return torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from cache import Cache
 from torch import Generator, Tensor, nn
 
-from hyperlora_ext.archive import Archive
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import (
     burgers1d,
@@ -18,18 +18,17 @@ from hyperlora_ext.problems import (
     kovasznay,
     step_function,
 )
-from hyperlora_ext.regimes import Train
-from hyperlora_ext.spaces import GaussianField
-from hyperlora_ext.training import Levenberg, Stochastic
+from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
+from hyperlora_ext.task_spaces import GaussianField
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
-__all__ = ["SETUPS", "Setup"]
+__all__ = ["CONFIGS", "Config"]
 
 Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Setup:
+class Config:
     """One family as it is measured.
 
     Attributes:
@@ -59,7 +58,7 @@ class Setup:
     whole_step: Sizes | None = None
     every: int = 25
     hyper_tasks: int = 20
-    hyper_train: Train = field(default=Levenberg(every=10))
+    hyper_train: Train = field(default=LevenbergSchedule(every=10))
     hyper_data: int = 40
     solved: int = 0
     plain: tuple[Callable[[], nn.Module], Sizes] | None = None
@@ -67,14 +66,14 @@ class Setup:
     printed: str = ""
 
     @property
-    def train(self) -> Levenberg:
+    def train(self) -> LevenbergSchedule:
         """The schedule for adapters."""
-        return Levenberg(self.step, self.judges, self.every, start=0.25)
+        return LevenbergSchedule(self.step, self.judges, self.every, start=0.25)
 
     @property
-    def train_all(self) -> Levenberg:
+    def train_all(self) -> LevenbergSchedule:
         """The schedule for all weights."""
-        return Levenberg(self.whole_step or self.step, self.judges, start=0.25)
+        return LevenbergSchedule(self.whole_step or self.step, self.judges, start=0.25)
 
     def fresh_tasks(self, generator: Generator | None) -> Tensor:
         """New tasks for every step."""
@@ -88,14 +87,14 @@ class Setup:
         return lambda generator: tasks[torch.randperm(len(tasks), generator=generator)[:count]]
 
     def base(
-        self, seconds: float, network: nn.Module | None = None, archive: Archive | None = None
+        self, seconds: float, network: nn.Module | None = None, cache: Cache | None = None
     ) -> nn.Module:
         """W0, trained for so long in all, the longest on the last task of the path."""
-        network, archive = network or self.network(), archive or Archive()
+        network, cache = network or self.network(), cache or Cache()
         shares = [1.0] * (len(self.path) - 1) + [2.0]
         for i, (share, task) in enumerate(zip(shares, self.path, strict=True)):
             budget: dict[str, Any] = {"seconds": seconds * share / sum(shares)}
-            budget["callbacks"] = archive.callbacks(f"base {i}")
+            budget["callbacks"] = cache.callbacks(f"base {i}")
             self.train_all(network, self.family.problem(task), **budget)
         return network
 
@@ -105,8 +104,8 @@ def number(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float64)
 
 
-def _kovasznay() -> Setup:
-    return Setup(
+def _kovasznay() -> Config:
+    return Config(
         kovasznay(),
         lambda: MLP((2, *[64] * 5, 3)).double(),
         (number(40.0),),
@@ -117,11 +116,11 @@ def _kovasznay() -> Setup:
     )
 
 
-def _burgers1d() -> Setup:
+def _burgers1d() -> Config:
     family, space = burgers1d(), GaussianField(centred=True)
     draw = space.sample(1, Generator().manual_seed(2029))  # neither gentle nor steep
     own = space.moved(draw, space.offset(draw))[0]  # in its own frame
-    return Setup(
+    return Config(
         family,
         lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, *[64] * 5, 1))).double(),
         (own,),
@@ -131,14 +130,14 @@ def _burgers1d() -> Setup:
         whole_step={"interior": 3000, "initial": 192},
         every=5,
         hyper_tasks=150,
-        hyper_train=Stochastic(),
+        hyper_train=StochasticSchedule(),
         hyper_data=8,
         solved=2000,
         baselines={"heat flow": lambda x: torch.zeros_like(x[:, :1])},
     )
 
 
-def _burgers1d_whole() -> Setup:
+def _burgers1d_whole() -> Config:
     """Networks represent all of u, at even points: worse for adapters, better for hypernetworks."""
     posed = burgers1d_published()
     conditions = {name: c for name, c in posed.conditions.items() if name != "periodic"}
@@ -146,8 +145,8 @@ def _burgers1d_whole() -> Setup:
     return replace(_burgers1d(), family=family, baselines={}, printed="burgers1d")
 
 
-def _burgers2d() -> Setup:
-    return Setup(
+def _burgers2d() -> Config:
+    return Config(
         burgers2d(),
         lambda: MLP((3, 64, 64, 64, 2)).double(),
         tuple(number(nu) for nu in (1e-2, 4e-3, 2e-3, 1e-3, 5e-4)),
@@ -158,7 +157,7 @@ def _burgers2d() -> Setup:
     )
 
 
-SETUPS: dict[str, Callable[[], Setup]] = {
+CONFIGS: dict[str, Callable[[], Config]] = {
     "kovasznay": _kovasznay,
     "burgers1d": _burgers1d,
     "burgers1d_whole": _burgers1d_whole,

@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hyperlora_ext.family import Condition, Family
-from hyperlora_ext.frames import shifted
-from hyperlora_ext.spaces import TaskSpace
+from hyperlora_ext.symmetry import shifted
+from hyperlora_ext.task_spaces import TaskSpace
 from kfac_pinn.pinn.problem import Problem, Term
 
 __all__ = ["AtTask", "parametric"]

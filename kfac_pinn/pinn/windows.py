@@ -1,0 +1,183 @@
+"""Long times by windows: one network a window, each started from the one before.
+
+A single network loses the thread where a solution goes on for long. Here [0, T] is cut into
+windows of equal length D, and u_i solves the i-th in its own time t - i D, with the last values of
+u_{i-1} as initial condition.
+
+    def train(u, problem):
+        fit(u, problem, GaussNewton(u.parameters()), steps=20)
+
+    solved = march(network, problem, 8, train)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfac_pinn.pinn.domains import TimeSpace
+from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.taylor_mode.jets import Jet
+
+__all__ = ["Shifted", "Windows", "march", "window"]
+
+Function = Callable[[Any], Any]
+
+
+class Shifted(nn.Module):
+    """u(x) = network(x - offset), the offset being that of the last q coordinates.
+
+    Args:
+        network: of points (N, d).
+        offset: (q,), q <= d.
+    """
+
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, offset: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Any) -> Any:
+        """Fields (N, C) at the points x (N, d), or at a jet of them."""
+        missing = x.shape[-1] - len(self.offset)
+        offset = nn.functional.pad(self.offset, (missing, 0))
+        return self.network(x - offset.to(x.device, x.dtype))
+
+
+class Windows(nn.Module):
+    """A solution in pieces: u on consecutive intervals of time.
+
+    Args:
+        ends: of the windows, increasing.
+        pieces: one network of (t, x) a window.
+
+    Raises:
+        ValueError: for another number of ends than of pieces.
+    """
+
+    def __init__(self, ends: Iterable[float], pieces: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.ends, self.pieces = tuple(ends), nn.ModuleList(pieces)
+        if len(self.ends) != len(self.pieces):
+            raise ValueError(f"{len(self.ends)} ends of {len(self.pieces)} windows: one a window")
+
+    def forward(self, x: Any) -> Any:
+        """u at points (t, x) of shape (N, 1 + d), or at a jet of them, each by its own window:
+        (N, C). So it is judged by residuals, as any network is.
+        """
+        times = (x.data[0] if isinstance(x, Jet) else x)[:, 0].contiguous()
+        places = torch.bucketize(times, times.new_tensor(self.ends[:-1]))[:, None]
+        return sum(u(x) * (places == i).to(times) for i, u in enumerate(self.pieces))
+
+
+def march(
+    network: nn.Module,
+    problem: Problem,
+    count: int,
+    train: Callable[[nn.Module, Problem], Any],
+    initial: str = "initial",
+) -> Windows:
+    """Solve a problem on so many time windows of equal length, one after the other.
+
+    Args:
+        network: where the first window starts from; it is not changed. Trained on that window
+            (`window(problem, (0, D))`) beforehand, or on something like it, it saves time. What it
+            does not train (the base of adapters, say) all windows share.
+        problem: on a `TimeSpace`.
+        count: of windows.
+        train: trains a network on a problem: `fit` with an optimizer and a budget.
+        initial: the term of the initial values.
+
+    Raises:
+        ValueError: for a problem without time or without that term, or fewer windows than one.
+    """
+    domain = timed(problem, initial)
+    if count < 1:
+        raise ValueError(f"{count} windows: give at least 1")
+    ends = torch.linspace(domain.start, domain.end, count + 1, dtype=torch.float64).tolist()
+    pieces: list[Shifted] = []
+    for start, end in pairwise(ends):
+        before = pieces[-1] if pieces else None
+        offset = torch.tensor(
+            [start - domain.start] + [0.0] * domain.space.dim, dtype=torch.float64
+        )
+        pieces.append(Shifted(copied(network if before is None else before.network), offset))
+        train(pieces[-1], window(problem, (start, end), before, initial=initial))
+    return Windows(ends[1:], pieces)
+
+
+def window(
+    problem: Problem,
+    interval: tuple[float, float],
+    before: Function | None = None,
+    weight: float = 10.0,
+    initial: str = "initial",
+) -> Problem:
+    """The problem on one interval of time.
+
+    Args:
+        interval: of time.
+        before: the solution up to its start, whose values there are the initial condition; None:
+            the problem's own.
+        weight: of the mean square of that condition.
+        initial: the term of the initial values.
+
+    Raises:
+        ValueError: for a problem without time or without that term.
+    """
+    domain = timed(problem, initial)
+    terms = {name: moved(term, domain, interval) for name, term in problem.terms.items()}
+    if before is not None:
+        terms[initial] = continued(terms[initial], before, weight)
+    return replace(problem, domain=TimeSpace(*interval, domain.space), terms=terms)
+
+
+def timed(problem: Problem, initial: str) -> TimeSpace:
+    """The domain of a problem in time."""
+    if not isinstance(problem.domain, TimeSpace):
+        raise ValueError(
+            f"{problem.name} has domain {type(problem.domain).__name__}; windows need a TimeSpace"
+        )
+    if initial not in problem.terms:
+        raise ValueError(
+            f"{problem.name} has terms {list(problem.terms)} and none {initial!r}: windows replace "
+            "the initial values, so give these a term of their own and say initial=its name"
+        )
+    return problem.domain
+
+
+def moved(term: Term, domain: TimeSpace, interval: tuple[float, float]) -> Term:
+    """The term, its points' times mapped from the whole domain to the interval."""
+    scale = (interval[1] - interval[0]) / (domain.end - domain.start)
+
+    def points(n: int, generator: Any = None, dtype: Any = None, device: Any = None) -> Tensor:
+        x = term.points(n, generator, dtype, device)
+        times = interval[0] + scale * (x[:, :1] - domain.start)
+        return torch.cat([times, x[:, 1:]], dim=1)
+
+    return replace(term, points=points)
+
+
+def continued(term: Term, before: Function, weight: float) -> Term:
+    """u = before at the term's points."""
+
+    def residual(u: Function, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            given = before(x)
+        return tuple((weight**0.5 * (u(x) - given)).unbind(1))
+
+    return replace(term, residual=residual)
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy that trains parameters of its own; those that are frozen are shared."""
+    memo: dict[int, Any] = {id(p): p for p in network.parameters() if not p.requires_grad}
+    return copy.deepcopy(network, memo)

@@ -1,0 +1,62 @@
+"""Seconds are those of the training thread: neither waiting nor other threads count."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.pinn.training import clock, fit
+
+CPU = torch.device("cpu")
+BOX = Box.cube(2)
+
+
+def compute(seconds: float) -> None:
+    """Until this thread has worked for so long."""
+    start = time.thread_time()
+    while time.thread_time() - start < seconds:
+        sum(range(1000))
+
+
+def spent(residual_does: object) -> float:
+    def residual(u: object, x: Tensor) -> Tensor:
+        residual_does()  # type: ignore[operator]
+        return u(x) - 1  # type: ignore[operator, no-any-return]
+
+    model = MLP((2, 4, 1))
+    problem = Problem("mine", BOX, {"all": Term(BOX.interior, residual, 10)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, problem, optimizer, steps=1)  # what is loaded at the first step
+    return float(fit(model, problem, optimizer, steps=3).last["seconds"])
+
+
+def test_work_counts_and_waiting_does_not() -> None:
+    assert spent(lambda: time.sleep(0.1)) < 0.3 <= spent(lambda: compute(0.1))
+
+
+def test_evaluation_does_not_count() -> None:
+    """Three steps of one evaluation each, though the history's rows take four more."""
+    assert 0.3 <= spent(lambda: compute(0.1)) < 0.6
+
+
+def test_other_threads_do_not_count() -> None:
+    over = threading.Event()
+
+    def busy() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    other = threading.Thread(target=busy)
+    other.start()
+    start = clock.now(CPU)
+    time.sleep(0.5)
+    found = clock.now(CPU) - start
+    over.set()
+    other.join()
+    assert found < 0.25
