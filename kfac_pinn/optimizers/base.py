@@ -80,6 +80,7 @@ class LeastSquaresOptimizer(Optimizer):
         params: Parameters,
         defaults: dict[str, Any],
         search: Any = None,
+        /,
         **common: Unpack[Common],
     ) -> None:
         rest: dict[str, Any] = dict(common)
