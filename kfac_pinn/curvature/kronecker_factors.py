@@ -360,7 +360,7 @@ class BlockCurvature:
 
 @dataclass(frozen=True)
 class KroneckerCurvature:
-    """F, block diagonal: sum_k A_k (x) B_k of each layer, exact Gramians of other leaves, damped."""
+    """F, block diagonal and damped: sum_k A_k (x) B_k of each layer, Gramians of other leaves."""
 
     blocks: Mapping[Block, BlockCurvature]
     ridge: Tensor | None = None

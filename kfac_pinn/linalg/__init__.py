@@ -19,9 +19,11 @@ from kfac_pinn.linalg.dense import (
 )
 from kfac_pinn.linalg.kronecker import KroneckerInverse, KroneckerSum
 from kfac_pinn.linalg.krylov import (
+    ProgressOfSolve,
     RelativeProgress,
     RelativeResidual,
     Solution,
+    Stop,
     conjugate_gradients,
     geometric_indices,
 )
@@ -36,9 +38,11 @@ __all__ = [
     "KroneckerSum",
     "Nystrom",
     "Pairs",
+    "ProgressOfSolve",
     "RelativeProgress",
     "RelativeResidual",
     "Solution",
+    "Stop",
     "conjugate_gradients",
     "damped_inverse",
     "damped_solve",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_pinn.linalg.krylov import RelativeResidual, Solution, conjugate_gradients
+from kfac_pinn.linalg.krylov import RelativeResidual, Solution, Stop, conjugate_gradients
 
 __all__ = ["KroneckerInverse", "KroneckerSum"]
 
@@ -65,9 +65,7 @@ class KroneckerSum:
 
 @dataclass(frozen=True)
 class KroneckerInverse:
-    """The inverse of a `KroneckerSum`: five plain tensors, so that `vars(inverse)` can be stored.
-
-    `KroneckerInverse(**stored)` restores it.
+    """The inverse of a `KroneckerSum`: five tensors.
 
     Attributes:
         left: T_B, shape (d_out, d_out).
@@ -95,10 +93,11 @@ class KroneckerInverse:
         if len(self.A) <= 2:
             return self.diagonal_solve(V)
         found = self.iterate(V, tolerance or torch.finfo(V.dtype).eps ** (2 / 3), iterations)
-        if found.reason not in ("relative residual", "solved"):
+        if found.stop not in (Stop.RELATIVE_RESIDUAL, Stop.SOLVED):
+            text = "" if found.stop is None else found.stop.value
             warnings.warn(
                 f"the solve with {len(self.A)} Kronecker pairs stopped at relative residual "
-                f"{found.residual_norms[-1]:.1e} ({found.reason}); add damping to the factors, "
+                f"{found.residual_norms[-1]:.1e} ({text}); add damping to the factors, "
                 "allow more iterations, or use at most two pairs, which are solved exactly",
                 stacklevel=2,
             )

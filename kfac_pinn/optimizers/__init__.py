@@ -1,11 +1,21 @@
-"""Each optimizer is a direction and a search; the step loop they share is in `base`."""
+"""An optimizer is a direction and a search, or damped steps and a law for the damping.
+
+base                 the step loop: linearise, propose, move, write down
+direction            direction and search: kfac, engd, spring
+damped               damped steps and a law: kfac_pinn, hessian_free; gauss_newton chooses the
+                     damping by a trust region, levenberg_marquardt by trials
+saving               typed state to plain containers and back
+"""
 
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.optimizers.damped import DampedOptimizer
+from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.optimizers.engd import ENGD, Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.gauss_newton import GaussNewton
 from kfac_pinn.optimizers.hessian_free import GGN, Hessian, HessianFree, TruncatedCG
 from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
+from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt
 from kfac_pinn.optimizers.spring import SPRING
 
 __all__ = [
@@ -14,13 +24,16 @@ __all__ = [
     "KFAC",
     "KFACPINN",
     "SPRING",
+    "DampedOptimizer",
     "Diagonal",
+    "DirectionOptimizer",
     "Full",
     "GaussNewton",
     "Hessian",
     "HessianFree",
     "KFACStar",
     "LeastSquaresOptimizer",
+    "LevenbergMarquardt",
     "Parameters",
     "PerLayer",
     "SampleSpace",

@@ -239,9 +239,10 @@ class LeastSquaresOptimizer(Optimizer):
         order = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, p in zip(ids, order, strict=True):
-            entries = placed(state_dict["state"].get(i, {}), p.device)
-            typed = {key: restored(self.kinds.get(key), entry) for key, entry in entries.items()}
-            self.state[p].update(typed)
+            if i in state_dict["state"]:
+                entries = placed(state_dict["state"][i], p.device)
+                kinds = {key: self.kinds.get(key) for key in entries}
+                self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
         self.steps = state_dict["steps"]
         device, self._precision = order[0].device, state_dict["precision"]
         self.memory = restored(type(self.memory), placed(state_dict["memory"], device))

@@ -43,6 +43,8 @@ class ModelOptimizer(LeastSquaresOptimizer):
         displacement = step.displacement * self.expand("lr")
         if torch.equal(displacement, step.displacement):
             return step
+        if math.isinf(step.predicted):  # a failure in any case
+            return replace(step, displacement=displacement)
         return replace(step, displacement=displacement, predicted=model.decrease(displacement))
 
 
@@ -66,8 +68,8 @@ class Damping:
 class DampedOptimizer(ModelOptimizer):
     """Damped steps whose lambda follows from the decrease that they achieve, by a law.
 
-    The whole step is tried; the ratio of its actual to its predicted decrease gives the next lambda;
-    and where it decreases the loss too little, the search shortens it.
+    The whole step is tried; the ratio of its actual to its predicted decrease gives the next
+    lambda; and where it decreases the loss too little, the search shortens it.
 
     Args:
         params: parameters, named parameters or groups.

@@ -92,7 +92,7 @@ class Gramian(Protocol):
     def factor(
         self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
-        """(u, e) -> (G + diag(damping))^-1 (J^T u + e), damping (P,); the step seeds what is random."""
+        """(u, e) -> (G + diag(damping))^-1 (J^T u + e), damping (P,); `step` seeds random parts."""
 
 
 @dataclass(frozen=True)

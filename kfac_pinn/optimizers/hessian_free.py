@@ -178,7 +178,7 @@ class HessianFree(DampedOptimizer):
             else:
                 value = solution.model_values[index]
                 step = Step(p, predicted=decrease_of_solution(p, damping, value))
-            return step.noting(**notes, cg_reason=solution.reason)
+            return step.noting(**notes, cg_reason=solution.stop.value if solution.stop else "")
 
         return DampedModel(linearization, solve, curvature)
 

@@ -7,7 +7,6 @@ physics-informed neural networks" (NeurIPS); formulas in docs/mathematics.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -138,16 +137,14 @@ class KFACStar(LeastSquaresOptimizer):
         """The minimum of the model on the plane of d and delta; never evaluates the loss."""
         curvature = refreshed(self, self.factors, linearization)
         direction, previous = curvature.inverse(-linearization.gradient), self.gather("step")
-        step = Step(self.expand("lr") * direction)
-        if previous.any():
-            step = self._minimiser(linearization, torch.stack([direction, previous]))
-        self.scatter("step", step.displacement)
-        return step
-
-    def _minimiser(self, linearization: Linearization, directions: Tensor) -> Step:
-        """Of the damped model on the plane of the direction and the last step."""
-        model = QuadraticModel(linearization, directions, self.expand("damping"))
+        if not previous.any():
+            step = self.expand("lr") * direction
+            self.scatter("step", step)
+            return Step(step)
+        plane = torch.stack([direction, previous])
+        model = QuadraticModel(linearization, plane, self.expand("damping"))
         c = model.minimiser()
         alpha, mu = c.tolist()
-        step = Step(alpha * directions[0] + mu * directions[1], length=alpha)
-        return replace(step, predicted=model.decrease(c)).noting(momentum=mu)
+        step = alpha * direction + mu * previous
+        self.scatter("step", step)
+        return Step(step, length=alpha, predicted=model.decrease(c), info={"momentum": mu})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,7 +74,7 @@ class LevenbergMarquardt(ModelOptimizer):
         lr: float = 1.0,
         held_out: Callable[[], Any] | None = None,
         damping: float = 1e-6,
-        trials: int = 6,
+        trials: int = 8,
         slack: float = 0.1,
         law: DampingLaw = NIELSEN,
         acceleration: Geodesic | None = BENT,
@@ -142,13 +141,12 @@ class LevenbergMarquardt(ModelOptimizer):
     def _attempt(self, solver: Solver, damping: float, objective: Objective) -> Trial:
         """The bent step at a damping, and how much of the promised decrease it keeps."""
         solve, linearization = solver.natural_gradient(damping), solver.linearization
-        straight = -solve(linearization.residual, linearization.linear_term)
-        step = self.aim(DampedModel(linearization, lambda damping: straight), damping)
+        v = -solve(linearization.residual, linearization.linear_term)
+        step = self.aim(DampedModel(linearization, lambda damping: v), damping)
         if self.acceleration is not None and step.displacement is not None:
-            pull_back = partial(solve, e=None)
-            bent, strength = self.acceleration(
-                objective, linearization, step.displacement, pull_back
-            )
+            pull_back = lambda u: solve(u, None)  # noqa: E731
+            a, strength = self.acceleration(objective, linearization, v, pull_back)
+            bent = step.displacement + 0.5 * self.expand("lr").square() * a
             step = replace(step, displacement=bent).noting(acceleration=strength)
         return tried(step, damping, linearization, objective)
 

@@ -40,12 +40,12 @@ def restored(kind: Any, value: Any) -> Any:
         return {key: restored(get_args(kind)[1], entry) for key, entry in value.items()}
     if get_origin(kind) is tuple:
         return tuple(restored(get_args(kind)[0], entry) for entry in value)
-    if not is_dataclass(kind):
+    if not (isinstance(kind, type) and is_dataclass(kind)):
         return value
     if not matches(kind, value):
         raise TypeError(f"a saved {kind.__name__} has the entries {names(kind)}, found {value!r}")
     hints = get_type_hints(kind)
-    return kind(**{name: restored(hints[name], entry) for name, entry in value.items()})  # type: ignore[operator]
+    return kind(**{name: restored(hints[name], entry) for name, entry in value.items()})
 
 
 def alternative(kinds: tuple[Any, ...], value: Any) -> Any:

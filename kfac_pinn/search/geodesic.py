@@ -26,8 +26,8 @@ __all__ = ["Geodesic", "second_derivative"]
 
 @dataclass(frozen=True)
 class Geodesic:
-    """v -> v + a/2 where 2 |a| <= alpha |v|; where the acceleration is larger the expansion is not
-    to be trusted, and the step stays straight.
+    """The acceleration a where 2 |a| <= alpha |v|; where it is larger the expansion is not to be
+    trusted, and the step stays straight: zero.
 
     It costs one closure call and one solve more.
 
@@ -49,7 +49,7 @@ class Geodesic:
         velocity: Tensor,
         pull_back: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, float]:
-        """The bent step (P,), and 2 |a| / |v|.
+        """a, shape (P,), and 2 |a| / |v|.
 
         Args:
             velocity: v, shape (P,).
@@ -61,8 +61,8 @@ class Geodesic:
         acceleration = -pull_back(second_derivative(objective, linearization, velocity, self.h))
         strength = float(2 * acceleration.norm() / velocity.norm())
         # written so that a strength that is not finite leaves the path straight
-        bent = velocity + 0.5 * acceleration if strength <= self.alpha else velocity
-        return bent, strength
+        trusted = strength <= self.alpha
+        return acceleration if trusted else torch.zeros_like(velocity), strength
 
 
 def second_derivative(

@@ -1,6 +1,7 @@
-"""What a search is asked, and what a step is: where, how far, what was predicted, what became of it.
+"""What an optimizer proposes: a step, where and how far, what it promises and what became of it.
 
-An optimizer *proposes* a `Step`; the step loop moves there, or stays.
+A search asks an `Objective` for the loss at trial steps and answers a `Step`; the step loop moves
+there, or stays.
 """
 
 from __future__ import annotations

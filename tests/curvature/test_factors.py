@@ -18,13 +18,14 @@ from kfac_pinn.curvature.kronecker_factors import (
     Expand,
     Factors,
     ForwardOnly,
+    LayerFactors,
+    LeafGramian,
     MonteCarlo,
     Reduce,
     TraceNormDamping,
     precondition,
-    terms,
 )
-from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf
+from kfac_pinn.jacobian.blocks import Layer, LayerInputs
 from kfac_pinn.jacobian.linearization import Block
 
 FRESH = Factors(average=Average(0.0))
@@ -34,12 +35,12 @@ def linearized(model: nn.Module, closure: Closure) -> Linearization:
     return linearize(closure, list(model.parameters()))
 
 
-def dense(block: Block, factors: dict[str, Tensor]) -> Tensor:
+def dense(block: Block, factors: LayerFactors | LeafGramian) -> Tensor:
     """F of a block, columns in the order of the rows of J: weight first, then bias."""
-    if isinstance(block, Leaf):
-        return factors["gramian"]
-    F = sum(torch.kron(factors[f"B{k}"], factors[f"A{k}"]) for k in terms(factors))
-    d_out = len(factors[f"B{terms(factors)[0]}"])
+    if isinstance(factors, LeafGramian):
+        return factors.gramian
+    F = torch.stack([torch.kron(pair.B, pair.A) for pair in factors.pairs.values()]).sum(0)
+    d_out = len(next(iter(factors.pairs.values())).B)
     order = torch.arange(len(F)).reshape(d_out, -1)  # entries of [W | b], row by row
     if isinstance(block, Layer) and block.weight is not None and block.bias is not None:
         order = torch.cat([order[:, :-1].flatten(), order[:, -1]])
@@ -103,7 +104,7 @@ def test_leaves_are_exact(case: tuple[nn.Module, Closure]) -> None:
     lin = linearize(lambda: [r * slope[i] + slope.prod() for i, r in enumerate(closure())], [slope])
     measured = FRESH.measure(lin, 0)
     (block,) = lin.blocks
-    torch.testing.assert_close(measured[block]["gramian"], lin.gramian(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(measured[block].gramian, lin.gramian(), rtol=1e-12, atol=1e-14)
 
 
 def test_a_reduced_layer_is_exact_when_inputs_do_not_move() -> None:
@@ -121,8 +122,8 @@ def test_backpack(seed: int) -> None:
     lin = linearized(model, lambda: model(x))
     measured = FRESH.measure(lin, 0)
     for block, (A, B) in zip(lin.blocks, backpack_factors(model, x), strict=True):
-        torch.testing.assert_close(measured[block]["A0"][:-1, :-1], A, rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(measured[block]["B0"], B, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(measured[block].pairs[0].A[:-1, :-1], A, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(measured[block].pairs[0].B, B, rtol=1e-12, atol=1e-14)
 
 
 def test_curvlinops() -> None:
@@ -148,12 +149,12 @@ def test_fisher_types() -> None:
             g = tangent.blocks[block].g
             weighted = g * tangent.residual[:, None]
             B = torch.einsum("sni,snj->ij", weighted, weighted) / g.shape[1]
-            torch.testing.assert_close(empirical[block][f"B{k}"], B, rtol=1e-12, atol=1e-14)
-            assert torch.equal(forward[block][f"B{k}"], torch.eye(len(B)).double())
-            mean = torch.stack([s[block][f"B{k}"] for s in samples]).mean(0)
-            assert relative(mean, type2[block][f"B{k}"]) < 0.25
+            torch.testing.assert_close(empirical[block].pairs[k].B, B, rtol=1e-12, atol=1e-14)
+            assert torch.equal(forward[block].pairs[k].B, torch.eye(len(B)).double())
+            mean = torch.stack([s[block].pairs[k].B for s in samples]).mean(0)
+            assert relative(mean, type2[block].pairs[k].B) < 0.25
     again = sampled.measure(lin, 7)
-    assert all(torch.equal(again[b]["B0"], samples[7][b]["B0"]) for b in lin.blocks)
+    assert all(torch.equal(again[b].pairs[0].B, samples[7][b].pairs[0].B) for b in lin.blocks)
 
 
 @given(cases(), st.floats(1e-6, 1.0), st.booleans())
@@ -166,8 +167,8 @@ def test_precondition_inverts(
     factors = Factors(average=Average(0.0), rule=rule)
     v, out = torch.randn(lin.size, dtype=torch.float64), torch.zeros(lin.size, dtype=torch.float64)
     for block, measured in factors.measure(lin, 0).items():
-        precondition(block, factors.invert(block, measured, damping), v, out)
-        pairs = [rule(measured[f"A{k}"], measured[f"B{k}"], damping) for k in terms(measured)]
+        precondition(block, factors.invert(measured, damping), v, out)
+        pairs = [rule(pair.A, pair.B, damping) for pair in measured.pairs.values()]
         M = block.matrix(out)
         product = torch.stack([B @ M @ A for A, B in pairs]).sum(0)
         assert relative(product, block.matrix(v)) < 1e-7
@@ -181,9 +182,10 @@ def test_frozen_weight_and_missing_bias() -> None:
     for trained, columns in ((model[0].weight, slice(0, -1)), (model[0].bias, slice(-1, None))):
         lin = linearize(closure, [trained])
         (block,) = lin.blocks
-        found, expected = FRESH.measure(lin, 0)[block], full[id(model[0].weight)]
-        assert torch.equal(found["B0"], expected["B0"])
-        torch.testing.assert_close(found["A0"], expected["A0"][columns, columns])
+        found = FRESH.measure(lin, 0)[block].pairs[0]
+        expected = full[id(model[0].weight)].pairs[0]
+        assert torch.equal(found.B, expected.B)
+        torch.testing.assert_close(found.A, expected.A[columns, columns])
 
 
 def test_average() -> None:

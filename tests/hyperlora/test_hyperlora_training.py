@@ -14,7 +14,7 @@ from torch import Generator, nn
 
 from hyperlora_ext.certified import Closure, drawing, held_out_loss, polish, solve
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.levenberg import LevenbergMarquardt, Solver, factor
+from hyperlora_ext.levenberg import LevenbergMarquardt, Solver
 from hyperlora_ext.lora import adapt, adapters, count
 from hyperlora_ext.problems import kovasznay
 from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
@@ -66,10 +66,7 @@ def test_both_sides_give_the_damped_step(rows: int) -> None:
     step = solver.step(0.1)
     right = -torch.linalg.solve(J.T @ J + 0.1 * torch.eye(lin.size, dtype=F64), lin.gradient)
     assert (step - right).abs().max() < 1e-12
-    model_decrease = (lin.residual.square().sum() - (lin.residual + J @ step).square().sum()) / 2
-    assert solver.decrease(step, 0.1) == pytest.approx(float(model_decrease), rel=1e-10)
     assert solver.mean_diagonal == pytest.approx(float((J.T @ J).trace()) / lin.size)
-    assert [factor(r) for r in (0.9, 0.5, 0.1, -3)] == [1 / 3, 1, 2, 2]
 
 
 def test_held_out_points_have_a_veto() -> None:
@@ -93,7 +90,7 @@ def test_a_point_set_that_teaches_nothing_is_left_alone() -> None:
     optimizer.step(lambda: model(x) - 5)
     assert "held-out" in optimizer.stats["reason"] and optimizer.vetoed
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert optimizer.state["common"]["damping"] > 0
+    assert optimizer.memory.damping > 0
 
 
 # --- the regimes ---------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ from kfac_pinn.linalg import (
     CountSketch,
     KroneckerInverse,
     KroneckerSum,
+    ProgressOfSolve,
     RelativeProgress,
     RelativeResidual,
+    Stop,
     conjugate_gradients,
     damped_solve,
     dct,
@@ -224,7 +226,7 @@ class TestConjugateGradients:
         M, b = psd(seed, size, digits), normal(seed, size)
         found = conjugate_gradients(lambda v: M @ v, b, (RelativeResidual(1e-12),))
         torch.testing.assert_close(found.x, torch.linalg.solve(M, b), rtol=1e-7, atol=1e-7)
-        assert found.reason in ("relative residual", "solved")
+        assert found.stop in (Stop.RELATIVE_RESIDUAL, Stop.SOLVED)
 
     @given(seeds, sizes)
     def test_history_is_true(self, seed, size):
@@ -242,7 +244,7 @@ class TestConjugateGradients:
         found = conjugate_gradients(
             lambda v: M @ v, b, preconditioner=lambda v: torch.linalg.solve(M, v)
         )
-        assert found.iterations == 1 and found.reason == "relative residual"
+        assert found.iterations == 1 and found.stop is Stop.RELATIVE_RESIDUAL
 
     def test_any_shape_and_kept_iterates(self):
         M, b = psd(0, 12, 3), normal(1, 3, 4)
@@ -254,23 +256,43 @@ class TestConjugateGradients:
         again = conjugate_gradients(
             lambda v: (M @ v.flatten()).reshape(3, 4), b, iterations=found.kept[3][0]
         )
-        assert torch.equal(again.x, found.kept[3][1]) and again.reason == "iteration limit"
+        assert torch.equal(again.x, found.kept[3][1]) and again.stop is Stop.ITERATION_LIMIT
 
     def test_relative_progress_is_martens_rule(self):
         M, b = psd(0, 200, 5), normal(1, 200)
         found = conjugate_gradients(lambda v: M @ v, b, (RelativeProgress(5e-4),))
         phi, i = found.model_values, found.iterations
         k = max(10, math.ceil(0.1 * i))
-        assert found.reason == "relative progress"
+        assert found.stop is Stop.RELATIVE_PROGRESS
         assert (phi[i] - phi[i - k]) / phi[i] < k * 5e-4
         assert (phi[i - 1] - phi[i - 1 - k]) / phi[i - 1] >= k * 5e-4
 
+    def test_progress_of_the_solve_does_not_mind_where_it_starts(self):
+        M, b = psd(0, 200, 5), normal(1, 200)
+        whole = conjugate_gradients(lambda v: M @ v, b, (), iterations=40)
+        found = conjugate_gradients(
+            lambda v: M @ v, b, (ProgressOfSolve(5e-3),), start=0.95 * whole.x
+        )
+        phi, i = found.model_values, found.iterations
+        k = max(10, i // 10)
+        assert found.stop is Stop.PROGRESS_OF_SOLVE and phi[0] < 0
+        assert phi[i - k] - phi[i] < 5e-3 * (phi[0] - phi[i])
+        before = i - 1
+        assert phi[before - k] - phi[before] >= 5e-3 * (phi[0] - phi[before]) or before <= k
+
+    def test_a_rule_of_ones_own(self):
+        M, b = psd(0, 12, 3), normal(1, 12)
+        rule = lambda history: Stop.RULE if history.iterations == 3 else None  # noqa: E731
+        found = conjugate_gradients(lambda v: M @ v, b, (rule,))
+        assert found.stop is Stop.RULE and found.iterations == 3
+
     def test_negative_curvature_zero_and_nan_are_named(self):
         b = normal(0, 4)
-        assert conjugate_gradients(lambda v: -v, b).reason == "negative curvature"
-        assert conjugate_gradients(lambda v: v * math.nan, b).reason == "not finite"
-        assert conjugate_gradients(lambda v: v, 0 * b).reason == "solved"
-        assert conjugate_gradients(lambda v: v, b).reason in ("solved", "relative residual")
+        assert conjugate_gradients(lambda v: -v, b).stop is Stop.NEGATIVE_CURVATURE
+        assert conjugate_gradients(lambda v: v * math.nan, b).stop is Stop.NOT_FINITE
+        assert conjugate_gradients(lambda v: v, 0 * b).stop is Stop.SOLVED
+        found = conjugate_gradients(lambda v: v, b)
+        assert found.stop in (Stop.SOLVED, Stop.RELATIVE_RESIDUAL)
 
     def test_geometric_indices(self):
         assert geometric_indices(20, 1.3) == [1, 2, 3, 4, 5, 7, 9, 11, 14, 18]

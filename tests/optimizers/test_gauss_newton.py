@@ -79,12 +79,13 @@ def test_the_step_is_the_damped_solve_and_keeps_its_word(index):
         assert optimizer.stats["radius"] == pytest.approx(float(p.norm()), rel=1e-6)
 
 
-def test_direction_has_the_length_of_the_last_step():
+def test_a_search_begins_with_the_length_of_the_last_step():
     model, residuals = setting()
     optimizer = GaussNewton(model.parameters())
     optimizer.step(residuals)
-    direction = optimizer.direction(linearize(residuals, list(model.parameters())))
-    assert float(direction.norm()) == pytest.approx(optimizer.stats["radius"], rel=1e-8)
+    decomposition = optimizer.decompose(linearize(residuals, list(model.parameters())))
+    step = decomposition.step(decomposition.damping(optimizer.memory.radius))
+    assert float(step.norm()) == pytest.approx(optimizer.stats["radius"], rel=1e-8)
 
 
 def test_a_low_target_is_hit():
@@ -113,9 +114,9 @@ def test_a_step_that_does_not_lower_the_damping_lowers_the_target():
     optimizer = GaussNewton(model.parameters())
     for _ in range(25):
         optimizer.step(residuals)
-        progressed = optimizer.common.get("lowest_step") == optimizer.common["step"]
+        progressed = optimizer.memory.found == optimizer.steps
         expected = optimizer.schedule.following(optimizer.stats["target"], progressed)
-        assert optimizer.common["low_target"] == expected
+        assert optimizer.memory.target == expected
 
 
 @pytest.mark.parametrize("linear_term", [False, True], ids=["squares", "Ritz"])
@@ -191,15 +192,15 @@ def test_a_restored_run_continues_as_if_never_stopped(compression):
     for _ in range(6):
         restored.step(residuals)
     assert torch.equal(flat(model), flat(again))
-    assert optimizer.common == restored.common
-    assert optimizer.common["second_stage"]
+    assert optimizer.memory == restored.memory
+    assert optimizer.memory.second_stage
 
 
 def test_a_failing_closure_changes_nothing():
     model, residuals = setting()
     optimizer = GaussNewton(model.parameters())
     optimizer.step(residuals)
-    before, state, calls = flat(model), dict(optimizer.common), iter(range(10))
+    before, state, calls = flat(model), optimizer.memory, iter(range(10))
 
     def failing():
         if next(calls) == 2:  # in the middle of the trials
@@ -208,7 +209,7 @@ def test_a_failing_closure_changes_nothing():
 
     with pytest.raises(RuntimeError, match="power cut"):
         optimizer.step(failing)
-    assert torch.equal(flat(model), before) and optimizer.common == state
+    assert torch.equal(flat(model), before) and optimizer.memory == state
 
 
 def test_an_overflowing_trial_is_a_missed_target():

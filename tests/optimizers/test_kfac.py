@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from small_problems import Closure, cases, flat, network, points, relative, small_case
 from torch import Tensor, nn
 
-from kfac_pinn import KFAC, KFACPINN, KFACStar, laplacian, linearize, taylor
+from kfac_pinn import KFAC, KFACPINN, KFACStar, Linearization, laplacian, linearize, taylor
 from kfac_pinn.curvature.kronecker_factors import (
     Average,
     Empirical,
     Factors,
     ForwardOnly,
+    KroneckerCurvature,
     Reduce,
     TraceNormDamping,
 )
@@ -96,6 +97,12 @@ def test_published_trajectory(problem: str, setting: str) -> None:
         assert float(loss) == pytest.approx(losses.sum(), rel=1e-9)
 
 
+def curvature_of(optimizer: KFACStar, lin: Linearization) -> KroneckerCurvature:
+    """F as the last step left it."""
+    state = {block: optimizer.state[block.parameters[0]]["curvature"] for block in lin.blocks}
+    return KroneckerCurvature(state)
+
+
 @given(cases(), st.floats(1e-6, 1.0))
 def test_star_minimises_the_model_on_its_plane(
     case: tuple[nn.Sequential, Closure], damping: float
@@ -108,7 +115,7 @@ def test_star_minimises_the_model_on_its_plane(
     optimizer.step(closure)
     G, step = lin.gramian() + damping * torch.eye(lin.size), flat(model) - before
     slope = lin.gradient + G @ step  # of the model: orthogonal to the plane
-    direction = optimizer.precondition(lin, -lin.gradient)
+    direction = curvature_of(optimizer, lin).inverse(-lin.gradient)
     for along in (direction, delta):
         assert abs(float(slope @ along)) <= 1e-7 * float(lin.gradient.norm() * along.norm())
 
@@ -119,8 +126,9 @@ def test_pinn_solves_the_damped_system(case: tuple[nn.Sequential, Closure]) -> N
     model, closure = case
     optimizer = KFACPINN(model.parameters(), products=300)
     lin = linearize(closure, list(model.parameters()))
-    optimizer.common["lambda"] = damping = 1e-2
-    found, predicted = optimizer.solve(lin, damping)
+    damping = 1e-2
+    step = optimizer.solve(lin, damping)
+    found, predicted = step.displacement, step.predicted
     G = lin.gramian()
     expected = torch.linalg.solve(G + damping * torch.eye(lin.size), -lin.gradient)
     assert relative(found, expected) < 1e-6
@@ -218,12 +226,10 @@ def test_a_term_that_is_gone_leaves_no_curvature() -> None:
     """With no average over the steps, the direction is that of the remaining terms alone."""
     model, x = network(2, 4, 1), points(9)
     remembers = KFAC(model.parameters(), factors=Factors(average=Average(0.0)))
-    remembers.refresh(linearize(lambda: (model(x), 9 * model(x + 1)), model.parameters()))
+    remembers.direction(linearize(lambda: (model(x), 9 * model(x + 1)), model.parameters()))
     lin = linearize(lambda: model(x), model.parameters())
-    remembers.refresh(lin)
     fresh = KFAC(model.parameters(), factors=Factors(average=Average(0.0)))
-    fresh.refresh(lin)
-    found, expected = (each.precondition(lin, lin.gradient) for each in (remembers, fresh))
+    found, expected = remembers.direction(lin), fresh.direction(lin)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -250,7 +256,7 @@ def test_pinn_rests_where_nothing_is_left_to_gain(dtype: torch.dtype) -> None:
     for _ in range(120):
         loss = float(optimizer.step(lambda: model(x) - x.sum(1, keepdim=True).sin()))
     assert optimizer.stats["reason"]
-    assert optimizer.common["lambda"] < 1
+    assert optimizer.memory.damping < 1
     assert loss == pytest.approx(optimizer.stats["new_loss"])
     assert all(torch.isfinite(p).all() for p in model.parameters())
     fitted = torch.linalg.lstsq(torch.cat([x, torch.ones(30, 1).to(x)], 1), x.sum(1).sin()[:, None])

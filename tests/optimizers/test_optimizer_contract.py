@@ -7,6 +7,7 @@ import inspect
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 import kfac_pinn
 from kfac_pinn import Linearization, laplacian, linearize, total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
+from kfac_pinn.optimizers.damped import ModelOptimizer
+from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import Armijo, GridSearch
+from kfac_pinn.search.step import Objective, Outcome
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
 OPTIMIZERS = [
@@ -26,6 +30,9 @@ OPTIMIZERS = [
     *(c for c in EXPORTED if inspect.isclass(c) and issubclass(c, LeastSquaresOptimizer)),
 ]
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS, ids=lambda c: c.__name__)
+damped_optimizers = pytest.mark.parametrize(
+    "make", [c for c in OPTIMIZERS if issubclass(c, ModelOptimizer)], ids=lambda c: c.__name__
+)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
@@ -110,12 +117,45 @@ def test_descends(make: Any) -> None:
 
 
 @every_optimizer
+def test_what_it_proposes_descends(make: Any) -> None:
+    problem = Inverse()
+    linearization = linearize(problem.residuals, problem.parameters())
+    objective = Objective(problem.residuals, list(problem.parameters()))
+    step = make(problem.parameters()).propose(linearization, objective)
+    assert step.displacement.shape == (linearization.size,)
+    assert linearization.gradient @ step.displacement < 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [c for c in OPTIMIZERS if issubclass(c, DirectionOptimizer)],
+    ids=lambda c: c.__name__,
+)
 def test_its_direction_is_one_of_descent(make: Any) -> None:
     problem = Inverse()
     linearization = linearize(problem.residuals, problem.parameters())
     direction = make(problem.parameters()).direction(linearization)
     assert direction.shape == (linearization.size,)
     assert linearization.gradient @ direction < 0
+
+
+@damped_optimizers
+@pytest.mark.parametrize("damping", [1e-1, 10.0])
+def test_damped_steps_keep_what_they_say(make: Any, damping: float) -> None:
+    """p(lambda) of a dense solve where it is exact, and the decrease of the model in any case."""
+    problem = Inverse()
+    linearization = linearize(problem.residuals, problem.parameters())
+    objective = Objective(problem.residuals, list(problem.parameters()))
+    model = make(problem.parameters()).model(linearization, objective)
+    step = model.step(torch.tensor(damping) if make is kfac_pinn.HessianFree else damping)
+    G, g, p = linearization.gramian(), linearization.gradient, step.displacement
+    decrease = -float(g @ p + 0.5 * p @ G @ p)
+    assert step.predicted == pytest.approx(decrease, rel=1e-6)
+    assert model.decrease(p) == pytest.approx(decrease, rel=1e-10)
+    assert model.decrease(0.3 * p) == pytest.approx(-float(0.3 * g @ p + 0.045 * p @ G @ p))
+    if make in (kfac_pinn.GaussNewton, kfac_pinn.LevenbergMarquardt):
+        exact = -torch.linalg.solve(G + damping * torch.eye(len(g)).to(g), g)
+        torch.testing.assert_close(p, exact, rtol=1e-8, atol=1e-10)
 
 
 @every_optimizer
@@ -138,8 +178,8 @@ def test_says_what_happened(make: Any) -> None:
         assert stats["loss"] == pytest.approx(float(loss))
         assert stats["step_norm"] == pytest.approx(float((problem.flat() - before).norm()))
         assert stats["evaluations"] >= problem.calls - calls - 1 - 2
-        assert isinstance(stats["reason"], str)
-        assert {"new_loss", "gradient_norm", "step_length"} <= set(stats)
+        assert (stats["reason"] == "") == (stats["step_norm"] > 0), "a reason, where it stays"
+        assert {"new_loss", "gradient_norm", "step_length", "shortened"} <= set(stats)
         assert all(isinstance(value, (float, int, str)) for value in stats.values())
         if stats["new_loss"] == stats["new_loss"]:
             new_loss = float(total_loss(problem.residuals()).detach())
@@ -331,7 +371,7 @@ def test_a_gradient_that_is_zero_changes_nothing(make: Any) -> None:
     assert not any(p.any() for p in problem.u.parameters())
 
 
-@pytest.mark.parametrize("make", [kfac_pinn.KFACPINN, kfac_pinn.GaussNewton])
+@damped_optimizers
 @pytest.mark.parametrize("rates", [(0.1, 0.1), (1.0, 0.3), (0.5, 0.0)])
 def test_the_ratio_is_that_of_the_step_taken(make: Any, rates: tuple[float, float]) -> None:
     """Residuals that are linear in the parameters keep every promise: the ratio is one."""
@@ -402,13 +442,21 @@ def test_steps_under_no_grad_and_enable_grad_are_the_same(make: Any) -> None:
     assert all(p.requires_grad and p.is_leaf for p in problem.parameters())
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """What an optimizer of one's own may remember."""
+
+    last: Tensor | None = None
+    norms: tuple[float, ...] = ()
+    parts: dict[int, Slopes] = field(default_factory=dict)
+
+
 class Diverging(Steepest):
     """Its third direction is not a number, and its state by then spoilt."""
 
     def direction(self, linearization: Linearization) -> Tensor:
-        steps = self.common.get("steps", 0) + 1
-        self.common["steps"] = steps
-        direction = super().direction(linearization) * (float("nan") if steps == 3 else 1.0)
+        direction = super().direction(linearization) * (float("nan") if self.steps == 2 else 1.0)
+        self.memory = Slopes(direction, (float(direction.norm()),))
         self.scatter("momentum", direction)
         return direction
 
@@ -421,7 +469,7 @@ def test_a_direction_that_is_not_finite_changes_nothing() -> None:
     run(optimizer, problem, 1)
     assert torch.equal(problem.flat(), theta)
     assert same(optimizer.state_dict(), state)
-    assert optimizer.stats["reason"] == "the direction is not finite"
+    assert optimizer.stats["reason"] == Outcome.NOT_FINITE.value
     assert optimizer.stats["step_norm"] == 0
 
 
@@ -429,11 +477,21 @@ def test_state_of_a_parameter_in_another_precision_survives() -> None:
     problem = Inverse(torch.float32)
     optimizer = Steepest(problem.parameters())
     factor = torch.full((3, 3), 1 / 3, dtype=torch.float64)
-    optimizer.state[problem.p]["factors"] = {"A": factor, "history": [1, 0.5, "x", None]}
-    optimizer.common["sums"] = [factor, factor.int()]
+    optimizer.state[problem.p]["factors"] = {"A": factor, "history": [1, 0.5, None]}
+    optimizer.memory = Slopes(factor, (0.5, 1.0), {3: Slopes(factor.int())})
     other = Steepest(Inverse(torch.float32).parameters())
+    other.memory = Slopes()
     other.load_state_dict(saved(optimizer.state_dict()))
     assert same(other.state_dict(), optimizer.state_dict())
+    assert isinstance(other.memory.parts[3], Slopes) and other.memory.norms == (0.5, 1.0)
+    assert other.memory.last.dtype == torch.float64
+
+
+def test_a_memory_of_another_kind_is_refused() -> None:
+    optimizer, other = Steepest(Inverse().parameters()), Steepest(Inverse().parameters())
+    other.memory = Slopes()
+    with pytest.raises(TypeError, match="a saved Slopes has the entries"):
+        other.load_state_dict(optimizer.state_dict() | {"memory": {"radius": 1.0}})
 
 
 @pytest.mark.parametrize("search", [GridSearch(), Armijo()])

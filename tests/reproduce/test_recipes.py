@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 from pathlib import Path
 
 import pytest
@@ -34,21 +33,6 @@ def test_published_runs_can_be_made_and_end_at_the_published_error() -> None:
     assert run.after((a * b) ** 0.5) == pytest.approx((low * high) ** 0.5)
     assert published.steps("heat_1d", 257, "kfac") == 13878
     assert math.isnan(published.steps("poisson_5d", 10065, "sgd"))  # not recorded
-
-
-def test_the_grid_from_above_is_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes, search = load("published.recipes"), load("kfac_pinn.search.line")
-
-    class Parabola:
-        def __call__(self, step: torch.Tensor) -> float:
-            return (float(step[0]) - 0.07) ** 2
-
-    linearization = types.SimpleNamespace(loss=0.07**2)
-    for direction in (torch.ones(1), -torch.ones(1)):
-        full = search.GridSearch()(Parabola(), linearization, direction)
-        ours = recipes.GridFromAbove()(Parabola(), linearization, direction)
-        assert full.displacement == ours.displacement
-        assert full.info == ours.info
 
 
 def test_the_queue_tunes_trains_and_says_what_is_left(tmp_path: Path) -> None:

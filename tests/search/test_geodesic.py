@@ -10,9 +10,9 @@ from small_problems import flat, points, relative, small_case
 from torch import Tensor, nn
 from torch.autograd import functional as autograd
 
-from kfac_pinn import ENGD, ConvexLoss, laplacian, linearize
+from kfac_pinn import ConvexLoss, LevenbergMarquardt, laplacian, linearize
 from kfac_pinn.search.geodesic import Geodesic, second_derivative
-from kfac_pinn.search.line import FixedStep, GridSearch, Objective
+from kfac_pinn.search.step import Objective
 
 
 def exact_second_derivative(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:
@@ -62,36 +62,39 @@ def test_finite_difference_is_of_first_order() -> None:
     assert errors[1] / errors[2] == pytest.approx(10, rel=0.2)
 
 
-def test_step_is_the_second_order_path() -> None:
-    """theta + v + a/2, with v and a from dense solves."""
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
+def test_step_is_the_second_order_path(rates: tuple[float, float]) -> None:
+    """theta + t v + t^2/2 a, with v and a from dense solves; t is the lr of each group."""
     model, residuals = small_case(n=20)
     linearization = linearize(residuals, list(model.parameters()))
     J, identity = linearization.rows(), torch.eye(linearization.size, dtype=torch.float64)
     damped = J.mT @ J + 10.0 * identity
+    fraction = 10.0 * linearization.size / float(J.square().sum())  # of the mean diagonal
     v = -torch.linalg.solve(damped, linearization.gradient)
     objective = Objective(residuals, list(model.parameters()))
     a = -torch.linalg.solve(damped, J.mT @ second_derivative(objective, linearization, v))
     before = flat(model)
-    optimizer = ENGD(
-        model.parameters(), damping=10.0, search=FixedStep(), acceleration=Geodesic(alpha=1e9)
-    )
+    groups = [{"params": list(layer.parameters())} for layer in (model[0], model[2])]
+    bend = Geodesic(alpha=1e9)
+    optimizer = LevenbergMarquardt(groups, damping=fraction, trials=1, acceleration=bend)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     optimizer.step(residuals)
-    assert relative(flat(model) - before, v + 0.5 * a) <= 1e-10
-    assert optimizer.stats["acceleration"] == pytest.approx(float(2 * a.norm() / v.norm()))
-    assert optimizer.stats["evaluations"] == 1
+    t = optimizer.expand("lr")
+    assert relative(flat(model) - before, t * v + 0.5 * t * t * a) <= 1e-9
+    strength = pytest.approx(float(2 * a.norm() / v.norm()), rel=1e-6)
+    assert optimizer.stats["acceleration"] == strength
+    assert optimizer.stats["evaluations"] == 2
 
 
 def test_strong_acceleration_is_not_followed() -> None:
-    model, residuals = small_case(n=20)
-    before = flat(model)
-    optimizer = ENGD(
-        model.parameters(), damping=10.0, search=FixedStep(), acceleration=Geodesic(alpha=0.0)
-    )
-    optimizer.step(residuals)
-    accelerated = flat(model)
-    nn.utils.vector_to_parameters(before.clone(), model.parameters())
-    ENGD(model.parameters(), damping=10.0, search=FixedStep()).step(residuals)
-    assert torch.equal(flat(model), accelerated)
+    ends = []
+    for acceleration in (Geodesic(alpha=0.0), None):
+        model, residuals = small_case(n=20)
+        optimizer = LevenbergMarquardt(model.parameters(), damping=0.3, acceleration=acceleration)
+        optimizer.step(residuals)
+        ends.append(flat(model))
+    assert torch.equal(*ends)
 
 
 class Valley(nn.Module):
@@ -111,29 +114,26 @@ def test_a_curved_valley_is_followed() -> None:
     losses = []
     for acceleration in (None, Geodesic(alpha=10.0)):
         valley = Valley()
-        optimizer = ENGD(
-            valley.parameters(), damping=1e-12, search=FixedStep(), acceleration=acceleration
+        optimizer = LevenbergMarquardt(
+            valley.parameters(), damping=1e-14, acceleration=acceleration
         )
         optimizer.step(valley.residuals)
         losses.append(float(sum(r.square().sum() for r in valley.residuals()).detach()))
     assert losses[1] < 1e-6 < 1 < losses[0]
 
 
-def test_curved_grid_search_decreases_the_loss() -> None:
-    model, residuals = small_case(n=20, hidden=8)
-    optimizer = ENGD(model.parameters(), damping=1e-6, search=GridSearch(), acceleration=Geodesic())
-    losses = [float(optimizer.step(residuals)) for _ in range(10)]
-    assert losses == sorted(losses, reverse=True)
-    assert float(optimizer.stats["new_loss"]) == pytest.approx(
-        float(optimizer.step(residuals)), rel=1e-12
-    )
-
-
 def test_convex_losses_are_refused() -> None:
     model, _ = small_case()
     x = points(9)
-    optimizer = ENGD(model.parameters(), damping=1e-3, acceleration=Geodesic())
+    optimizer = LevenbergMarquardt(model.parameters())
     before = flat(model)
-    with pytest.raises(ValueError, match="energy has a convex loss"):
-        optimizer.step(lambda: ConvexLoss(model(x), lambda u: u**4, "energy"))
+
+    def energy() -> ConvexLoss:
+        return ConvexLoss(model(x), lambda u: u**4, "energy")
+
+    with pytest.raises(ValueError, match=r"energy has a convex loss.*acceleration=None"):
+        optimizer.step(energy)
     assert torch.equal(flat(model), before)
+    straight = LevenbergMarquardt(model.parameters(), acceleration=None)
+    first = float(straight.step(energy))
+    assert float(straight.step(energy)) < first

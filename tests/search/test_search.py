@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from kfac_pinn.jacobian.closure import Linearization, linearize
 from kfac_pinn.search.line import (
     Armijo,
+    ExhaustiveGrid,
     FixedStep,
     GridSearch,
     NormConstraint,
-    Objective,
-    QuadraticModel,
     Search,
-    Step,
 )
+from kfac_pinn.search.model import QuadraticModel
+from kfac_pinn.search.step import Objective, Outcome, Step
 
 Residual = Callable[[Tensor], Tensor]
 
@@ -62,7 +62,7 @@ def test_the_grid_is_searched_for_its_best(seed: int, length: float) -> None:
     start = torch.randn(3, dtype=torch.float64)
     problem = Problem(residual, start)
     direction = -length * problem.linearization.gradient
-    search = GridSearch()
+    search = ExhaustiveGrid()
     step = problem(search, direction)
     losses = [float(0.5 * (A @ (start + t * direction) - b).square().sum()) for t in search.lengths]
     assert problem.objective.evaluations == len(search.lengths)
@@ -73,13 +73,53 @@ def test_the_grid_is_searched_for_its_best(seed: int, length: float) -> None:
     torch.testing.assert_close(step.displacement, expected)
 
 
-@pytest.mark.parametrize("search", [GridSearch(), Armijo()])
+@given(st.integers(0, 2**16), st.floats(0.1, 1e6))
+def test_from_above_the_minimum_of_a_parabola_is_that_of_the_grid(seed: int, length: float) -> None:
+    torch.manual_seed(seed)
+    residual, *_ = linear(5, 3)
+    problem = Problem(residual, torch.randn(3, dtype=torch.float64))
+    direction = -length * problem.linearization.gradient
+    full = problem(ExhaustiveGrid(), direction)
+    problem.objective.evaluations = 0
+    step = problem(GridSearch(), direction)
+    assert step.displacement is not None and full.displacement is not None
+    assert torch.equal(step.displacement, full.displacement)
+    assert (step.loss, step.length) == (full.loss, full.length)
+    longer = int(-math.log2(step.length))
+    assert problem.objective.evaluations == min(longer + 4, 31)
+
+
+class Valleys:
+    """A loss along one direction with two minima, the lower one at short lengths."""
+
+    def __call__(self, displacement: Tensor) -> float:
+        t = -math.log2(float(displacement[0]))  # 0, 1, 2, ... along the grid
+        return 1.0 - 0.1 * (t == 1) - 0.5 * (t == 3 + self.hidden)
+
+    def __init__(self, hidden: int) -> None:
+        self.hidden = hidden
+
+
+def test_patience_is_what_separates_the_two_grids() -> None:
+    linearization = Problem(lambda theta: theta, torch.full((1,), 2.0).double()).linearization
+    linearization.loss = 1.0
+
+    def lengths(hidden: int) -> list[float]:
+        searches = [GridSearch(), GridSearch(patience=5), ExhaustiveGrid()]
+        return [s(Valleys(hidden), linearization, torch.ones(1)).length for s in searches]  # type: ignore[arg-type]
+
+    assert lengths(0) == [2**-3] * 3
+    assert lengths(2) == [2**-1, 2**-5, 2**-5]
+    assert lengths(20) == [2**-1, 2**-1, 2**-23]
+
+
+@pytest.mark.parametrize("search", [GridSearch(), ExhaustiveGrid(), Armijo()])
 def test_uphill_directions_are_rejected(search: Search) -> None:
     residual, *_ = linear(5, 3)
     problem = Problem(residual, torch.zeros(3, dtype=torch.float64))
     step = problem(search, 10 * problem.linearization.gradient)
     assert step.displacement is None
-    assert step.info["reason"]
+    assert step.outcome in (Outcome.NO_DECREASE, Outcome.ASCENT)
 
 
 @given(st.integers(0, 2**16), st.floats(0.01, 1e4), st.sampled_from([1e-4, 0.1, 0.4]))
@@ -98,11 +138,11 @@ def test_armijo_finds_the_longest_step_of_sufficient_decrease(
         slope = -length * gradient.square().sum()
         return bool(loss <= problem.linearization.loss + c * t * slope)
 
-    t = float(step.info["step_length"])
+    t = step.length
     assert sufficient(t)
     assert t == 1 or not sufficient(2 * t)
-    assert step.info.get("reason", "") == ("" if t == 1 else "shortened by backtracking")
-    assert problem.objective.evaluations == 1 - math.log2(t)
+    assert step.outcome is Outcome.MOVED
+    assert step.shortened == -math.log2(t) == problem.objective.evaluations - 1
 
 
 def test_armijo_gives_up() -> None:
@@ -111,7 +151,7 @@ def test_armijo_gives_up() -> None:
     step = problem(Armijo(trials=4), -problem.linearization.gradient)
     assert step.displacement is None
     assert problem.objective.evaluations == 4
-    assert step.info["reason"] == "no backtracked step decreases the loss"
+    assert step.outcome is Outcome.NO_DECREASE
 
 
 @given(st.integers(1, 6), st.floats(1e-6, 1e3), st.floats(1e-6, 10))
@@ -123,7 +163,7 @@ def test_the_norm_constraint(size: int, length: float, bound: float) -> None:
     assert step.displacement is not None
     expected = min(length, bound**0.5)
     assert float(step.displacement.norm()) == pytest.approx(expected, rel=1e-12)
-    assert bool(step.info.get("reason")) == (step.info["step_length"] != 1)
+    assert bool(step.shortened) == (step.length != 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -146,7 +186,11 @@ def test_the_objective_moves_and_restores_bit_by_bit() -> None:
     assert loss == pytest.approx(0.5 * float((moved[0] * moved[1]).square().mean()))
     objective.restore()
     assert all(torch.equal(p, q) for p, q in zip(theta, before, strict=True))
-    assert objective.evaluations == 1
+    assert objective(displacement.clone()) == loss, "asked again, it answers"
+    assert all(torch.equal(p, q) for p, q in zip(theta, moved, strict=True))
+    assert objective.evaluations == 1, "without another evaluation"
+    assert objective(0 * displacement) != loss
+    assert objective.evaluations == 2
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -14,7 +14,9 @@ from kfac_pinn.curvature.decomposition import (
     GramianDecomposition,
     KernelDecomposition,
 )
-from kfac_pinn.search.trust_region import RatioControl, Trial
+from kfac_pinn.search.model import Trial
+from kfac_pinn.search.step import Step
+from kfac_pinn.search.trust_region import RatioControl
 
 shapes = st.sampled_from([(12, 5), (5, 12), (7, 7), (1, 4), (6, 1)])
 seeds = st.integers(0, 2**16)
@@ -145,7 +147,7 @@ class Curve:
     def __call__(self, radius):
         self.radii.append(radius)
         reached = min(radius, self.longest)
-        return Trial(torch.empty(0), 1.0, reached, 0.0, self.ratio(reached))
+        return Trial(Step(torch.empty(0)), 1.0, self.ratio(reached), reached)
 
 
 @given(st.floats(0.4, 2.5), st.floats(0.05, 0.9))

@@ -77,18 +77,27 @@ def write(figure: plt.Figure, path: Path) -> None:
 
 
 def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
-    """Median and quartiles over the seeds that went as far, interpolated to common times."""
-    least = {"seconds": 0.1, "step": 1}[unit]
+    """Median and quartiles over the seeds, interpolated to common times."""
     for optimizer, runs in seeds_of(rows):
-        longest = runs[unit].max()
-        times = np.geomspace(min(least, longest / 2), longest, 100)
-        curves = [
-            np.interp(times, run[unit], np.log10(run["relative_l2"].clip(1e-17, 10)), right=np.nan)
-            for _, run in runs.groupby("seed")
-        ]
-        low, middle, high = 10 ** np.nanquantile(curves, [0.25, 0.5, 0.75], axis=0)
+        times, (low, middle, high) = quartiles(runs, unit)
         axis.plot(times, middle, **style(optimizer))
         axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
+
+
+def quartiles(runs: pd.DataFrame, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    """Common times, and the quartiles of the errors there, shape (3, times).
+
+    A run that ended holds its last value: it is at rest, and leaving it out would let the median
+    jump to those that are still on their way.
+    """
+    least = {"seconds": 0.1, "step": 1}[unit]
+    longest = runs[unit].max()
+    times = np.geomspace(min(least, longest / 2), longest, 100)
+    curves = [
+        np.interp(times, run[unit], np.log10(run["relative_l2"].clip(1e-17, 10)))
+        for _, run in runs.groupby("seed")
+    ]
+    return times, 10 ** np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
 
 
 def published(axis: plt.Axes, problem: str, parameters: int, optimizers: set[str]) -> None:

@@ -15,12 +15,11 @@ from torch.optim import Optimizer
 import kfac_pinn as kp
 from kfac_pinn.curvature.compression import Exact, Sketch
 from kfac_pinn.curvature.kronecker_factors import Average, Factors
-from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.linalg.krylov import RelativeResidual, Solution
+from kfac_pinn.linalg import ProgressOfSolve, RelativeResidual
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import TruncatedCG
 from kfac_pinn.pinn import problems
-from kfac_pinn.search.line import Objective, Step
+from kfac_pinn.search.line import GridSearch
 
 __all__ = ["NEVER", "OPTIMIZERS", "PROBLEMS", "SPACES", "Recipe", "resampling"]
 
@@ -73,33 +72,6 @@ def lbfgs(parameters: Parameters, history_size: float = 100, lr: float = 1.0) ->
     return torch.optim.LBFGS(parameters, lr=lr, history_size=size, line_search_fn="strong_wolfe")
 
 
-@dataclass(frozen=True)
-class GridFromAbove:
-    """The best of 2^0, 2^-1, ..., 2^-30, which is left where `patience` lengths bring no more.
-
-    The published search evaluates all 31 lengths. This one stops below the first dip that
-    decreases the loss, a third of the evaluations or less (docs/experiments/index.md).
-    """
-
-    patience: int = 3
-
-    def __call__(
-        self, objective: Objective, linearization: Linearization, direction: Tensor
-    ) -> Step:
-        """Evaluates lengths from above."""
-        best, length, waited = linearization.loss, 0.0, 0
-        for candidate in (2.0**-k for k in range(31)):
-            loss = objective(candidate * direction)
-            waited = 0 if loss < best else waited + 1
-            if loss < best:
-                best, length = loss, candidate
-            if length > 0 and waited >= self.patience:
-                break
-        if length == 0:
-            return Step(None, info={"reason": "no step length of the grid decreases the loss"})
-        return Step(length * direction, best, {"step_length": length})
-
-
 def averages(ema: float, every: float = 1) -> Factors:
     """Kronecker factors averaged over the steps, started at the identity; new every few steps."""
     return Factors(average=Average(ema, 1.0), every=int(every), invert_every=int(every))
@@ -107,7 +79,7 @@ def averages(ema: float, every: float = 1) -> Factors:
 
 def kfac(parameters: Parameters, ema: float = 0.95, **settings: float) -> Optimizer:
     """K-FAC as published, but for the search."""
-    return kp.KFAC(parameters, factors=averages(ema), search=GridFromAbove(), **settings)
+    return kp.KFAC(parameters, factors=averages(ema), search=GridSearch(), **settings)
 
 
 def kfac_star(
@@ -128,37 +100,17 @@ def engd(
     `start` times the identity.
     """
     gramian = part(Average(ema, start)) if ema > 0 else part()
-    return kp.ENGD(parameters, damping=damping, gramian=gramian, search=GridFromAbove())
+    return kp.ENGD(parameters, damping=damping, gramian=gramian, search=GridSearch())
 
 
 def kernel_engd(parameters: Parameters, damping: float = 1e-10) -> Optimizer:
     """Energy natural gradient descent in sample space."""
-    return kp.ENGD(parameters, damping=damping, gramian=SampleSpace(), search=GridFromAbove())
+    return kp.ENGD(parameters, damping=damping, gramian=SampleSpace(), search=GridSearch())
 
 
 def spring(parameters: Parameters, **settings: float) -> Optimizer:
     """SPRING with the line search that the other published methods have."""
-    return kp.SPRING(parameters, lr=1.0, search=GridFromAbove(), **settings)
-
-
-@dataclass(frozen=True)
-class ProgressOfSolve:
-    """Stop once the last k iterations brought less than a fraction of what all of them did.
-
-        phi_(i-k) - phi_i < tolerance (phi_0 - phi_i),    k = max(10, i // 10)
-
-    The rule of the package that the published Hessian-free runs were made with
-    (github.com/ltatzel/PyTorchHessianFree). Martens' rule allows for k tolerance |phi_i|, and stops
-    a solve that starts from the last one's solution, where phi_0 < 0, much earlier.
-    """
-
-    tolerance: float
-
-    def __call__(self, history: Solution) -> str | None:
-        i, phi = history.iterations, history.model_values
-        k = max(10, i // 10)
-        slow = i > k and phi[i - k] - phi[i] < self.tolerance * (phi[0] - phi[i])
-        return "progress of this solve" if slow else None
+    return kp.SPRING(parameters, lr=1.0, search=GridSearch(), **settings)
 
 
 def hessian_free(

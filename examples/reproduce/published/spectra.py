@@ -82,8 +82,7 @@ def kronecker() -> Dense:
 
     def dense(linearization: Linearization, block: object) -> Tensor:
         found = factors.measure(linearization, 0)[block]
-        terms = [name[1:] for name in found if name.startswith("A")]
-        pairs = [factors.rule(found[f"A{k}"], found[f"B{k}"], DAMPING) for k in terms]
+        pairs = [factors.rule(pair.A, pair.B, DAMPING) for pair in found.pairs.values()]
         order = block.matrix(torch.arange(linearization.size)).flatten()
         sorted_order = order.argsort()
         return KroneckerSum(pairs).dense()[sorted_order][:, sorted_order]
