@@ -23,10 +23,12 @@ from kfac_pinn.jacobian.linearization import Linearization
 __all__ = [
     "CheckSchedule",
     "autograd_of",
+    "compare",
     "due",
     "mismatch",
     "names_of",
     "refuse_changes",
+    "warn_of_chance",
     "warn_of_tf32",
     "warn_of_unused",
 ]
@@ -101,6 +103,17 @@ def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> Non
             )
 
 
+def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]) -> None:
+    """Refuse a Jacobian that a closure gave of itself (`SelfLinearizing`) if it is not exact."""
+    if (wrong := mismatch(result, outputs, names)) is not None:
+        raise RuntimeError(
+            f"the Jacobian of {wrong} does not match autograd's. The closure's own method "
+            "`linearize` gives it; correct that, or leave it out: any closure is linearised"
+        )
+    warn_of_tf32(result.parameters[0])
+    warn_of_unused(result, names)
+
+
 def mismatch(
     result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]
 ) -> str | None:
@@ -117,7 +130,7 @@ def mismatch(
         allowed = torch.maximum(allowed, 100 * norms(result, rounding))
     for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
         if not error <= most:
-            return f"parameter {name}, relative difference {float(error / size):.1e}"
+            return f"parameter {name} (relative difference {float(error / size):.1e})"
     return None
 
 
@@ -140,6 +153,18 @@ def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
     if unused:
         message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
         warnings.warn(message, stacklevel=2)
+
+
+def warn_of_chance(loss: float, again: Tensor) -> None:
+    """Two evaluations at the same parameters give one loss, or a search compares nothing."""
+    allowed = 1e3 * torch.finfo(again.dtype).eps * abs(loss)
+    if abs(float(again.detach()) - loss) > allowed:
+        warnings.warn(
+            f"two evaluations of the closure gave the losses {loss:.6g} and {float(again):.6g}: it "
+            "draws new points or uses dropout (call model.eval()). A step that is judged by such "
+            "losses is judged by chance: draw points outside the closure, between the steps",
+            stacklevel=2,
+        )
 
 
 def warn_of_tf32(like: Tensor) -> None:

@@ -13,9 +13,11 @@ from kfac_pinn.jacobian.capture import PRECISION, Capture
 from kfac_pinn.jacobian.check import (
     CheckSchedule,
     autograd_of,
+    compare,
     due,
     names_of,
     refuse_changes,
+    warn_of_chance,
     warn_of_tf32,
     warn_of_unused,
 )
@@ -96,9 +98,12 @@ def linearize(
         refuse_changes(known, before)
         output = returned if watch.loss is None else watch.loss
         with due(check, known, capture.program) as now:
-            new = check is not False
-            result = linearized(output, known, Source(known, capture, now, new))
-    result.needs_gradients = capture.calls_autograd or is_loss(output)
+            source = Source(known, capture, now, check is not False)
+            result = linearized(output, known, source)
+            result.needs_gradients = capture.calls_autograd or is_loss(output)
+            if now and source.is_new:
+                warn_of_chance(result.loss, evaluate(closure, result.needs_gradients))
+                refuse_changes(known, before)
     return result
 
 

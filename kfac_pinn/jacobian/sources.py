@@ -10,6 +10,7 @@ one that fails is not tried again for that program.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -26,6 +27,12 @@ from kfac_pinn.jacobian.partition import Partition
 
 __all__ = ["Source"]
 
+COST = (
+    "the points of {names} are mixed (a mean over them, BatchNorm, attention, a matrix times the "
+    "values, ...), so part of the Jacobian is left to autograd. Products with it are exact and "
+    "cost a backward pass each, its rows (GaussNewton, ENGD, SPRING) one a residual; Kronecker "
+    "factors of these layers are estimated by a random cotangent"
+)
 PROGRAMS = 64
 REMEMBERED: OrderedDict[Hashable, Memory] = OrderedDict()
 
@@ -47,7 +54,9 @@ class Source:
     ) -> None:
         self.names, self.capture, self.check, self.new = names, capture, check, new
         program = () if capture is None else tuple(capture.program)
-        self.memory = remembered((frozenset(map(id, names)), hash(program)))
+        self.ids = frozenset(map(id, names))
+        self.memory = remembered((self.ids, hash(program)))
+        self.is_new = not self.memory
 
     def terms(self, triples: Sequence[Triple]) -> list[TermJacobian]:
         """One for the name, the tensor (N,) with its graph, and the value of every residual.
@@ -66,6 +75,7 @@ class Source:
             due = self.check or (self.new and self.memory.get("source") != number)
             if not due or self._agrees(found, triples) or number == len(sources) - 1:
                 self.memory["source"] = number
+                self._say_what_it_costs(found)
                 return found
         raise AssertionError("the last source is always taken")
 
@@ -91,6 +101,14 @@ class Source:
             rest = AutogradJacobian(output, leaves) if leaves else None
             found.append(TermJacobian(name, value, {}, rest))
         return found
+
+    def _say_what_it_costs(self, terms: list[TermJacobian]) -> None:
+        """Once for these parameters."""
+        names = [term.name for term in terms if term.rest is not None]
+        known = remembered(self.ids)
+        if names and not known:
+            known["said"] = True
+            warnings.warn(COST.format(names=", ".join(names)), stacklevel=2)
 
     def _agrees(self, terms: list[TermJacobian], triples: Sequence[Triple]) -> bool:
         result = Linearization(list(self.names), terms, 0.0)

@@ -37,7 +37,7 @@ def test_the_right_jacobian_passes() -> None:
 @pytest.mark.parametrize("error", [1e-6, 1e-3, 1.0])
 def test_a_wrong_jacobian_is_refused_and_its_parameter_named(error: float) -> None:
     closure = Own(1 + error)
-    with pytest.raises(RuntimeError, match=r"Jacobian of parameter .*\(4, 2\) does not match"):
+    with pytest.raises(RuntimeError, match=r"Jacobian of parameter .*\(4, 2\) .*does not match"):
         linearize(closure, closure.model.parameters(), check=True)
     with pytest.raises(RuntimeError, match="does not match autograd's"):
         GaussNewton(closure.model.parameters()).step(closure)
