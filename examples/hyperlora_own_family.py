@@ -3,8 +3,7 @@
 import torch
 
 import hyperlora_ext as hl
-from kfac_pinn import MLP, HardConstraint, taylor
-from kfac_pinn.pinn.domains import Ball
+from kfac_pinn import MLP, Ball, HardConstraint, taylor
 
 disk = Ball((0.0, 0.0))
 space = hl.Intervals((hl.Interval(0.5, 2.0), hl.Interval(0.5, 2.0)))  # a and b

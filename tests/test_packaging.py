@@ -1,0 +1,131 @@
+"""What is handed out: public names from one place, typed, described without dead links."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hyperlora_ext
+import kfac_pinn
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+STAGES = [m.name for m in pkgutil.iter_modules(kfac_pinn.__path__) if m.ispkg]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+# Where a user looks; a family of equations is a module of its own in the extension.
+OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems"}
+OBVIOUS |= {"hyperlora_ext.plots", "hyperlora_ext.setups"}
+FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def imports(source: str) -> Iterator[tuple[str, str]]:
+    """What is imported from our packages: the module, and each name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def ours(source: str) -> set[tuple[str, str]]:
+    packages = ("kfac_pinn", "hyperlora_ext")
+    return {pair for pair in imports(source) if pair[0].partition(".")[0] in packages}
+
+
+def snippets(page: Path) -> str:
+    """The code of a page, each snippet without its indentation."""
+    found = []
+    for block in FENCE.finditer(page.read_text()):
+        found += [line[len(block[1]) :] for line in block[2].splitlines()]
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_docs_and_examples_import_from_the_obvious_place(path: Path) -> None:
+    source = path.read_text() if path.suffix == ".py" else snippets(path)
+    for module, name in ours(source):
+        assert module in OBVIOUS, f"{path.name}: from {module} import {name}"
+        assert not name or name in importlib.import_module(module).__all__, f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_exports_what_the_package_exports_of_it(stage: str) -> None:
+    """Each public name is defined in one stage, which exports it too."""
+    module = importlib.import_module(f"kfac_pinn.{stage}")
+    for name in kfac_pinn.__all__:
+        source = getattr(getattr(kfac_pinn, name), "__module__", "")
+        if source.startswith(f"kfac_pinn.{stage}."):
+            assert name in module.__all__, f"{name} is missing in kfac_pinn.{stage}"
+            assert getattr(module, name) is getattr(kfac_pinn, name)
+
+
+@pytest.mark.parametrize("module", ["", *(f".{stage}" for stage in STAGES)])
+def test_only_what_is_listed_is_exported(module: str) -> None:
+    """All names that are listed exist, once, and all others are modules or private."""
+    package = importlib.import_module(f"kfac_pinn{module}")
+    assert len(package.__all__) == len(set(package.__all__))
+    submodules = {m.name for m in pkgutil.iter_modules(package.__path__)}
+    public = {name for name in vars(package) if not name.startswith("_")}
+    assert public - submodules <= set(package.__all__) <= public
+
+
+def test_an_import_loads_no_more_than_it_needs() -> None:
+    """Neither the bar's library, nor what examples and tests need, nor the extension."""
+    code = "import sys, torch; torch_s = set(sys.modules); import kfac_pinn; "
+    code += "print(*{m.partition('.')[0] for m in set(sys.modules) - torch_s})"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = {"tqdm", "matplotlib", "scipy", "pandas", "typer", "hyperlora_ext", "asyncio"}
+    assert not heavy & set(answer.stdout.split())
+
+
+@pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext])
+def test_packages_say_that_they_are_typed(package: Any) -> None:
+    assert (Path(package.__file__).parent / "py.typed").exists()
+
+
+def test_the_description_of_the_package_has_no_dead_links() -> None:
+    """The substitutions of pyproject.toml leave addresses and anchors, and the text of the rest."""
+    hook = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = (ROOT / "README.md").read_text()
+    for rule in hook["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert all(re.match(r"https?:|mailto:|#", link) for link in links)
+    assert "user guide" in text and "docs/figures" not in text
+
+
+def test_one_place_says_the_version() -> None:
+    assert "version" in PROJECT["project"]["dynamic"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "kfac_pinn/__init__.py"
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == kfac_pinn.__version__  # type: ignore[index]
+
+
+def test_the_archive_leaves_the_measurements_behind() -> None:
+    archive = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]
+    assert "examples/reproduce/results" in archive["exclude"]
+    assert {"tests", "docs", "examples", "kfac_pinn", "hyperlora_ext"} <= set(archive["include"])
+
+
+def test_the_readme_sets_nothing() -> None:
+    """Its commands need no variable of the environment."""
+    commands = re.findall(r"^pip install .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    assert not any(re.search(r"\b[A-Z_]{4,}=", command) for command in commands)
