@@ -30,6 +30,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "own_activation": {"steps": 2},
     "own_problem": {"steps": 2},
     "own_optimizer": {"steps": 2},
+    "own_damping_law": {"steps": 2},
 }
 
 
@@ -86,6 +87,13 @@ def test_scripts_can_be_asked_for_help(name: str) -> None:
     result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert f"figures/{name}.png" in result.output  # in the folder of whoever starts it
+
+
+@pytest.mark.parametrize("name", ["own_optimizer", "own_damping_law"])
+def test_what_is_ones_own_takes_thirty_lines(name: str) -> None:
+    """Blank lines aside."""
+    lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 30
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *HYPERLORA, "drawing"])

@@ -334,7 +334,7 @@ class LeafGramian:
 
 @dataclass(frozen=True)
 class DenseInverse:
-    """The damped inverse of a `LeafGramian`."""
+    """The damped inverse of a `LeafGramian`, of its shape."""
 
     inverse: Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ ONE_EVALUATION = OneEvaluation()
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class LeastSquaresOptimizer(Optimizer):
+class LeastSquaresOptimizer(Optimizer, ABC):
     """An optimizer of L(theta) = sum_k 1/2 mean r_k^2: a subclass says which step it proposes.
 
     Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a

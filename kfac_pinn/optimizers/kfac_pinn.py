@@ -16,7 +16,7 @@ from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer, Damping
 from kfac_pinn.optimizers.kfac import STORED, refreshed
-from kfac_pinn.search.damping import MARQUARDT
+from kfac_pinn.search.damping import MARQUARDT, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Objective, Outcome, Step
@@ -56,6 +56,7 @@ class KFACPINN(DampedOptimizer):
         products: conjugate gradient iterations a step, at most.
         memory: products that are remembered.
         factors: of the preconditioner.
+        law: how the damping follows the decrease ratio.
         search: what is left of a step that decreases the loss too little.
 
     Source: docs/notes_kfac.md has what was measured; truncated Gauss-Newton: Martens (2010);
@@ -72,13 +73,14 @@ class KFACPINN(DampedOptimizer):
         products: int = 10,
         memory: int = 100,
         factors: Factors | None = None,
+        law: DampingLaw = MARQUARDT,
         search: Search | None = None,
         **common: Unpack[Common],
     ) -> None:
         if products < 1 or memory < 0:
             found = f"{products} and {memory}"
             raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
-        super().__init__(params, {"lr": lr}, MARQUARDT, search or Armijo(0.1, 0.25, 8), **common)
+        super().__init__(params, {"lr": lr}, law, search or Armijo(0.1, 0.25, 8), **common)
         self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         self.products, self.limit, self.memory = products, memory, Memory()
 

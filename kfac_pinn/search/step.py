@@ -102,10 +102,10 @@ class Objective:
     ) -> None:
         self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
         self.names = names_of(self.parameters, names)
-        self.gradients = False  # whether the closure calls autograd itself
         self.repeatable = True  # whether the closure may be evaluated at other parameters
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
+        self.gradients = False  # whether the closure calls autograd itself
         self._last: tuple[Tensor, float] | None = None
 
     def __call__(self, displacement: Tensor) -> float:

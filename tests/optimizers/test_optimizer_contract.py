@@ -25,10 +25,8 @@ from kfac_pinn.search.line import Armijo, GridSearch
 from kfac_pinn.search.step import Objective, Outcome
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
-OPTIMIZERS = [
-    Steepest,
-    *(c for c in EXPORTED if inspect.isclass(c) and issubclass(c, LeastSquaresOptimizer)),
-]
+CLASSES = [c for c in EXPORTED if inspect.isclass(c) and issubclass(c, LeastSquaresOptimizer)]
+OPTIMIZERS = [Steepest, *(c for c in CLASSES if not inspect.isabstract(c))]
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS, ids=lambda c: c.__name__)
 damped_optimizers = pytest.mark.parametrize(
     "make", [c for c in OPTIMIZERS if issubclass(c, ModelOptimizer)], ids=lambda c: c.__name__
