@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.task_spaces import Task
 from kfac_pinn.jacobian.losses import total_loss
 from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.training.clock import now
 
 __all__ = ["Solved", "held_out_loss", "solve"]
 
@@ -64,13 +64,14 @@ def solve(
     Raises:
         ValueError: for a task of the wrong size. Warns where it lies outside the trained range.
     """
-    start = time.perf_counter()
+    device = next(hyper.parameters()).device
+    start = now(device)
     model = hyper.pinn(task)
     draw = drawing(family.problem(task), model, sizes or {}, Generator().manual_seed(seed))
     judges = draw(2)
     predicted = held_out_loss(judges)
     loss, taken = polish(model, judges, draw, tolerance, steps)
-    return Solved(model, predicted, loss, taken, time.perf_counter() - start)
+    return Solved(model, predicted, loss, taken, now(device) - start)
 
 
 def polish(

@@ -10,6 +10,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,3 +94,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def _seed() -> None:
     """Start every test from the same random numbers, in whatever order tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def a_step_is_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets in seconds end at the same step on every machine."""
+    from kfac_pinn.pinn.training import clock
+
+    ticks = itertools.count()
+    monkeypatch.setattr(clock, "now", lambda device=None: float(next(ticks)))

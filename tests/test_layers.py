@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
     ["linalg"],
+    ["taylor_mode.detached"],
     ["taylor_mode.jets"],
     ["taylor_mode.rules"],
     ["taylor_mode.operators"],

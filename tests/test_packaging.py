@@ -29,7 +29,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 # Where a user looks; a family of equations is a module of its own in the extension.
 OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems"}
-OBVIOUS |= {"hyperlora_ext.plots", "hyperlora_ext.setups"}
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 

@@ -17,7 +17,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from kfac_pinn import KFACStar, total_loss
 from kfac_pinn.curvature.kronecker_factors import Factors
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problems import heat_4d
+from kfac_pinn.pinn.training.clock import now
 
 HERE = Path(__file__).parent
 Step = Callable[[], object]
@@ -74,10 +74,10 @@ def milliseconds(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(-3, repeats):
         for name, step in steps.items():
-            start = time.process_time()
+            start = now()
             step()
             if repeat >= 0:
-                times[name].append(1e3 * (time.process_time() - start))
+                times[name].append(1e3 * (now() - start))
     return times
 
 

@@ -271,19 +271,17 @@ class Factors:
         kept = {b: known[b] for b in blocks if b in known and known[b].size == b.size}
         due, invert = step % self.every == 0, step % self.invert_every == 0
         measured = self.measure(linearization, step) if due or len(kept) < len(blocks) else {}
-
-        def renewed(block: Block) -> BlockCurvature:
-            old = kept.get(block)
-            if old is None or due:
-                factors = self.average_of(old.factors if old else None, measured[block])
+        renewed = {}
+        for block in blocks:
+            part = part_of(ridge, block)
+            if (old := kept.get(block)) is None:
+                factors = self.average_of(None, measured[block])
+                inverse = self.invert(factors, damping(block), part)
             else:
-                factors = old.factors
-            if old is None or invert:
-                inverse = self.invert(factors, damping(block), part_of(ridge, block))
-                return BlockCurvature(block.size, factors, inverse)
-            return BlockCurvature(block.size, factors, old.inverse)
-
-        return KroneckerCurvature({block: renewed(block) for block in blocks}, ridge)
+                factors = self.average_of(old.factors, measured[block]) if due else old.factors
+                inverse = self.invert(factors, damping(block), part) if invert else old.inverse
+            renewed[block] = BlockCurvature(block.size, factors, inverse)
+        return KroneckerCurvature(renewed, ridge)
 
     def _of(
         self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int

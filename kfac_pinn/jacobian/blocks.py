@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kfac_pinn.linalg import product, sum_of_squares
+from kfac_pinn.linalg import sum_of_squares
 
 __all__ = [
     "BlockJacobian",
@@ -204,9 +204,9 @@ class LayerJacobian:
             matrices = v.view(*shape, *v.shape[1:])
         matrices = matrices.movedim(int(not swap), 0).movedim(1, -1)  # (wide, m, narrow)
         total = v.new_zeros(narrow.shape[1], *matrices.shape[1:])
-        buffer = torch.empty_like(total)
+        matrix, buffer = matrices.flatten(1), torch.empty_like(total)
         for a, b in zip(wide, narrow, strict=True):
-            product(a, matrices.flatten(1), out=buffer.view(len(a), -1))
+            torch.mm(a, matrix, out=buffer.view(len(a), -1))
             total.addcmul_(buffer, b if v.ndim == 1 else b[:, None])
         return total.sum(-1)
 
@@ -216,10 +216,8 @@ class LayerJacobian:
             narrow, wide, swap = self._sides()
             target = self.layer.stored(out[self.layer.weight_slice])
             target, buffer = target.T if swap else target, torch.empty_like(narrow[0])
-            part = torch.empty_like(target)
             for a, b in zip(wide, narrow, strict=True):
-                torch.mul(b, u[:, None], out=buffer)
-                target += product(buffer.T, a, out=part)
+                target.addmm_(torch.mul(b, u[:, None], out=buffer).T, a)
         if self.layer.bias is not None:
             out[self.layer.bias_slice] += u @ self.bias_gradient
 

@@ -202,6 +202,7 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
             "tensor, a tuple or a dict of tensors, e.g. `return laplacian(model, x) + f, model(xb) "
             "- g`; or their loss, one tensor of shape ()"
         )
+    value = value.as_subclass(Tensor)  # a label or a unit would get in the way of the arithmetic
     if value.ndim == 0:
         return list(residual_terms(value, trained))
     if value.ndim == 2 and 1 < value.shape[1] <= value.shape[0] and not value.is_complex():

@@ -78,6 +78,10 @@ class Head:
     spread: Callable[[Tensor], Tensor]
     rho: Rho | None = None
 
+    def __post_init__(self) -> None:
+        # A graph keeps tensors of the closure's own class, but without that class's attributes.
+        object.__setattr__(self, "residual", self.residual.as_subclass(Tensor))
+
 
 def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> list[LeastSquares]:
     """The residuals of a scalar loss, each as a term: their losses add up to it.

@@ -13,7 +13,6 @@ from kfac_pinn.linalg.dense import (
     damped_solve,
     normal_equations,
     pinv_solve,
-    product,
     reduce_rows,
     sum_of_squares,
 )
@@ -52,7 +51,6 @@ __all__ = [
     "normal_equations",
     "nystrom",
     "pinv_solve",
-    "product",
     "reduce_rows",
     "rows_at_once",
     "sum_of_squares",

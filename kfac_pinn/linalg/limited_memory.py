@@ -31,11 +31,14 @@ class Pairs:
 
     S: Tensor
     Y: Tensor
+    SY: Tensor  # the upper triangles of S Y^T and S S^T (m, m): new pairs add columns, and
+    SS: Tensor  # the products among the old ones, a third of a step, need not be made again
 
     @classmethod
     def none(cls, like: Tensor) -> Pairs:
         """No pairs yet, for vectors like this one (n,)."""
-        return cls(like.new_empty(0, len(like)), like.new_empty(0, len(like)))
+        none, square = like.new_empty(0, len(like)), like.new_empty(0, 0)
+        return cls(none, none, square, square)
 
     def join(self, new: Sequence[tuple[Tensor, Tensor]], limit: int) -> Pairs:
         """The newest `limit` pairs, with one or more (s, y) appended and brought to unit length.
@@ -46,17 +49,22 @@ class Pairs:
         length = S.norm(dim=1, keepdim=True)
         floor = torch.finfo(S.dtype).eps * length * Y.norm(dim=1, keepdim=True)
         kept = ((S * Y).sum(1, keepdim=True) > floor)[:, 0]
-        unit = length[kept]
-        parts = (self.S, S[kept] / unit), (self.Y, Y[kept] / unit)
-        joined = (torch.cat(part) for part in parts)
-        return Pairs(*(each[max(0, len(each) - limit) :] for each in joined))
+        S, Y = ((V[kept] / length[kept])[max(0, int(kept.sum()) - limit) :] for V in (S, Y))
+        old = slice(max(0, len(self.S) + len(S) - limit), None)
+        joined = torch.cat([self.S[old], S])
+        return Pairs(
+            joined,
+            torch.cat([self.Y[old], Y]),
+            _bordered(self.SY[old, old], joined @ Y.T),
+            _bordered(self.SS[old, old], joined @ S.T),
+        )
 
     def correct(self, base: Operator, damping: float = 0.0) -> Operator:
         """v -> H v, given v -> H_0 v."""
         if len(self.S) == 0:
             return base
         S, Y = self.S, self.Y + damping * self.S
-        R = torch.triu(S @ Y.T)
+        R = torch.triu(self.SY + damping * self.SS)
         D = R.diagonal()
 
         def inverse(v: Tensor) -> Tensor:
@@ -66,3 +74,9 @@ class Pairs:
             return z + b @ S
 
         return inverse
+
+
+def _bordered(square: Tensor, columns: Tensor) -> Tensor:
+    """[[square, upper part of columns], [0, the rest of them]], shape (m, m)."""
+    below = square.new_zeros(len(columns) - len(square), len(square))
+    return torch.cat([torch.cat([square, below]), columns], dim=1)

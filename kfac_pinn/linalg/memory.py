@@ -4,9 +4,8 @@ from __future__ import annotations
 
 __all__ = ["NUMBERS", "rows_at_once"]
 
-NUMBERS = (
-    2**25
-)  # 256 MiB in float64: little of any machine, enough for products to run at full speed
+# 256 MiB in float64: little of any machine, and enough rows for products to run at full speed.
+NUMBERS = 2**25
 
 
 def rows_at_once(columns: int) -> int:

@@ -462,6 +462,7 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         self.state.clear()
         self.state.update(before.state)
         for group, old in zip(self.param_groups, before.groups, strict=True):
+            group.clear()  # settings that were added
             group.update(old)
         self.steps, self.memory, self.unseen = before.steps, before.memory, before.unseen
 

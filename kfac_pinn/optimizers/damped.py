@@ -107,7 +107,7 @@ class DampedOptimizer(ModelOptimizer):
             return Step.stay(Outcome.NO_DECREASE_LEFT, **whole.info)
         trial = tried(whole, damping, linearization, objective)
         self.adapt(damping, trial.ratio, self.law)
-        level = float(torch.as_tensor(damping).max())
+        level = float(torch.as_tensor(damping, dtype=torch.float64).max())
         step = self._shortened(whole, linearization, objective)
         return step.noting(**whole.info, damping=level, ratio=trial.ratio)
 
@@ -123,7 +123,7 @@ class DampedOptimizer(ModelOptimizer):
         step = self.aim(self.model(linearization, objective), damping)
         if abs(step.predicted) <= rounding(linearization):
             return Step.stay(Outcome.NO_DECREASE_LEFT, **step.info)
-        return step.noting(damping=float(torch.as_tensor(damping).max()))
+        return step.noting(damping=float(torch.as_tensor(damping, dtype=torch.float64).max()))
 
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """lambda follows the ratio of the step before."""

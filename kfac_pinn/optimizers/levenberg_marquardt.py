@@ -115,7 +115,7 @@ class LevenbergMarquardt(ModelOptimizer):
             damping *= 2.0 ** (number + 1)
         self.memory = Memory(first if vetoed else damping, vetoed)
         outcome = Outcome.VETOED if vetoed else Outcome.NO_DECREASE
-        return Step.stay(outcome, damping=damping, vetoed=int(vetoed))
+        return Step.stay(outcome, damping=damping, ratio=trial.ratio, vetoed=int(vetoed))
 
     def leap(self, linearization: Linearization, objective: Objective) -> Step:
         """The straight step; no held-out loss is there to veto it.

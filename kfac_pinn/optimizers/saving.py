@@ -34,6 +34,8 @@ def restored(kind: Any, value: Any) -> Any:
     Raises:
         TypeError: where the value is not of this kind.
     """
+    if kind is type(None) and value is not None:
+        raise TypeError(f"nothing is remembered here, but something was saved: {value!r}")
     if get_origin(kind) in (Union, types.UnionType):
         return restored(alternative(get_args(kind), value), value)
     if get_origin(kind) is dict:

@@ -2,9 +2,11 @@
 
 domains   where points are drawn: boxes, balls, time x space
 networks  the usual networks of PINNs, plain modules
+integrals quadratures and other fixed linear maps of a network's values
 problem   a PDE problem as data, and errors against its solution
 problems  Poisson, heat, Burgers, Fokker-Planck, inverse heat: one PDE a file
 training  the one training loop, with checkpoints that resume exactly
+windows   long times, one network a window
 """
 
 from kfac_pinn.pinn.domains import (
@@ -18,6 +20,7 @@ from kfac_pinn.pinn.domains import (
     together,
     uniform,
 )
+from kfac_pinn.pinn.integrals import LinearMap, Quadrature, gauss_legendre, periodic_trapezoid
 from kfac_pinn.pinn.networks import (
     MLP,
     SIREN,
@@ -59,6 +62,7 @@ from kfac_pinn.pinn.training import (
     StopAtError,
     fit,
 )
+from kfac_pinn.pinn.windows import Windows, march, window
 
 __all__ = [
     "MLP",
@@ -74,6 +78,7 @@ __all__ = [
     "FourierFeatures",
     "HardConstraint",
     "History",
+    "LinearMap",
     "ModifiedMLP",
     "Normalized",
     "Patience",
@@ -81,22 +86,27 @@ __all__ = [
     "PirateNet",
     "Problem",
     "Progress",
+    "Quadrature",
     "Run",
     "Sampler",
     "Schedule",
     "StopAtError",
     "Term",
     "TimeSpace",
+    "Windows",
     "WithDiffusivity",
     "burgers",
     "cole_hopf",
     "fit",
     "fokker_planck",
+    "gauss_legendre",
     "grid",
     "heat",
     "heat_1d",
     "heat_4d",
     "inverse_heat",
+    "march",
+    "periodic_trapezoid",
     "poisson",
     "poisson_2d",
     "poisson_5d",
@@ -109,4 +119,5 @@ __all__ = [
     "together",
     "uniform",
     "wall_distance",
+    "window",
 ]

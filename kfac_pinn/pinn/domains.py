@@ -7,6 +7,8 @@ sampler(n, generator, dtype, device) it returns points of shape (n, d), drawn in
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -84,9 +86,42 @@ class Sampler:
         dtype: torch.dtype | None = None,
         device: Device = None,
     ) -> Tensor:
-        """So many points, (n, d): drawn on the generator's device, then moved to `device`."""
+        """So many points, (n, d): drawn on the generator's device, then moved to `device`.
+
+        Raises:
+            TypeError, ValueError: unless n is an integer >= 0 and dtype is floating.
+        """
+        check_count(n)
         unit = self.fill(n, self.coordinates, generator, dtype or torch.get_default_dtype())
         return self.place(unit if device is None else unit.to(device))
+
+
+def check_count(n: object) -> None:
+    """Points are counted."""
+    if not isinstance(n, int) or isinstance(n, bool):
+        raise TypeError(f"the number of points must be an integer, found {n!r}")
+    if n < 0:
+        raise ValueError(f"the number of points must not be negative, found {n}")
+
+
+def corner(name: str, numbers: object) -> tuple[float, ...]:
+    """A point given as a sequence of finite numbers, one a dimension.
+
+    Raises:
+        TypeError, ValueError: for anything else; the line to write is in the message.
+    """
+    if isinstance(numbers, (int, float)) or (isinstance(numbers, Tensor) and not numbers.ndim):
+        raise TypeError(
+            f"{name} must hold one number a dimension, found {numbers!r}: in one dimension write "
+            f"({numbers},), for a cube Box.cube(dim, lower, upper)"
+        )
+    try:
+        found = tuple(float(each) for each in numbers)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must hold one number a dimension, found {numbers!r}") from None
+    if not found or not all(map(math.isfinite, found)):
+        raise ValueError(f"{name} must hold finite numbers, one a dimension, found {numbers!r}")
+    return found
 
 
 class Domain(Protocol):
@@ -106,8 +141,11 @@ class Domain(Protocol):
 class Box:
     """The box [lower_1, upper_1] x ... x [lower_d, upper_d].
 
+    Box((0.0, -1.0), (1.0, 1.0))
+
     Raises:
-        ValueError: if the corners differ in length or are out of order.
+        TypeError: if a corner is no sequence of numbers.
+        ValueError: if the corners differ in length, are out of order or not finite.
     """
 
     lower: Sequence[float]
@@ -115,11 +153,13 @@ class Box:
     fill: Fill = uniform
 
     def __post_init__(self) -> None:
-        ordered = len(self.lower) == len(self.upper) and all(
-            low < up for low, up in zip(self.lower, self.upper, strict=True)
-        )
-        if not ordered:
+        lower, upper = corner("a Box's lower", self.lower), corner("a Box's upper", self.upper)
+        if len(lower) != len(upper) or not all(map(operator.lt, lower, upper)):
             raise ValueError(f"a Box needs lower < upper, not {self.lower} and {self.upper}")
+        if not callable(self.fill):
+            raise TypeError(f"fill is a function: uniform, sobol or grid, not {self.fill!r}")
+        object.__setattr__(self, "lower", lower)
+        object.__setattr__(self, "upper", upper)
 
     @classmethod
     def cube(cls, dim: int, lower: float = 0.0, upper: float = 1.0, fill: Fill = uniform) -> Box:
@@ -176,11 +216,20 @@ class Box:
 
 @dataclass(frozen=True)
 class Ball:
-    """The ball ||x - center|| <= radius."""
+    """The ball ||x - center|| <= radius.
+
+    Raises:
+        TypeError, ValueError: for a center that is no sequence of finite numbers, or radius <= 0.
+    """
 
     center: Sequence[float]
     radius: float = 1.0
     fill: Fill = uniform
+
+    def __post_init__(self) -> None:
+        corner("a Ball's center", self.center)
+        if not self.radius > 0:
+            raise ValueError(f"a Ball needs a radius > 0, not {self.radius}")
 
     @property
     def dim(self) -> int:
@@ -211,11 +260,25 @@ class Ball:
 
 @dataclass(frozen=True)
 class TimeSpace:
-    """[start, end] x space, with points (t, x) of shape (n, 1 + d)."""
+    """[start, end] x space, with points (t, x) of shape (n, 1 + d).
+
+    Raises:
+        TypeError: if `space` is no domain.
+        ValueError: unless start < end.
+    """
 
     start: float
     end: float
     space: Domain
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.space, "interior"):
+            raise TypeError(
+                f"TimeSpace needs a domain of space, found {self.space!r}: "
+                "TimeSpace(0.0, 1.0, Box((0.0,), (1.0,)))"
+            )
+        if not self.start < self.end:
+            raise ValueError(f"TimeSpace needs start < end, not {self.start} and {self.end}")
 
     @property
     def dim(self) -> int:

@@ -43,7 +43,8 @@ class MLP(nn.Module):
             layers.
 
     Raises:
-        ValueError: if there are fewer than two sizes.
+        TypeError, ValueError: for sizes that are not two or more positive integers in one tuple,
+            and an activation that is no function.
     """
 
     def __init__(self, sizes: Sequence[int], activation: Activation = torch.tanh) -> None:
@@ -66,10 +67,15 @@ class SIREN(nn.Module):
     Args:
         sizes: (d_in, hidden widths ..., d_out).
         omega: the frequency; 30 for images, 1 to 10 for smooth solutions.
+
+    Raises:
+        ValueError: if omega is not positive; the others of `MLP`.
     """
 
     def __init__(self, sizes: Sequence[int], omega: float = 30.0) -> None:
         super().__init__()
+        if not omega > 0:
+            raise ValueError(f"omega must be positive, not {omega}")
         self.omega = omega
         self.layers = _linears(sizes)
         for index, (layer, width) in enumerate(zip(self.layers, sizes, strict=False)):
@@ -201,6 +207,9 @@ class PeriodicFeatures(nn.Module):
 
     Attributes:
         width: the number of features, d_in of the network behind.
+
+    Raises:
+        ValueError: unless at least one coordinate has a period.
     """
 
     frequencies: Tensor
@@ -208,6 +217,10 @@ class PeriodicFeatures(nn.Module):
 
     def __init__(self, periods: Sequence[float | None], harmonics: int = 1) -> None:
         super().__init__()
+        if isinstance(periods, (int, float)) or all(period is None for period in periods):
+            raise ValueError(
+                f"periods holds one number a coordinate, None where there is none, not {periods}"
+            )
         units = torch.eye(len(periods), dtype=torch.float64)
         rows = [
             2 * math.pi * k / period * unit
@@ -253,6 +266,11 @@ class HardConstraint(nn.Module):
 
     def __init__(self, network: nn.Module, value: Activation, factor: Activation) -> None:
         super().__init__()
+        if not (callable(value) and callable(factor)):
+            raise TypeError(
+                "value and factor are functions of the points: wall_distance(box) for the walls "
+                "of a box, lambda x: torch.zeros_like(x[:, :1]) for zero"
+            )
         self.network = network
         self.value = value
         self.factor = factor
@@ -280,16 +298,25 @@ def wall_distance(box: Box) -> Activation:
 
 def _linears(sizes: Sequence[int]) -> nn.ModuleList:
     """One linear layer between any two neighbouring sizes."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"sizes is one tuple, (d_in, hidden ..., d_out), not {sizes!r}")
     if len(sizes) < 2:
         raise ValueError(f"a network needs sizes (d_in, ..., d_out), at least two, not {sizes}")
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"the sizes of a network are positive integers, not {sizes}")
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
 
 def _function(activation: Activation) -> Activation:
-    """The activation, or an error for a class such as `nn.SiLU`."""
+    """The activation, or an error for a class such as `nn.SiLU` and for a name."""
     if isinstance(activation, type):
         name = activation.__name__
         raise TypeError(f"activation is the class {name}: pass an instance, {name}()")
+    if not callable(activation):
+        raise TypeError(
+            f"activation must be a function such as torch.tanh, not {activation!r}; the sizes are "
+            "one tuple, MLP((2, 64, 1))"
+        )
     return activation
 
 

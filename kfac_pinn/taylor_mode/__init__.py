@@ -1,5 +1,6 @@
 """Value and derivatives of a network in one pass.
 
+detached    what has lost its derivatives, and must not come back
 jets        a value and its derivatives along directions, carried together
 rules       how each torch function acts on jets
 operators   gradient, Laplacian and all other operators, from one pass

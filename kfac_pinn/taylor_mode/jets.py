@@ -8,6 +8,7 @@ so that every linear layer is one matrix product.  Torch functions act on jets t
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,12 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, resolve_name
 
-__all__ = ["RULES", "Basis", "Jet", "rule"]
+from kfac_pinn.taylor_mode.detached import LOST, NO_NUMPY, Detached
+
+__all__ = ["RULES", "Basis", "Jet", "register", "rule"]
 
 RULES: dict[Any, Callable[..., Any]] = {}  # torch function -> what it does to jets
 IN_PLACE: set[Any] = set()  # those among them that change their first argument
+OF_VALUES: set[Any] = set()  # rules of functions without derivatives: plain tensors come out
 OPERANDS = ("input", "other")  # the names of the first one or two arguments in torch
 OF_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # what torch takes for its own names, too
+# What modules ask of a tensor besides its numbers: of the rows as of the value.
+FACTS = {"layout", "itemsize", *(f"is_{kind}" for kind in (
+    "cpu", "xpu", "mps", "meta", "mkldnn", "nested", "quantized", "sparse", "sparse_csr",
+))}  # fmt: skip
+ARITHMETIC = {name: name for name in ("add", "subtract", "multiply", "matmul", "maximum")}
+ARITHMETIC |= {"divide": "divide", "true_divide": "divide", "power": "pow", "minimum": "minimum"}
 NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -42,6 +52,7 @@ class Basis:
         if weights is not None and (weights.ndim != 2 or weights.shape[1] != count):
             raise ValueError(f"weights must be (C, {count}), found {tuple(weights.shape)}")
         self.order, self.count, self.weights = order, count, weights
+        self.differentiable = torch.is_grad_enabled()  # with respect to parameters
         top = count if weights is None else weights.shape[0]
         self.sizes = [1, *[count] * (order - 1), top]
 
@@ -62,7 +73,9 @@ class Jet:
 
     Raises:
         NotImplementedError: for a torch function without a rule; the message is the lines to add.
-        RuntimeError: where memory that jets share was changed in place.
+        RuntimeError: where memory that jets share was changed in place, and where derivatives would
+            be lost: under torch.no_grad(), or by meeting what was detached from a jet.
+        TypeError: for NumPy and math functions, and where a plain tensor is to hold a jet.
         ValueError: where jets of different bases meet.
     """
 
@@ -97,8 +110,8 @@ class Jet:
             raise NotImplementedError(missing(func))
         args, kwargs = positional(args, kwargs or {})
         in_place = kwargs.pop("inplace", False) or func in IN_PLACE
-        check([*args, *kwargs.values()])
-        result = RULES[func](*args, **kwargs)
+        check(func, [*args, *kwargs.values()])
+        result = apply(func, args, kwargs)
         return args[0].replace(result) if in_place and isinstance(args[0], Jet) else result
 
     def replace(self, other: Jet) -> Jet:
@@ -156,6 +169,16 @@ class Jet:
         return self.data.requires_grad
 
     @property
+    def real(self) -> Jet:
+        """The real part."""
+        return self.view_of(self.data.real)
+
+    @property
+    def imag(self) -> Jet:
+        """The imaginary part, of a complex jet."""
+        return self.view_of(self.data.imag)
+
+    @property
     def T(self) -> Jet:
         """The transpose."""
         return call("permute", self, *reversed(range(self.ndim)))
@@ -164,6 +187,13 @@ class Jet:
     def mT(self) -> Jet:
         """The last two dimensions exchanged."""
         return call("transpose", self, -2, -1)
+
+    @property
+    def mH(self) -> Jet:
+        """The last two dimensions exchanged, and conjugated."""
+        return call("conj", self.mT)
+
+    H = mH
 
     def size(self, dim: int | None = None) -> Any:
         """The shape of the value, or one entry of it."""
@@ -178,14 +208,41 @@ class Jet:
         return math.prod(self.shape)
 
     def is_floating_point(self) -> bool:
-        """Always: derivatives need a floating type."""
-        return True
+        """Whether the type is real."""
+        return self.data.is_floating_point()
+
+    def is_complex(self) -> bool:
+        """Whether the type is complex, after a Fourier transform say."""
+        return self.data.is_complex()
 
     def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError(
+                "torch.tensor(x) and torch.as_tensor(x) copy numbers, which have no derivatives: "
+                "use x itself, torch.stack for a list (len() of a number that depends on x)"
+            )
         return self.shape[0]
 
     def __bool__(self) -> bool:
         return bool(self.value)
+
+    def __float__(self) -> float:
+        raise TypeError(NO_NUMPY)
+
+    __int__ = __complex__ = __index__ = __float__
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(NO_NUMPY)
+
+    def __array_function__(self, func: Any, *args: Any) -> Any:
+        raise TypeError(f"np.{func.__name__} of what depends on x: {NO_NUMPY}")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Arrays are constants of sums and products; other functions are torch's to evaluate."""
+        operator = getattr(torch, ARITHMETIC.get(ufunc.__name__, ""), None)
+        if operator is None or method != "__call__" or kwargs:
+            raise TypeError(f"np.{ufunc.__name__} of what depends on x: {NO_NUMPY}")
+        return operator(*(e if isinstance(e, Jet) else torch.as_tensor(e) for e in inputs))
 
     def __repr__(self) -> str:
         K, D = self.basis.order, self.basis.count
@@ -195,6 +252,8 @@ class Jet:
         return iter(call("unbind", self, 0))
 
     def __getattr__(self, name: str) -> Any:
+        if name in FACTS:
+            return getattr(self.data, name)
         if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
             raise AttributeError(f"a Jet has no {name!r}; its value is .value, all its rows .data")
         return partial(call, name, self)
@@ -240,15 +299,31 @@ SAME = ("add", "sub", "mul", "pow", "matmul", "neg", "abs", "lt", "le", "gt", "g
 RENAMED = {"radd": "add", "rmul": "mul", "truediv": "div", "pos": "positive", "itruediv": "div_"}
 RENAMED |= {"mod": "remainder", "floordiv": "floor_divide"}
 RENAMED |= {f"i{name}": f"{name}_" for name in ("add", "sub", "mul", "pow")}
-OWN = ("getitem", "setitem", "rsub", "rtruediv", "rpow", "rmatmul")
+OWN = ("getitem", "setitem", "rsub", "rtruediv", "rpow", "rmatmul", "rmod", "rfloordiv")
 RENAMED |= {name: f"__{name}__" for name in OWN}
 for _operator, _method in {**{name: name for name in SAME}, **RENAMED}.items():
     setattr(Jet, f"__{_operator}__", operator(_method))
 Jet.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-def check(arguments: list[Any]) -> None:
-    """Refuse jets of different bases, and those whose memory another jet has changed."""
+def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The rule; arguments that it does not know are named."""
+    definition = RULES[func]
+    try:
+        return definition(*args, **kwargs)
+    except TypeError as error:
+        try:
+            inspect.signature(definition).bind(*args, **kwargs)
+        except TypeError as misfit:
+            raise NotImplementedError(
+                f"{name_of(func)} on jets: {misfit}. Leave this argument away or write the "
+                f"function out; or give it a rule that knows the argument, @rule({name_of(func)})"
+            ) from None
+        raise error
+
+
+def check(func: Any, arguments: list[Any]) -> None:
+    """Refuse jets of different bases, those whose memory another has changed, and lost rows."""
     jets = jets_among(arguments)
     if any(each.basis is not jets[0].basis for each in jets):
         raise ValueError(
@@ -260,6 +335,30 @@ def check(arguments: list[Any]) -> None:
             "this jet shares memory with one that was changed in place, and does not know it. "
             "Write the change out of place: y = y + z for y += z, torch.tanh(y) for y.tanh_()."
         )
+    if RULES[func] not in OF_VALUES:
+        refuse_losses(func, arguments, jets[0].basis)
+
+
+def refuse_losses(func: Any, arguments: list[Any], basis: Basis) -> None:
+    """Derivatives in x or in the parameters that the result would lack."""
+    if basis.differentiable and not torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name_of(func)} under torch.no_grad(), in a function that is differentiated: the "
+            "result would not depend on the parameters. Take what depends on x out of the block "
+            "(statistics are computed from x.detach(); checkpoint takes use_reentrant=False)"
+        )
+    if any(isinstance(each, Detached) for each in leaves_among(arguments)):
+        raise RuntimeError(f"what was detached from a jet meets a jet: it {LOST}")
+    if func in IN_PLACE and not isinstance(arguments[0], Jet) and not is_operator(func):
+        raise TypeError(
+            f"{name_of(func)} writes what depends on x into a plain tensor, which cannot hold "
+            "derivatives: write it out of place, y = y + z for y.add_(z)"
+        )
+
+
+def is_operator(func: Any) -> bool:
+    """y += z: the name y is bound to the result, whatever that is."""
+    return str(getattr(func, "__name__", "")).startswith("__i")
 
 
 def positional(
@@ -270,15 +369,20 @@ def positional(
     return (*args, *(named.pop(key) for key in OPERANDS if key in named)), named
 
 
-def jets_among(arguments: Any) -> list[Jet]:
-    """All jets among arguments, in lists and tuples too."""
-    flat = []
+def leaves_among(arguments: Any) -> list[Any]:
+    """All arguments, those in lists and tuples one by one."""
+    flat: list[Any] = []
     for each in arguments:
         if isinstance(each, (list, tuple)):
-            flat += jets_among(each)
-        elif isinstance(each, Jet):
+            flat += leaves_among(each)
+        else:
             flat.append(each)
     return flat
+
+
+def jets_among(arguments: Any) -> list[Jet]:
+    """All jets among arguments, in lists and tuples too."""
+    return [each for each in leaves_among(arguments) if isinstance(each, Jet)]
 
 
 def rule(*functions: Any) -> Callable[[Rule], Rule]:
@@ -299,6 +403,18 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+def register(maker: Callable[[Any], Callable[..., Any]], *functions: Any) -> None:
+    """Register rules that call the torch function itself, for it and for its namesakes.
+
+    A namesake is called as it is: it may differ, as `torch.svd` and `torch.linalg.svd` do.
+    """
+    for function in functions:
+        RULES[function] = maker(function)
+        for namesake in namesakes(function):
+            own = function if namesake in IN_PLACE else namesake
+            RULES.setdefault(namesake, maker(own))
+
+
 def namesakes(function: Any) -> list[Any]:
     """The same function elsewhere in torch, and its in-place forms."""
     name = getattr(function, "__name__", "?").removeprefix("special_").removeprefix("linalg_")
@@ -308,14 +424,21 @@ def namesakes(function: Any) -> list[Any]:
     return [each for each in same + in_place if callable(each)]
 
 
+def name_of(function: Any) -> str:
+    """As it is written in code."""
+    function = getattr(function, "function", function)
+    return str(resolve_name(function) or getattr(function, "__name__", function))
+
+
 def missing(function: Any) -> str:
     """What to write for a function without a rule."""
-    function = getattr(function, "function", function)
-    name = resolve_name(function) or getattr(function, "__name__", str(function))
+    if isinstance(function, (torch.ScriptMethod, torch.ScriptFunction)):
+        return SCRIPTED
+    name = name_of(function)
     short = name.rsplit(".", 1)[-1]
-    return f"""{name} has no rule for jets. Add one, in one of three ways:
+    return f"""{name} has no rule for jets. Add one, in one of four ways:
 
-    from kfac_pinn.taylor_mode.rules import elementwise, linear, rule
+    from kfac_pinn.taylor_mode.rules import by_autograd, elementwise, linear, rule
 
     @elementwise({name})  # it acts on each entry: give its derivatives
     def {short}_derivatives(v, y, order):  # y = {short}(v)
@@ -326,4 +449,13 @@ def missing(function: Any) -> str:
     @rule({name})  # anything else, in terms of functions that have rules
     def {short}_of_jets(x):
         return ...
+
+    by_autograd({name})  # it is differentiable `order` times by autograd: slow, but nothing to do
 """
+
+
+SCRIPTED = (
+    "a module or function compiled by torch.jit (scripted or traced) hides its torch functions, so "
+    "that jets cannot pass through it: give the operator the original module, laplacian(model, x), "
+    "and compile after training, or use torch.compile(model)"
+)

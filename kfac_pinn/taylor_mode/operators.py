@@ -8,6 +8,7 @@ the network in place of its terms.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.taylor_mode import rules  # noqa: F401  (fills the table)
+from kfac_pinn.taylor_mode.detached import LOST, Detached
 from kfac_pinn.taylor_mode.jets import Basis, Jet
 
 __all__ = [
@@ -60,24 +62,30 @@ def taylor(
         without weights, sum_d w_d (...) of shape (N, *) for (D,) and (C, N, *) for (C, D).
 
     Raises:
-        ValueError, TypeError: for shapes that do not fit, an x that is not a floating tensor, and
-            operators within operators.
+        ValueError, TypeError: for shapes that do not fit, an x that is not a floating tensor, a u
+            that is no function of one argument or returns what does not depend on it, and operators
+            within operators.
+        RuntimeError: for a part of u that is detached or under torch.no_grad().
 
     Source: Dangel et al. (2025), "Collapsing Taylor mode" (arXiv:2505.13644).
     """
+    check_function(u)
     check_points(x)
+    check_order(order)
     v = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) if directions is None else directions
     check_directions(v, x)
     w = None if weights is None else coefficients(weights, x)
     if w is not None and (w.ndim not in (1, 2) or w.shape[-1] != len(v)):
         raise ValueError(f"weights must be ({len(v)},) or (C, {len(v)}), found {tuple(w.shape)}")
     basis = Basis(order, len(v), None if w is None else w.reshape(-1, len(v)))
-    *lower, top = as_jet(u(line(x, v, basis)), basis).coefficients()
+    *lower, top = as_jet(called(u, line(x, v, basis)), basis).coefficients()
     return (*lower, top[0] if w is not None and w.ndim == 1 else top)
 
 
 def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
     """Weights as one tensor; trained ones, among numbers too, stay in the autograd graph."""
+    if isinstance(weights, str):
+        raise TypeError(f"weights must be numbers or tensors, found {weights!r}")
     nested = isinstance(weights, (list, tuple))
     if nested and not all(isinstance(w, (int, float)) for w in weights):
         return torch.stack([coefficients(each, like) for each in weights])
@@ -206,6 +214,8 @@ def partial(u: Function, x: Tensor, axes: Sequence[int]) -> Tensor:
     """
     if isinstance(axes, int):
         raise TypeError(f"axes must be a tuple, one entry a derivative: ({axes},), not {axes}")
+    if not all(isinstance(axis, int) for axis in axes):
+        raise TypeError(f"axes must be integers, one a derivative, found {axes!r}")
     return homogeneous(u, x, {tuple(axes): 1.0})
 
 
@@ -271,18 +281,88 @@ def reduced(v: list[int]) -> tuple[Axes, int]:
 # --- what can be wrong with the arguments -----------------------------------------------------
 
 
+def called(u: Function, jet: Jet) -> Any:
+    """u(jet); where that fails for what u is, a word on what to pass instead."""
+    try:
+        return u(jet)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, TypeError) and not takes_one(u):
+            raise TypeError(of_one_argument(jet.shape[-1], error)) from error
+        if "Jet" in str(error) and "kfac_pinn" not in origin(error):
+            raise TypeError(
+                f"u calls something that does not take jets: {error}. Jets pass through torch "
+                "functions and modules, not through torch.func and vmap, compiled extensions or "
+                "tests for isinstance(x, Tensor): call torch functions on the whole batch"
+            ) from error
+        raise
+
+
+def of_one_argument(d: int, error: TypeError) -> str:
+    """How to call a u of several arguments."""
+    parts = "z[:, :1], z[:, 1:]" if d == 2 else ", ".join(f"z[:, {i}:{i + 1}]" for i in range(d))
+    return (
+        f"u must be a function of one argument, the points (N, {d}), but calling it with them "
+        f"failed: {error}. Pass a lambda that takes them apart: lambda z: model({parts})"
+    )
+
+
+def origin(error: BaseException) -> str:
+    """The file in which it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else trace.tb_frame.f_code.co_filename
+
+
+def takes_one(u: Function) -> bool:
+    """Whether u can be called with one argument, as far as it says."""
+    try:
+        inspect.signature(getattr(u, "forward", u)).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # builtins do not say
+        return True
+    return True
+
+
 def as_jet(result: Any, basis: Basis) -> Jet:
-    """What u returned; a plain tensor does not depend on x."""
+    """What u returned, if it is one function of x."""
     if isinstance(result, Jet) and result.basis is basis:
         return result
     if isinstance(result, Jet):
         raise ValueError("u returned a jet left over from another call: let it depend on x only")
+    if isinstance(result, Detached):
+        raise RuntimeError(f"what u returned was detached from x: it {LOST}")
     if isinstance(result, Tensor):
-        return Jet.constant(result, basis)
-    kind = type(result).__name__
+        raise ValueError(
+            "u returned a plain tensor, which does not depend on the points that u was given: let "
+            "u use its argument, lambda z: model(z), not model(x). A u that is constant says so, "
+            "torch.full_like(z[:, :1], c) or c + 0 * z[:, :1]"
+        )
     raise TypeError(
-        f"u must return one tensor, found {kind}: pass a lambda that picks one, u(x)[0]"
+        f"u must return one tensor, found {type(result).__name__}: pass a lambda that picks one, "
+        f"lambda x: u(x)[{pick(result)}]"
     )
+
+
+def pick(result: Any) -> str:
+    """The key or index of one of several outputs."""
+    return repr(next(iter(result), "...")) if isinstance(result, Mapping) else "0"
+
+
+def check_function(u: Any) -> None:
+    """Operators take the function itself."""
+    if not callable(u):
+        fix = ": pass it uncalled, laplacian(model, x)" if isinstance(u, (Tensor, Jet)) else ""
+        raise TypeError(
+            f"u must be a function of the points, such as a model, found {type(u).__name__}{fix}"
+        )
+
+
+def check_order(order: Any) -> None:
+    """Derivatives are counted."""
+    if not isinstance(order, int):
+        raise TypeError(f"the order must be an integer >= 1, found {order!r}")
 
 
 def check_points(x: Any) -> None:
@@ -293,16 +373,21 @@ def check_points(x: Any) -> None:
             "composition as one operator: partial(u, x, (i, j, ...)), bilaplacian(u, x) or "
             "homogeneous(u, x, terms)."
         )
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating point tensor (N, d), found {found}")
+    if not isinstance(x, Tensor):
+        fix = ": the function comes first, laplacian(u, x)" if callable(x) else ": torch.tensor(x)"
+        raise TypeError(f"x must be a floating point tensor (N, d), found {type(x).__name__}{fix}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating point tensor (N, d), found {x.dtype}: x.double()")
     if x.ndim != 2:
         fix = "x[:, None]" if x.ndim == 1 else "x.flatten(0, -2)"
         raise ValueError(f"x must be (N, d), found {tuple(x.shape)}: pass {fix}")
 
 
-def check_directions(v: Tensor, x: Tensor) -> None:
+def check_directions(v: Any, x: Tensor) -> None:
     """Directions are (D, d), or (D, N, d)."""
+    N, d = x.shape
+    if not isinstance(v, Tensor) or not v.is_floating_point():
+        found = v.dtype if isinstance(v, Tensor) else type(v).__name__
+        raise TypeError(f"directions must be a floating point tensor (D, {d}), found {found}")
     if v.ndim not in (2, 3) or v.shape[1:] not in (x.shape, x.shape[1:]):
-        N, d = x.shape
         raise ValueError(f"directions must be (D, {d}) or (D, {N}, {d}), found {tuple(v.shape)}")

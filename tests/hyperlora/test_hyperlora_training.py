@@ -190,9 +190,19 @@ def test_a_stochastic_schedule_learns_and_comes_to_rest(base: nn.Module) -> None
     assert float(FAMILY.errors(h.pinn, test).mse.mean()) < before / 10
     assert rates == pytest.approx([0.3 * (1 - k / 20) for k in range(1, 21)])
     assert history.last["step"] == 20
-    problem = task_problem(FAMILY, fresh, sizes=FEW)
-    train(h, problem, seconds=0.2, callbacks=[Watch()])
-    assert rates[20] > rates[-1] >= 0
+
+
+@pytest.mark.usefixtures("a_step_is_a_second")
+def test_a_stochastic_schedule_comes_to_rest_at_the_end_of_its_seconds(base: nn.Module) -> None:
+    h, rates = HyperLoRA(base, FAMILY.space, 2, hidden=(12, 12)), []
+    problem = task_problem(FAMILY, lambda g: FAMILY.space.sample(2, g), sizes=FEW)
+
+    class Watch(Callback):
+        def on_step(self, run: Run) -> None:
+            rates.append(run.optimizer.param_groups[0]["lr"])
+
+    StochasticSchedule()(h, problem, seconds=4.0, callbacks=[Watch()])
+    assert rates == pytest.approx([0.3 * (1 - k / 4) for k in range(1, 5)])
 
 
 def test_a_stochastic_schedule_damps_in_units_of_the_rows(base: nn.Module) -> None:

@@ -19,9 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 import kfac_pinn
 from kfac_pinn import Linearization, laplacian, linearize, total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.optimizers.damped import ModelOptimizer
+from kfac_pinn.optimizers.damped import DampedOptimizer, ModelOptimizer
 from kfac_pinn.optimizers.direction import DirectionOptimizer
+from kfac_pinn.search.damping import Marquardt
 from kfac_pinn.search.line import Armijo, GridSearch
+from kfac_pinn.search.model import DampedModel
 from kfac_pinn.search.step import Objective, Outcome
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
@@ -353,6 +355,61 @@ def test_trials_that_are_not_finite_are_not_taken(make: Any) -> None:
         assert optimizer.stats["step_norm"] == 0
     run(optimizer, problem, 2)
     assert torch.isfinite(problem.flat()).all()
+
+
+def caution(optimizer: Any) -> float:
+    """What must rise after a failure: the damping, or the inverse of the trust region's radius."""
+    if isinstance(optimizer, kfac_pinn.GaussNewton):
+        return 1 / float(optimizer.memory.radius)
+    if isinstance(optimizer, kfac_pinn.HessianFree):
+        return float(optimizer.param_groups[0]["damping"])
+    return float(optimizer.memory.damping)
+
+
+@damped_optimizers
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+def test_a_failed_trial_raises_the_damping(make: Any, bad: float) -> None:
+    problem = Inverse()
+    optimizer = make(problem.parameters())
+    run(optimizer, problem, 2)
+    trials, levels = 0, [caution(optimizer)]
+
+    def closure() -> dict[str, Tensor]:
+        nonlocal trials
+        trials += 1
+        return {k: (1.0 if trials == 1 else bad) * r for k, r in problem.residuals().items()}
+
+    for _ in range(3):
+        trials = 0
+        optimizer.step(closure)
+        levels.append(caution(optimizer))
+        assert optimizer.stats["reason"] == Outcome.NO_DECREASE.value
+        assert optimizer.stats["ratio"] < 0
+    assert levels == sorted(set(levels))
+
+
+class Singular(DampedOptimizer):
+    """Its damped steps are no numbers while lambda is small."""
+
+    def __init__(self, params: Any, lr: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr}, Marquardt(), Armijo(), start=1e-6)
+
+    def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
+        g = linearization.gradient
+        return DampedModel(linearization, lambda damping: -g / (damping if damping > 1e-4 else 0))
+
+
+def test_a_damped_step_that_is_not_finite_raises_the_damping() -> None:
+    problem = Inverse()
+    optimizer = Singular(problem.parameters())
+    theta, outcomes = problem.flat(), []
+    for _ in range(30):
+        optimizer.step(problem.residuals)
+        outcomes.append(optimizer.stats["reason"])
+        if not outcomes[-1]:
+            break
+        assert torch.equal(problem.flat(), theta)
+    assert outcomes[0] == Outcome.NOT_FINITE.value and outcomes[-1] == ""
 
 
 @every_optimizer

@@ -17,7 +17,7 @@ from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, HardConstraint
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.pinn.problems import burgers, heat_1d, poisson_2d
-from kfac_pinn.pinn.training import Callback, Checkpoint, Fixed, Patience, Schedule, clock, fit
+from kfac_pinn.pinn.training import Callback, Checkpoint, Fixed, Patience, Schedule, fit
 from kfac_pinn.search.line import Armijo, GridSearch
 
 SMALL = Fixed({"interior": 12, "boundary": 8})
@@ -183,10 +183,8 @@ def test_a_callback_may_be_added_but_not_lost(tmp_path: Path) -> None:
         fit(model, problem, optimizer, steps=4, sampling=SMALL, callbacks=[saved])
 
 
-def test_seconds_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(range(10**6))
-    monkeypatch.setattr(clock, "now", lambda device: float(next(ticks)))  # a step is a second
-
+@pytest.mark.usefixtures("a_step_is_a_second")
+def test_seconds_go_on(tmp_path: Path) -> None:
     def train(*callbacks: Callback) -> Any:
         model = model_of()
         saved = Checkpoint(tmp_path / "run.pt", every=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.pinn.training import clock, fit
 
+ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 BOX = Box.cube(2)
 
@@ -60,3 +63,13 @@ def test_other_threads_do_not_count() -> None:
     over.set()
     other.join()
     assert found < 0.25
+
+
+def test_there_is_one_notion_of_seconds() -> None:
+    """Only the clock reads a clock; a wall clock beside it is called so."""
+    folders = ("kfac_pinn", "hyperlora_ext", "examples")
+    for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
+        for line in path.read_text().splitlines():
+            reads = re.search(r"perf_counter|process_time|thread_time|\btime\.time\(", line)
+            allowed = path.name == "clock.py" or "wall" in line
+            assert allowed or not reads, f"{path}: {line}"

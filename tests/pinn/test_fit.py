@@ -53,6 +53,15 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
+class StopAfter(Callback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step(self, run):
+        if run.step == self.steps:
+            run.stop("enough")
+
+
 class Noise(Callback):
     """Uses the global random numbers, as dropout would."""
 
@@ -206,11 +215,13 @@ def test_new_points_come_when_the_policy_says_so():
     assert seen(None) == [True] * 5  # as published: one batch
 
 
+@pytest.mark.usefixtures("a_step_is_a_second")
 def test_runs_end_at_seconds_at_an_error_and_at_a_loss_that_is_not_finite():
     model, optimizer = setup()
     problem, fixed = poisson_2d(), Fixed(SMALL)
-    history = fit(model, problem, optimizer, seconds=0.05, every=10**9, sampling=fixed)
-    assert "seconds are spent" in history.reason and 0.05 <= history.last["seconds"] < 2
+    history = fit(model, problem, optimizer, seconds=2.5, every=10**9, sampling=fixed)
+    assert history.reason == "2.5 seconds are spent"
+    assert (history.last["step"], history.last["seconds"]) == (3, 3.0)
     stop = StopAtError(math.inf)
     history = fit(model, problem, optimizer, every=2, sampling=fixed, callbacks=[stop])
     assert "is at most" in history.reason and history.last["step"] == 1
@@ -258,10 +269,37 @@ def test_energies_may_be_negative():
     assert history.last["loss"] < -2
 
 
-def test_progress_shows_the_steps(capsys):
+@pytest.mark.parametrize(
+    ("budget", "bar", "shown"),
+    [
+        ({"steps": 3}, Progress(), "3/3"),
+        ({"steps": 3}, Progress(4), "3/4"),
+        ({"seconds": 4.0}, Progress(), "4/4 s"),
+        ({"steps": 9, "seconds": 4.0}, Progress(), "4/9"),
+    ],
+)
+@pytest.mark.usefixtures("a_step_is_a_second")
+def test_progress_shows_the_budget_the_loss_and_the_error(capsys, budget, bar, shown):
     model, optimizer = setup()
-    fit(model, poisson_2d(), optimizer, steps=3, callbacks=[Progress(3)])
-    assert "3/3" in capsys.readouterr().err
+    fit(model, poisson_2d(), optimizer, sampling=Fixed(SMALL), callbacks=[bar], **budget)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert shown in last and "loss " in last and "error " in last
+
+
+def test_progress_without_a_solution_or_a_budget(capsys):
+    box, (model, optimizer) = Box.cube(2), setup()
+    problem = Problem("mine", box, {"all": Term(box.interior, lambda u, x: u(x) - 1, 10)})
+    fit(model, problem, optimizer, callbacks=[Progress(), StopAfter(5)])
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "5step" in last and "held-out loss " in last
+
+
+def test_progress_goes_on_where_the_run_was(tmp_path, capsys):
+    for steps in (3, 5):
+        model, optimizer = setup()
+        callbacks = [Progress(), Checkpoint(tmp_path / "run.pt")]
+        fit(model, poisson_2d(), optimizer, steps=steps, sampling=Fixed(SMALL), callbacks=callbacks)
+    assert "5/5" in capsys.readouterr().err.split("\r")[-1]
 
 
 def test_periods_are_positive():

@@ -7,7 +7,6 @@ own, for its memory.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -25,6 +24,7 @@ from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.problems.poisson import poisson
 from kfac_pinn.pinn.training import Fixed, Run
+from kfac_pinn.pinn.training.clock import now
 from published.figures import write
 from published.recipes import OPTIMIZERS
 
@@ -88,9 +88,9 @@ def measure(optimizer: str, size: Size, steps: int = 3) -> tuple[float, float]:
     run = Run(model, problem, built(optimizer, model), Fixed(), generator)
     before, times = resident("VmRSS"), []
     for _ in range(steps + 1):
-        start = time.process_time()
+        start = now()
         run.advance()
-        times.append(1e3 * (time.process_time() - start))
+        times.append(1e3 * (now() - start))
     return min(times[1:]), resident("VmHWM") - before
 
 

@@ -140,7 +140,7 @@ def saved(node: Node, name: str) -> Tensor:
     value = getattr(node, f"_saved_{name}")
     if not isinstance(value, Tensor):
         raise AttributeError(name)
-    return value.detach()
+    return value.as_subclass(Tensor).detach()
 
 
 def matrix_product(node: Node, edge: GradientEdge, left: bool, other: Tensor) -> Product:

@@ -36,8 +36,14 @@ class LayerCall:
 
 
 def stacked(value: Tensor | Jet) -> Tensor:
-    """All coefficients with a leading axis of shared positions; a plain tensor has one."""
-    return value.data if isinstance(value, Jet) else value[None]
+    """All coefficients with a leading axis of shared positions; a plain tensor has one.
+
+    Raises:
+        NotImplementedError: for an object that only passes as a tensor by `__torch_function__`.
+    """
+    if not isinstance(value, (Tensor, Jet)):
+        raise NotImplementedError
+    return value.data if isinstance(value, Jet) else value.as_subclass(Tensor)[None]
 
 
 def edge_of(value: Tensor | Jet) -> GradientEdge:

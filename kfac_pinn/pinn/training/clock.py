@@ -16,8 +16,10 @@ import torch
 
 __all__ = ["now"]
 
+_CPU = torch.device("cpu")
 
-def now(device: torch.device) -> float:
+
+def now(device: torch.device = _CPU) -> float:
     """Seconds since some moment; only differences mean something."""
     if device.type in ("cuda", "mps", "xpu"):
         torch.accelerator.synchronize(device)

@@ -1,9 +1,10 @@
-"""Sums, products, quotients and powers of jets and constants; choices between them."""
+"""Sums, products, quotients and powers of jets and constants."""
 
 # ruff: noqa: D103  (a rule does what the torch function above it does)
 
 from __future__ import annotations
 
+import functools
 import math
 import string
 from collections.abc import Sequence
@@ -13,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Jet, jets_among, rule
+from kfac_pinn.taylor_mode.jets import Jet, jets_among, register, rule
 from kfac_pinn.taylor_mode.rules.elementary import powers
 from kfac_pinn.taylor_mode.rules.registration import (
     Operand,
     aligned,
-    as_jets,
     composition,
     multiply,
     shift,
@@ -78,10 +78,43 @@ def mul(x: Operand, y: Operand) -> Operand:
 
 
 @rule(torch.div, torch.divide, torch.true_divide)
-def div(x: Operand, y: Operand) -> Operand:
+def div(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Operand:
+    if rounding_mode is not None:  # a step function
+        rounded = torch.div(value_of(x), value_of(y), rounding_mode=rounding_mode)
+        return Jet.constant(rounded, jets_among([x, y])[0].basis)
     if isinstance(y, Jet):
         return mul(y.reciprocal(), x)
     return x.like(aligned(x.data, y.ndim) / y if isinstance(y, Tensor) else x.data / y)
+
+
+@rule(torch.floor_divide, torch.Tensor.__floordiv__)
+def floor_divide(x: Operand, y: Operand) -> Operand:
+    return div(x, y, rounding_mode="floor")
+
+
+@rule(torch.Tensor.__rfloordiv__)
+def rfloor_divide(x: Operand, y: Operand) -> Operand:
+    return floor_divide(y, x)
+
+
+@rule(torch.remainder, torch.Tensor.__mod__)
+def remainder(x: Operand, y: Operand) -> Operand:
+    return x - y * div(x, y, rounding_mode="floor")
+
+
+@rule(torch.Tensor.__rmod__)
+def rremainder(x: Operand, y: Operand) -> Operand:
+    return remainder(y, x)
+
+
+@rule(torch.fmod)
+def fmod(x: Operand, y: Operand) -> Operand:
+    return x - y * div(x, y, rounding_mode="trunc")
+
+
+@rule(torch.frac)
+def frac(x: Operand) -> Operand:
+    return fmod(x, 1)
 
 
 @rule(torch.Tensor.__rtruediv__)
@@ -103,12 +136,43 @@ def rmatmul(x: Operand, y: Operand) -> Operand:
     return matmul(y, x)
 
 
+@rule(torch.linalg.multi_dot, torch.chain_matmul)
+def multi_dot(*matrices: Any) -> Operand:
+    return functools.reduce(matmul, unpack(matrices))
+
+
+@rule(torch.linalg.matrix_power)
+def matrix_power(x: Operand, n: int) -> Operand:
+    if n <= 0:
+        return torch.linalg.matrix_power(torch.linalg.inv(x), -n) if n else identity(x)
+    return functools.reduce(matmul, [x] * n)
+
+
+def identity(x: Jet) -> Jet:
+    """The identity matrices of the shape of x."""
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return Jet.constant(eye.expand(x.shape), x.basis)
+
+
+def bilinear_over_rows(*functions: Any) -> None:
+    """Register products of the first two arguments, of any kind."""
+    register(lambda function: functools.partial(_product, function), *functions)
+
+
+def _product(function: Any, x: Operand, y: Operand, *args: Any, **kwargs: Any) -> Operand:
+    """A rule of `bilinear_over_rows`."""
+    return multiply(over_rows(lambda a, b: function(a, b, *args, **kwargs)), x, y)
+
+
+bilinear_over_rows(torch.cross, torch.linalg.cross, torch.kron, torch.vdot, torch.linalg.vecdot)
+
+
 @rule(torch.inner)
 def inner(x: Operand, y: Operand) -> Operand:
     return multiply(over_rows(torch.inner), x, y)
 
 
-@rule(torch.outer)
+@rule(torch.outer, torch.ger)
 def outer(x: Operand, y: Operand) -> Operand:
     return x[:, None] * y
 
@@ -176,14 +240,27 @@ def over_rows(product: Any) -> Any:
 
 @rule(F.bilinear)
 def bilinear(x: Operand, y: Operand, weight: Tensor, bias: Tensor | None = None) -> Operand:
-    z = torch.einsum("oij,nj->noi", weight, y)
-    z = torch.einsum("ni,noi->no", x, z)
+    z = torch.einsum("oij,...j->...oi", weight, y)
+    z = torch.einsum("...i,...oi->...o", x, z)
     return z if bias is None else z + bias
 
 
-@rule(torch.addmm, torch.baddbmm)
+@rule(torch.addmm, torch.baddbmm, torch.addmv)
 def addmm(x: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Operand:
-    return beta * x + alpha * torch.matmul(a, b)
+    product = alpha * torch.matmul(a, b)
+    return beta * x + product if beta else product
+
+
+@rule(torch.addbmm)
+def addbmm(x: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Operand:
+    product = alpha * torch.sum(torch.matmul(a, b), 0)
+    return beta * x + product if beta else product
+
+
+@rule(torch.addr)
+def addr(x: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Operand:
+    product = alpha * torch.outer(a, b)
+    return beta * x + product if beta else product
 
 
 @rule(torch.addcmul)
@@ -230,6 +307,21 @@ def rpow(x: Operand, base: Any) -> Operand:
     return power(base, x)
 
 
+@rule(torch.ldexp)
+def ldexp(x: Operand, exponent: Operand) -> Operand:
+    return x * torch.exp2(exponent.to(x.dtype) if isinstance(exponent, Tensor) else exponent)
+
+
+@rule(torch.logaddexp)
+def logaddexp(x: Operand, y: Operand) -> Operand:
+    return y - F.logsigmoid(y - x)
+
+
+@rule(torch.logaddexp2)
+def logaddexp2(x: Operand, y: Operand) -> Operand:
+    return logaddexp(x * math.log(2), y * math.log(2)) / math.log(2)
+
+
 @rule(torch.hypot)
 def hypot(x: Operand, y: Operand) -> Operand:
     return torch.sqrt(x * x + y * y)
@@ -243,48 +335,30 @@ def atan2(y: Operand, x: Operand) -> Operand:
     return torch.atan((c * y - s * x) / (c * x + s * y)) + torch.atan2(y0, x0)
 
 
-# --- choices ----------------------------------------------------------------------------------
+# --- complex numbers, as Fourier transforms give them -------------------------------------------
 
 
-@rule(torch.where)
-def where(condition: Tensor, x: Operand, y: Operand) -> Operand:
-    jet = jets_among([x, y])[0]
-    x, y = as_jets([e if isinstance(e, Jet) else tensor_like(e, jet).to(jet.data) for e in (x, y)])
-    ndim = max(condition.ndim, x.ndim, y.ndim)
-    return x.like(torch.where(condition, aligned(x.data, ndim), aligned(y.data, ndim)))
+@rule(torch.abs, torch.absolute)
+def absolute(x: Operand) -> Operand:
+    if x.is_complex():
+        return hypot(x.real, x.imag)
+    return composition(torch.abs, lambda v, y, order: [torch.sign(v)], x)
 
 
-@rule(torch.Tensor.where)
-def where_method(x: Operand, condition: Tensor, y: Operand) -> Operand:
-    return where(condition, x, y)
+@rule(torch.angle)
+def angle(x: Operand) -> Operand:
+    return (
+        torch.atan2(x.imag, x.real)
+        if x.is_complex()
+        else Jet.constant(torch.angle(x.value), x.basis)
+    )
 
 
-@rule(torch.masked_fill)
-def masked_fill(x: Operand, mask: Tensor, value: Operand) -> Operand:
-    return where(mask, value, x)
+@rule(torch.sgn)
+def sgn(x: Operand) -> Operand:
+    return x / absolute(x) if x.is_complex() else torch.sign(x)
 
 
-@rule(torch.maximum, torch.fmax)
-def maximum(x: Operand, y: Operand) -> Operand:
-    return where(value_of(x) >= value_of(y), x, y)
-
-
-@rule(torch.minimum, torch.fmin)
-def minimum(x: Operand, y: Operand) -> Operand:
-    return where(value_of(x) <= value_of(y), x, y)
-
-
-@rule(torch.clamp, torch.clip)
-def clamp(x: Operand, min: Any = None, max: Any = None) -> Operand:
-    x = x if min is None else where(x.value >= min, x, min)
-    return x if max is None else where(x.value <= max, x, max)
-
-
-@rule(torch.clamp_min)
-def clamp_min(x: Operand, min: Any) -> Operand:
-    return clamp(x, min)
-
-
-@rule(torch.clamp_max)
-def clamp_max(x: Operand, max: Any) -> Operand:
-    return clamp(x, None, max)
+@rule(torch.polar)
+def polar(length: Operand, angle: Operand) -> Operand:
+    return torch.complex(length * torch.cos(angle), length * torch.sin(angle))

@@ -225,11 +225,6 @@ def reciprocal(v: Tensor, y: Tensor, order: int) -> Derivatives:
 # --- kinks ------------------------------------------------------------------------------------
 
 
-@elementwise(torch.abs, torch.absolute)
-def absolute(v: Tensor, y: Tensor, order: int) -> Derivatives:
-    return [torch.sign(v)]
-
-
 @elementwise(torch.sign, torch.round, torch.floor, torch.ceil, torch.trunc)
 def steps(v: Tensor, y: Tensor, order: int, *args: Any, **kwargs: Any) -> Derivatives:
     return [torch.zeros_like(v)]

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from kfac_pinn.taylor_mode.jets import Basis, Jet, jets_among, rule
+from kfac_pinn.taylor_mode.jets import Basis, Jet, jets_among, register
 from kfac_pinn.taylor_mode.rules.series import (
     Bilinear,
     Composition,
@@ -31,12 +31,11 @@ def elementwise(*functions: Any) -> Callable[[Callable[..., Any]], Callable[...,
     like v, or fewer if the others vanish.  Faa di Bruno's formula does the rest, to any order.
     """
 
-    def register(derivatives: Callable[..., Any]) -> Callable[..., Any]:
-        for function in functions:
-            rule(function)(partial(_apply, function, derivatives))
+    def decorate(derivatives: Callable[..., Any]) -> Callable[..., Any]:
+        register(lambda function: partial(_apply, function, derivatives), *functions)
         return derivatives
 
-    return register
+    return decorate
 
 
 def _apply(function: Any, derivatives: Any, x: Jet, *args: Any, **kwargs: Any) -> Jet:
@@ -56,16 +55,16 @@ def composition(
     def slopes(v: Tensor, y: Tensor, order: int) -> list[Tensor]:
         return derivatives(v, y, order, *args, **kwargs)
 
-    # Autograd must see through what depends on more than x.
-    closed = not (tensors_among([*args, *kwargs.values()]) or transformed(x.basis))
+    # Autograd must see through what depends on more than x, and knows how to conjugate.
+    seen = tensors_among([*args, *kwargs.values()]) or x.is_complex()
+    closed = not (seen or transformed(x.basis))
     run = Composition.apply if closed else compose
     return x.like(run(x.data, value, slopes, x.basis))
 
 
 def linear(*functions: Any) -> None:
     """Register functions that are linear in their first argument: they act on each row alike."""
-    for function in functions:
-        rule(function)(rowwise(function))
+    register(rowwise, *functions)
 
 
 def rowwise(function: Any) -> Callable[..., Any]:
@@ -78,6 +77,35 @@ def rowwise(function: Any) -> Callable[..., Any]:
         return tree_map(x.view_of, rows)
 
     return apply
+
+
+def jointly_linear(*functions: Any) -> None:
+    """Register functions that are linear in all their floating tensors together."""
+    register(lambda function: partial(_jointly, function), *functions)
+
+
+def _jointly(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """A rule of `jointly_linear`: constants are jets without derivatives."""
+    leaves, structure = tree_flatten((args, kwargs))
+    basis = jets_among(leaves)[0].basis
+    places = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+
+    def apply(*rows: Tensor) -> Any:
+        for i, row in zip(places, rows, strict=True):
+            leaves[i] = row
+        given, named = tree_unflatten(leaves, structure)
+        return function(*given, **named)
+
+    jets = as_jets([leaves[i] for i in places], basis)
+    rows = torch.vmap(apply)(*(jet.data for jet in jets))
+    return tree_map(lambda each: Jet(each, basis), rows)
+
+
+def is_floating(value: Any) -> bool:
+    """Whether it is a jet or a tensor with derivatives."""
+    return isinstance(value, Jet) or (
+        isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    )
 
 
 def multiply(product: Bilinear, x: Any, y: Any) -> Jet:
@@ -112,9 +140,9 @@ def aligned(data: Tensor, ndim: int) -> Tensor:
     return data[index] if missing else data
 
 
-def as_jets(tensors: Sequence[Any]) -> list[Jet]:
+def as_jets(tensors: Sequence[Any], basis: Basis | None = None) -> list[Jet]:
     """Constants among them become jets without derivatives."""
-    basis: Basis = jets_among(tensors)[0].basis
+    basis = basis or jets_among(tensors)[0].basis
     return [each if isinstance(each, Jet) else Jet.constant(each, basis) for each in tensors]
 
 

@@ -7,6 +7,7 @@ The rows are one more leading axis: dimensions counted from the front move by on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Jet, rule
-from kfac_pinn.taylor_mode.rules.registration import aligned, as_jets, linear, tensor_like, value_of
+from kfac_pinn.taylor_mode.detached import NO_NUMPY, detached, remark_number
+from kfac_pinn.taylor_mode.jets import IN_PLACE, OF_VALUES, Jet, rule
+from kfac_pinn.taylor_mode.rules.registration import (
+    aligned,
+    as_jets,
+    jointly_linear,
+    linear,
+    tensor_like,
+    value_of,
+)
 
 
 def after(dim: Any) -> Any:
@@ -112,8 +121,8 @@ def transpose(x: Jet, dim0: int, dim1: int) -> Jet:
 
 
 @rule(torch.permute)
-def permute(x: Jet, *dims: Any) -> Jet:
-    return x.view_of(x.data.permute(0, *after(sizes_of(dims))))
+def permute(x: Jet, *given: Any, dims: Any = None) -> Jet:
+    return x.view_of(x.data.permute(0, *after(sizes_of(given) if dims is None else dims)))
 
 
 @rule(torch.movedim, torch.moveaxis)
@@ -122,8 +131,8 @@ def movedim(x: Jet, source: Any, destination: Any) -> Jet:
 
 
 @rule(torch.flip)
-def flip(x: Jet, *dims: Any) -> Jet:
-    return x.like(x.data.flip(after(sizes_of(dims))))
+def flip(x: Jet, *given: Any, dims: Any = None) -> Jet:
+    return x.like(x.data.flip(after(sizes_of(given) if dims is None else dims)))
 
 
 # --- parts ------------------------------------------------------------------------------------
@@ -219,6 +228,51 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Jet:
     return jets[0].like(torch.stack([each.data for each in jets], after(dim)))
 
 
+@rule(torch.atleast_1d)
+def atleast_1d(x: Jet) -> Jet:
+    return x if x.ndim else x.reshape(1)
+
+
+@rule(torch.atleast_2d)
+def atleast_2d(x: Jet) -> Jet:
+    return x if x.ndim > 1 else atleast_1d(x).unsqueeze(0)
+
+
+@rule(torch.atleast_3d)
+def atleast_3d(x: Jet) -> Jet:
+    return x if x.ndim > 2 else atleast_2d(x).unsqueeze(-1)
+
+
+@rule(torch.meshgrid, torch._C._VariableFunctions.meshgrid)  # type: ignore[attr-defined]
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Jet, ...]:
+    jets = as_jets(tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors)
+    shape = [len(each) for each in map(atleast_1d, jets)]
+    lines = (each.reshape(*[1] * i, -1, *[1] * (len(jets) - 1 - i)) for i, each in enumerate(jets))
+    grids = (each.expand(shape) for each in lines)
+    swapped = indexing == "xy" and len(jets) > 1
+    return tuple(each.transpose(0, 1) if swapped else each for each in grids)
+
+
+@rule(torch.dstack)
+def dstack(tensors: Sequence[Any]) -> Jet:
+    return cat([atleast_3d(each) for each in as_jets(tensors)], dim=2)
+
+
+@rule(torch.hsplit)
+def hsplit(x: Jet, sections: Any) -> tuple[Jet, ...]:
+    return tensor_split(x, sections, min(1, x.ndim - 1))
+
+
+@rule(torch.vsplit)
+def vsplit(x: Jet, sections: Any) -> tuple[Jet, ...]:
+    return tensor_split(x, sections, 0)
+
+
+@rule(torch.dsplit)
+def dsplit(x: Jet, sections: Any) -> tuple[Jet, ...]:
+    return tensor_split(x, sections, 2)
+
+
 @rule(torch.hstack)
 def hstack(tensors: Sequence[Any]) -> Jet:
     return cat(tensors, dim=min(1, tensors[0].ndim - 1))
@@ -247,6 +301,17 @@ def mean(x: Jet, dim: Any = None, keepdim: bool = False) -> Jet:
     return x.like(x.data.mean(after(all_dims(x, dim)), keepdim)) if x.ndim else x
 
 
+linear(
+    torch.view_as_real, torch.view_as_complex, torch.real, torch.imag, torch.conj,
+    torch.conj_physical, torch.resolve_conj, torch.resolve_neg, torch.diag, torch.diagflat,
+    torch.fliplr, torch.flipud, torch.rot90, torch.ravel, torch.Tensor.sum_to_size,
+    torch.cumulative_trapezoid, torch.trapz, torch.gradient, F.pixel_unshuffle, F.channel_shuffle,
+    F.avg_pool3d, F.adaptive_avg_pool3d, torch.linalg.diagonal,
+)  # fmt: skip
+_transforms = [name for name in dir(torch.fft) if re.fullmatch("[a-z]*(fft[2n]?|shift)", name)]
+linear(*(getattr(torch.fft, name) for name in _transforms))
+linear(torch.stft, torch.istft)
+jointly_linear(torch.block_diag, torch.cartesian_prod, torch.combinations, torch.complex)
 linear(torch.cumsum, torch.diff, torch.trace, torch.trapezoid, torch.roll, torch.diagonal)
 linear(torch.diag_embed, torch.tril, torch.triu, torch.repeat_interleave, torch.take_along_dim)
 linear(F.interpolate, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)
@@ -268,13 +333,31 @@ def clone(x: Jet, *, memory_format: Any = torch.preserve_format) -> Jet:
     return x.like(x.data.clone())
 
 
+@rule(torch.Tensor.copy_)
+def copy(x: Jet, source: Any, non_blocking: bool = False) -> Jet:
+    return as_jets([source, x])[0].expand(x.shape).to(x.dtype)
+
+
+@rule(torch.Tensor.fill_)
+def fill(x: Jet, value: Any) -> Jet:
+    return copy(x, value if isinstance(value, Jet) else tensor_like(value, x))
+
+
+@rule(torch.Tensor.zero_)
+def zero(x: Jet) -> Jet:
+    return Jet.constant(torch.zeros_like(x.value), x.basis)
+
+
+IN_PLACE.update((torch.Tensor.copy_, torch.Tensor.fill_, torch.Tensor.zero_))
+
+
 @rule(torch.Tensor.contiguous)
 def contiguous(x: Jet, *, memory_format: Any = torch.contiguous_format) -> Jet:
     return x.view_of(x.data.contiguous())
 
 
 @rule(torch.Tensor.to)
-def to(x: Any, *args: Any, **kwargs: Any) -> Any:
+def to(x: Any, *args: Any, memory_format: Any = None, **kwargs: Any) -> Any:
     rows = (x.data if isinstance(x, Jet) else x).to(*map(value_of, args), **kwargs)
     return x.view_of(rows) if isinstance(x, Jet) else rows
 
@@ -286,10 +369,10 @@ def type_as(x: Any, other: Any) -> Any:
 
 def on_rows(function: Any) -> None:
     """Register a method that casts or moves the rows."""
-    rule(function)(lambda x, *args, **kwargs: x.view_of(function(x.data, *args, **kwargs)))
+    rule(function)(lambda x, *_, memory_format=None, **kw: x.view_of(function(x.data, *_, **kw)))
 
 
-for _cast in ("double", "float", "half", "bfloat16", "cpu", "cuda"):
+for _cast in ("double", "float", "half", "bfloat16", "cpu", "cuda", "cdouble", "cfloat"):
     on_rows(getattr(torch.Tensor, _cast))
 
 
@@ -310,14 +393,51 @@ for _like in (
 
 def on_value(function: Any) -> None:
     """Register a function without derivatives, a comparison say: it gives a plain tensor."""
-    rule(function)(lambda *args, **kwargs: function(*map(value_of, args), **kwargs))
+    definition = lambda *args, **kwargs: function(*map(constant_of, args), **kwargs)  # noqa: E731
+    OF_VALUES.add(rule(function)(definition))
 
 
-for _name in ("lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "isfinite", "detach"):
+def constant_of(x: Any) -> Any:
+    """The value of a jet, apart from the graph; anything else as it is."""
+    return x.value.detach() if isinstance(x, Jet) else x
+
+
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf", "isfinite", "isreal"):
     on_value(getattr(torch.Tensor, _name))
 for _name in ("greater", "greater_equal", "less", "less_equal", "not_equal", "isclose", "allclose"):
     on_value(getattr(torch.Tensor, _name))
-for _name in ("argmax", "argmin", "argsort", "heaviside", "logical_not", "signbit", "tolist"):
+for _name in ("argmax", "argmin", "argsort", "heaviside", "logical_not", "signbit", "equal"):
     on_value(getattr(torch.Tensor, _name))
-for _name in ("new_zeros", "new_ones", "new_full", "new_tensor", "new_empty", "item"):
+for _name in ("logical_and", "logical_or", "logical_xor", "isposinf", "isneginf", "count_nonzero"):
     on_value(getattr(torch.Tensor, _name))
+for _name in ("all", "any", "nonzero", "argwhere", "bool", "int", "long", "stride", "element_size"):
+    on_value(getattr(torch.Tensor, _name))
+for _name in ("new_zeros", "new_ones", "new_full", "new_tensor", "new_empty", "is_contiguous"):
+    on_value(getattr(torch.Tensor, _name))
+for _function in (torch.isin, torch.searchsorted, torch.bucketize, torch.is_complex):
+    on_value(_function)
+
+
+@rule(torch.Tensor.detach)
+def detach(x: Jet) -> Tensor:
+    return detached(x.value)
+
+
+OF_VALUES.add(detach)
+
+
+@rule(torch.Tensor.item)
+def item(x: Jet) -> Any:
+    remark_number("item")
+    return x.value.item()
+
+
+@rule(torch.Tensor.tolist)
+def tolist(x: Jet) -> Any:
+    remark_number("tolist")
+    return x.value.tolist()
+
+
+@rule(torch.Tensor.numpy)
+def numpy(*args: Any, **kwargs: Any) -> Any:
+    raise TypeError(NO_NUMPY)

@@ -1,0 +1,64 @@
+"""PINA on Lightning: its LabelTensors, unknowns that arrive as a late group, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from installed import body
+from torch.optim import Optimizer
+
+from kfac_pinn import KFACPINN, GaussNewton
+
+pina = body("pina_poisson")
+
+Adam = torch.optim.Adam
+
+
+@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
+def test_poisson_ends_below_adam(kind: type[Optimizer]) -> None:
+    assert pina.solve(kind, 30) < pina.solve(Adam, 300, lr=1e-3) / 10
+
+
+@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
+def test_a_late_unknown_is_found(kind: type[Optimizer]) -> None:
+    assert pina.identify(kind, 40) < 1e-2
+
+
+def run(problem: Any, kind: type[Optimizer], steps: int, resume: Path | None = None) -> Any:
+    """A solver after so many epochs, with a checkpoint of each epoch."""
+    pina.lightning.seed_everything(0)
+    every = pina.lightning.pytorch.callbacks.ModelCheckpoint(
+        dirpath=f"of_{steps}", filename="{epoch}", save_top_k=-1
+    )
+    solver = pina.solver(problem, kind)
+    trainer = pina.train(solver, steps, enable_checkpointing=True, callbacks=[every])
+    trainer.train(ckpt_path=resume)
+    return solver
+
+
+@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(kind: type[Optimizer]) -> None:
+    whole = run(pina.Poisson(), kind, 6)
+    resumed = run(pina.Poisson(), kind, 7, resume=Path("of_6/epoch=3.ckpt"))
+    at_six = torch.load("of_7/epoch=5.ckpt", weights_only=False)["state_dict"]
+    for name, expected in whole.state_dict().items():
+        torch.testing.assert_close(at_six[name], expected, rtol=0, atol=0)
+    assert resumed.optimizer.instance.stats["loss"] > 0
+
+
+def test_a_checkpoint_of_a_late_group_fits_the_next_run() -> None:
+    run(pina.UnknownSource(), KFACPINN, 3)
+    resumed = run(pina.UnknownSource(), KFACPINN, 5, resume=Path("of_3/epoch=2.ckpt"))
+    assert [len(g["params"]) for g in resumed.optimizer.instance.param_groups] == [6, 1]
+
+
+def test_the_losses_that_pina_logs_are_those_of_the_last_evaluation() -> None:
+    pina.lightning.seed_everything(0)
+    solver = pina.solver(pina.Poisson(), KFACPINN)
+    trainer = pina.train(solver, 5)
+    trainer.train()
+    terms = [v for k, v in trainer.logged_metrics.items() if k != "train_loss"]
+    torch.testing.assert_close(sum(terms), trainer.logged_metrics["train_loss"])
