@@ -159,7 +159,8 @@ def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
 
 def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
     """The residual terms there; arguments as of `evaluate`."""
-    return as_terms(run(closure, gradients))
+    with torch.set_grad_enabled(gradients):  # the residuals of a loss are read off its graph
+        return as_terms(run(closure, gradients))
 
 
 def run(closure: Callable[[], Any], gradients: bool) -> Any:

@@ -174,7 +174,7 @@ def test_max_iter_needs_a_closure() -> None:
     plain = Plain()
     optimizer = KFACPINN(plain.model.parameters(), max_iter=5)
     plain.loss().backward()
-    with pytest.raises(RuntimeError, match="max_iter=5 .*need a closure"):
+    with pytest.raises(RuntimeError, match=r"max_iter=5 .*need a closure"):
         optimizer.step()
 
 
@@ -353,7 +353,7 @@ def test_gradients_that_wait_for_a_closure_are_an_error() -> None:
     optimizer.zero_grad()
     closure()
     theta = flat(plain.model)
-    with pytest.raises(RuntimeError, match="1 earlier calls of backward.*accumulate_grad_batches"):
+    with pytest.raises(RuntimeError, match=r"1 earlier calls of backward.*accumulate_grad_batches"):
         optimizer.step(closure)
     assert torch.equal(flat(plain.model), theta)
 
@@ -441,7 +441,7 @@ def test_an_optimizer_that_must_look_says_so() -> None:
     plain = Plain()
     optimizer = Looking(plain.model.parameters(), {"lr": 1.0})
     plain.loss().backward()
-    with pytest.raises(TypeError, match="Looking evaluates the loss .*closure"):
+    with pytest.raises(TypeError, match=r"Looking evaluates the loss .*closure"):
         optimizer.step()
 
 

@@ -123,7 +123,9 @@ def test_points_drawn_inside_the_closure_are_remarked_on_once(make: Any) -> None
     model = network(2, 5, 1)
     optimizer = make(model.parameters())
     closure = drawing_inside(model)
-    with pytest.warns(UserWarning, match="two evaluations of the closure.*between the steps") as seen:
+    with pytest.warns(
+        UserWarning, match=r"two evaluations of the closure.*between the steps"
+    ) as seen:
         for _ in range(9):
             optimizer.step(closure)
     assert len([w for w in seen if "two evaluations" in str(w.message)]) == 1

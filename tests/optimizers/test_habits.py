@@ -71,7 +71,7 @@ def test_arguments_of_other_optimizers_are_named(make: Any, name: str, value: An
 @pytest.mark.parametrize("make", [GaussNewton, KFACPINN, HessianFree, ENGD, KFACStar])
 def test_a_momentum_that_would_be_ignored_is_refused(make: Any) -> None:
     model, _ = small_case()
-    with pytest.raises(TypeError, match="no momentum .*KFAC.momentum"):
+    with pytest.raises(TypeError, match=r"no momentum .*KFAC.momentum"):
         make(model.parameters(), momentum=0.9)
     with pytest.raises(TypeError, match="no momentum"):
         make([{"params": model.parameters(), "momentum": 0.9}])
@@ -399,7 +399,7 @@ def test_double_between_two_steps(make: Any) -> None:
         optimizer.step(closure)
     model.double()
     dtype = torch.float64
-    with pytest.warns(UserWarning, match="float64 on cpu now.*starts afresh"):
+    with pytest.warns(UserWarning, match=r"float64 on cpu now.*starts afresh"):
         optimizer.step(closure)
     loss = optimizer.step(closure)
     for _ in range(3):
@@ -489,7 +489,7 @@ def test_a_hook_that_changes_the_gradient_has_no_effect_and_is_named(make: Any) 
     other, same = small_case()
     handle = model[0].weight.register_hook(lambda g: 2 * g)
     optimizer = make(model.named_parameters())
-    with pytest.warns(UserWarning, match="0.weight .*hook"):
+    with pytest.warns(UserWarning, match=r"0.weight .*hook"):
         optimizer.step(closure)
     make(other.parameters()).step(same)
     torch.testing.assert_close(flat(model), flat(other), rtol=1e-12, atol=1e-14)
