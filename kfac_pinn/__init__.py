@@ -34,7 +34,14 @@ from kfac_pinn.curvature import (
     TraceNormDamping,
     Type2,
 )
-from kfac_pinn.jacobian import ConvexLoss, Linearization, SelfLinearizing, linearize, total_loss
+from kfac_pinn.jacobian import (
+    CheckSchedule,
+    ConvexLoss,
+    Linearization,
+    SelfLinearizing,
+    linearize,
+    total_loss,
+)
 from kfac_pinn.optimizers import (
     ENGD,
     GGN,
@@ -125,6 +132,7 @@ from kfac_pinn.search import (
     Marquardt,
     NormConstraint,
     Objective,
+    OneEvaluation,
     Outcome,
     RatioControl,
     Search,
@@ -134,6 +142,7 @@ from kfac_pinn.search import (
 from kfac_pinn.taylor_mode import (
     Jet,
     bilaplacian,
+    by_autograd,
     divergence,
     elementwise,
     gradient,
@@ -165,6 +174,7 @@ __all__ = [
     "Batch",
     "Box",
     "Callback",
+    "CheckSchedule",
     "Checkpoint",
     "ConvexLoss",
     "DampedModel",
@@ -208,6 +218,7 @@ __all__ = [
     "NystromKernel",
     "NystromPreconditioner",
     "Objective",
+    "OneEvaluation",
     "Outcome",
     "Parameters",
     "Patience",
@@ -238,6 +249,7 @@ __all__ = [
     "WithDiffusivity",
     "bilaplacian",
     "burgers",
+    "by_autograd",
     "cole_hopf",
     "divergence",
     "elementwise",

@@ -24,7 +24,7 @@ from kfac_pinn.curvature.decomposition import (
     KernelDecomposition,
 )
 from kfac_pinn.jacobian.closure import Linearization
-from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows
+from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows, rows_at_once
 
 __all__ = ["Compression", "Exact", "Sketch"]
 
@@ -57,7 +57,7 @@ class Exact:
     def __call__(
         self, linearization: Linearization, generator: Generator, damping: float
     ) -> Decomposition:
-        tall = len(linearization.residual) > linearization.size
+        tall = row_count(linearization) > linearization.size
         return decomposed(batches(linearization), tall, linear_term_of(linearization), damping)
 
 
@@ -79,7 +79,7 @@ class Sketch:
     def __call__(
         self, linearization: Linearization, generator: Generator, damping: float
     ) -> Decomposition:
-        total = len(linearization.residual)
+        total = row_count(linearization)
         if self.rows >= total:
             return Exact()(linearization, generator, damping)
         sketch = CountSketch(total, self.rows, generator, self.hashes)
@@ -106,8 +106,27 @@ def decomposed(
 
 
 def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of J and entries of r in float64, a bounded number at once."""
-    return ((J.double(), r.double()) for J, r in linearization.batches())
+    """Rows of J, and of the ridge, and entries of r in float64, a bounded number at once."""
+    for J, r in linearization.batches():
+        yield J.double(), r.double()
+    yield from ridge_rows(linearization)
+
+
+def row_count(linearization: Linearization) -> int:
+    """How many rows `batches` yields."""
+    return len(linearization.residual) + (0 if linearization.ridge is None else linearization.size)
+
+
+def ridge_rows(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows sqrt(w_i) e_i of a ridge, with zeros: its gradient is in the linear term."""
+    if linearization.ridge is None:
+        return
+    roots = linearization.ridge.double().sqrt()
+    start = 0
+    for part in roots.split(rows_at_once(len(roots))):
+        rows = part.new_zeros(len(part), len(roots)).diagonal_scatter(part, offset=start)
+        yield rows, torch.zeros_like(part)
+        start += len(part)
 
 
 def linear_term_of(linearization: Linearization) -> Tensor | None:
