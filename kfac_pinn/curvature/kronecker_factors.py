@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
-from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
+from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve, generator_for
 
 __all__ = [
     "Average",
@@ -112,7 +112,7 @@ class MonteCarlo:
     seed: int = 0
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = generator_for(self.seed, step)
         like = linearization.residual
         sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
         return linearization.split(sample.to(like))
