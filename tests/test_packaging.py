@@ -27,8 +27,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 STAGES = [m.name for m in pkgutil.iter_modules(kfac_pinn.__path__) if m.ispkg]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-# Where a user looks; a family of equations is a module of its own in the extension.
-OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems"}
+# Where a user looks; families to start from and schedules are modules of the extension.
+OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems", "hyperlora_ext.schedules"}
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
