@@ -62,6 +62,18 @@ def test_docs_and_examples_import_from_the_obvious_place(path: Path) -> None:
         assert not name or name in importlib.import_module(module).__all__, f"{path.name}: {name}"
 
 
+@pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext])
+def test_every_public_name_is_on_the_page_of_the_api(package: Any) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^::: (\S+)", page, re.MULTILINE)
+    for module in listed:
+        importlib.import_module(module)
+    for name in package.__all__:
+        source = getattr(getattr(package, name), "__module__", "")
+        ours = source.startswith(package.__name__)  # an alias of types is the library's
+        assert not ours or source.startswith(tuple(listed)), f"{name} of {source} is not listed"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_exports_what_the_package_exports_of_it(stage: str) -> None:
     """Each public name is defined in one stage, which exports it too."""
