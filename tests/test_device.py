@@ -31,7 +31,7 @@ from kfac_pinn import (
     taylor,
 )
 from kfac_pinn.curvature.compression import Sketch
-from kfac_pinn.curvature.sample_space import NystromKernel, SketchedKernel
+from kfac_pinn.curvature.sample_space import NystromKernel
 from kfac_pinn.optimizers.engd import Diagonal, PerLayer, SampleSpace
 from kfac_pinn.pinn.training import fit
 
@@ -51,7 +51,6 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "ENGD kernel": lambda p: ENGD(p, gramian=SampleSpace()),
     "SPRING": SPRING,
     "SPRING, Nystrom": lambda p: SPRING(p, kernel=NystromKernel(5)),
-    "SPRING, sketched": lambda p: SPRING(p, kernel=SketchedKernel(8)),
     "HessianFree": HessianFree,
 }
 

@@ -17,7 +17,6 @@ from kfac_pinn.jacobian.check import (
     due,
     names_of,
     refuse_changes,
-    warn_of_chance,
     warn_of_tf32,
     warn_of_unused,
 )
@@ -101,9 +100,6 @@ def linearize(
             source = Source(known, capture, now, check is not False)
             result = linearized(output, known, source)
             result.needs_gradients = capture.calls_autograd or is_loss(output)
-            if now and source.is_new:
-                warn_of_chance(result.loss, evaluate(closure, result.needs_gradients))
-                refuse_changes(known, before)
     return result
 
 
@@ -163,7 +159,8 @@ def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
 
 def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
     """The residual terms there; arguments as of `evaluate`."""
-    return as_terms(run(closure, gradients))
+    with torch.set_grad_enabled(gradients):  # the residuals of a loss are read off its graph
+        return as_terms(run(closure, gradients))
 
 
 def run(closure: Callable[[], Any], gradients: bool) -> Any:
