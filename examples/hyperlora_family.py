@@ -5,18 +5,17 @@ import torch
 
 import hyperlora_ext as hl
 from hyperlora_ext.problems import kovasznay
+from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn import MLP
 
 family, Re40, Re73 = kovasznay(), torch.tensor([40.0]), torch.tensor([73.0])
 few, many = {"interior": 300, "boundary": 100}, {"interior": 1000, "boundary": 200}
 base = MLP((2, 64, 64, 64, 64, 64, 3)).double()
-hl.LevenbergSchedule(few, many, start=0.25)(base, family.problem(Re40), seconds=90)
+LevenbergSchedule(few, many, start=0.25)(base, family.problem(Re40), seconds=90)
 
 h = hl.HyperLoRA(base, family.space, rank=4)
-tasks = hl.task_problem(  # twenty new ones for every step, of a few points each
-    family, lambda g: family.space.sample(20, g), sizes={"interior": 24, "boundary": 8}
-)
-hl.LevenbergSchedule(every=10)(h, tasks, seconds=90)
+tasks = hl.TaskProblem(family, 20, sizes={"interior": 24, "boundary": 8})  # new ones every time
+LevenbergSchedule(every=10)(h, tasks, seconds=90)
 v = h.pinn(Re73)  # milliseconds
 solved = hl.solve(h, family, Re73, tolerance=1e-9, steps=5, sizes=few)
 print(f"held-out loss {solved.predicted:.1e} predicted, {solved.loss:.1e} after {solved.steps}")

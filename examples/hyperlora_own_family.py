@@ -3,6 +3,7 @@
 import torch
 
 import hyperlora_ext as hl
+from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn import MLP, Ball, HardConstraint, taylor
 
 disk = Ball((0.0, 0.0))
@@ -18,15 +19,15 @@ def edge(x):  # zero around
     return 1 - x[:, :1] * x[:, :1] - x[:, 1:] * x[:, 1:]
 
 
-inside = hl.Condition(hl.uniform_points(disk), equation, 1000)
+inside = hl.Condition(disk.interior, equation, 1000)
 family = hl.Family("Bratu", disk, space, {"inside": inside})
 
 torch.manual_seed(0)
 network = HardConstraint(MLP((2, 16, 16, 1)), lambda x: 0 * x[:, :1], edge).double()
-hl.LevenbergSchedule()(network, family.problem(torch.tensor([1.0, 1.0])), steps=40)
+LevenbergSchedule()(network, family.problem(torch.tensor([1.0, 1.0])), steps=40)
 h = hl.HyperLoRA(network, space, rank=4, hidden=(64, 64))
-tasks = hl.task_problem(family, lambda g: space.sample(20, g), sizes={"inside": 40})
-hl.LevenbergSchedule(every=3)(h, tasks, steps=60)
+tasks = hl.TaskProblem(family, 20, sizes={"inside": 40})
+LevenbergSchedule(every=3)(h, tasks, steps=60)
 for task in space.sample(3, torch.Generator().manual_seed(1)):
     solved = hl.solve(h, family, task, tolerance=1e-8, steps=10)
     middle = float(solved.model(torch.zeros(1, 2).double()).detach())

@@ -27,7 +27,7 @@ def density(x: Tensor) -> Tensor:
 
 
 def main(
-    steps: int = 60, points: int = 200, out: Out = Path("figures/integral_fokker_planck.png")
+    steps: int = 150, points: int = 200, out: Out = Path("figures/integral_fokker_planck.png")
 ) -> None:
     """Train a density."""
     torch.manual_seed(0)
@@ -36,12 +36,12 @@ def main(
     x, ends = torch.linspace(*ENDS, points)[:, None], torch.tensor(ENDS)[:, None]
     mass = gauss_legendre(64, *ENDS)
     Z = mass(density)
-    force, slope = (x**3 - 2 * x)[:, 0], (3 * x**2 - 2)[:, 0]
+    force, slope = x**3 - 2 * x, 3 * x**2 - 2
 
     def residuals() -> dict[str, Tensor]:
         p, (p_x,), (p_xx,) = taylor(model, x)
         q, (q_x,) = taylor(model, ends, order=1)
-        flux = (ends**3 - 2 * ends)[:, 0] * q + q_x
+        flux = (ends**3 - 2 * ends) * q + q_x
         return {"equation": p_xx + force * p_x + slope * p, "ends": flux, "mass": mass(model) - 1}
 
     optimizer = GaussNewton(model.parameters())
@@ -56,7 +56,7 @@ def main(
     lines = {"exact": exact.tolist(), "error": (p - exact).abs().tolist()}
     solution = curves("density", "x", held_out[:, 0].tolist(), **lines)
     save(out, solution, curves("training", "steps", range(steps), relative_L2_error=errors))
-    print(f"mass {float(mass(model)):.8f}, relative L2 error {errors[-1]:.1e}")
+    print(f"mass {mass(model).item():.8f}, relative L2 error {errors[-1]:.1e}")
 
 
 if __name__ == "__main__":

@@ -102,5 +102,5 @@ def test_what_is_ones_own_takes_thirty_lines(name: str) -> None:
 @pytest.mark.parametrize("name", [*SCRIPTS, *HYPERLORA, "drawing"])
 def test_scripts_fit_on_a_page(name: str) -> None:
     source = (EXAMPLES / f"{name}.py").read_text()
-    assert len(source.splitlines()) <= 80
+    assert len(source.splitlines()) <= 100
     assert ast.get_docstring(ast.parse(source))

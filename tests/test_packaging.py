@@ -94,6 +94,23 @@ def test_an_import_loads_no_more_than_it_needs() -> None:
     assert not heavy & set(answer.stdout.split())
 
 
+def test_numpy_is_not_needed() -> None:
+    """As torch itself, which only says that it is not there."""
+    code = """
+import sys
+sys.modules["numpy"] = None  # an import of it fails
+import hyperlora_ext
+from kfac_pinn import KFACPINN, MLP, Fixed, GaussNewton, fit, poisson_2d
+for kind in (KFACPINN, GaussNewton):
+    model = MLP((2, 4, 1))
+    few = Fixed({"interior": 12, "boundary": 8})
+    print(fit(model, poisson_2d(), kind(model.parameters()), steps=1, sampling=few).reason)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.split("\n")[:2] == ["1 steps are done"] * 2
+
+
 @pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext])
 def test_packages_say_that_they_are_typed(package: Any) -> None:
     assert (Path(package.__file__).parent / "py.typed").exists()

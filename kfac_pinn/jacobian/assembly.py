@@ -19,7 +19,7 @@ from kfac_pinn.jacobian.blocks import (
 from kfac_pinn.jacobian.capture import Capture, LayerCall
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
-from kfac_pinn.jacobian.partition import NOWHERE, Pair, Partition
+from kfac_pinn.jacobian.partition import NOWHERE, Partition
 
 __all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
 
@@ -34,13 +34,12 @@ class Assembly:
     """Which layers and leaves a closure used, and their Jacobians for each of its residuals.
 
     Args:
-        names: of the parameters, which are in the order of the flat vector.
+        partition: of the parameters.
         capture: what was seen while the closure ran.
     """
 
-    def __init__(self, names: Mapping[Tensor, str], capture: Capture) -> None:
-        self.names, self.capture = names, capture
-        partition = Partition(names, [Pair(call.weight, call.bias) for call in capture.uses])
+    def __init__(self, partition: Partition, capture: Capture) -> None:
+        self.capture = capture
         self.layers, self.leaves = partition.layers, list(partition.leaves.values())
         self.inputs: dict[tuple[int, ...], LayerInputs] = {}
 

@@ -27,6 +27,7 @@ __all__ = [
     "LayerJacobian",
     "Leaf",
     "LeafJacobian",
+    "ManyPositions",
 ]
 
 
@@ -254,6 +255,31 @@ class LayerJacobian:
         positions = self.g.shape[0] * other.g.shape[0]
         widths = self.inputs.z.shape[2] + self.g.shape[2] + 4
         return positions * widths * self.g.shape[1] * other.g.shape[1]
+
+
+class ManyPositions(LayerJacobian):
+    """The same where there are more positions than its rows have numbers: products by the rows."""
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """J, shape (N, size)."""
+        return super().rows()
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, shape (N,) or (N, m)."""
+        return self.dense @ torch.cat([v[place] for place in self.layer.slices])
+
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
+        """out += J^T u."""
+        start, found = 0, u @ self.dense
+        for place in self.layer.slices:
+            width = place.stop - place.start
+            out[place] += found[start : start + width]
+            start += width
+
+    def rows(self, points: slice = slice(None)) -> Tensor:
+        """The rows (N, size)."""
+        return self.dense[points]
 
 
 class EntriesJacobian:

@@ -74,8 +74,10 @@ def due(
     if isinstance(check, CheckSchedule):
         with check.due(hash((frozenset(map(id, parameters)), *functions))) as answer:
             yield answer
-    else:
+    elif check is None or isinstance(check, bool):
         yield bool(check)
+    else:
+        raise TypeError(f"check is True, False or a CheckSchedule, not {check!r}")
 
 
 def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:

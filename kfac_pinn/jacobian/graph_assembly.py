@@ -24,6 +24,7 @@ from kfac_pinn.jacobian.blocks import (
     LayerJacobian,
     Leaf,
     LeafJacobian,
+    ManyPositions,
 )
 from kfac_pinn.jacobian.capture.graph import Graph
 from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, Unknown, shape_at, shape_of
@@ -110,21 +111,27 @@ class GraphAssembly:
 
     Args:
         names: of the parameters, which are in the order of the flat vector.
-        outputs: the residuals, each of shape (N_k,) with its graph.
+        outputs: the residuals by their numbers, each of shape (N_k,) with its graph.
         memory: what earlier evaluations of the same program have found.
+
+    Attributes:
+        partition: of the parameters, to be set from all pairs of the closure.
     """
 
-    def __init__(self, names: Mapping[Tensor, str], outputs: list[Tensor], memory: Memory) -> None:
+    partition: Partition
+
+    def __init__(
+        self, names: Mapping[Tensor, str], outputs: Mapping[int, Tensor], memory: Memory
+    ) -> None:
         trained = {id(p): p for p in names}
-        self.read = [ReadResidual(output, trained, memory) for output in outputs]
-        products = [p for read in self.read for p in self._products(read)]
+        self.read = {k: ReadResidual(output, trained, memory) for k, output in outputs.items()}
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Weights and the biases that go with them; those in the forward pass say how they lie."""
+        products = [p for read in self.read.values() for p in self._products(read)]
         products.sort(key=lambda pair: (pair[1] is None, pair[0].node._sequence_nr()))
-        self.partition = Partition(
-            names,
-            [Pair(p.weight, b, p.stored_transposed) for p, b in products if p.weight is not None],
-            self._alone(),
-        )
-        self.inputs: dict[Any, LayerInputs] = {}
+        return [Pair(p.weight, b, p.stored_transposed) for p, b in products if p.weight is not None]
 
     def term(self, k: int, name: str, value: Tensor) -> TermJacobian:
         """The Jacobian of residual k."""
@@ -166,17 +173,17 @@ class GraphAssembly:
                 found.append((reader, bias if fits else None))
         return found
 
-    def _alone(self) -> set[int]:
+    def alone(self) -> set[int]:
         """Biases that something else than the sum with a product reads as well."""
         found = set()
-        for read in self.read:
+        for read in self.read.values():
             joint = {p.bias_node for p, bias in self._products(read) if bias is not None}
             for reader in read.reached:
                 if not isinstance(reader, Factor) or read.graph.sum_at(reader.node) not in joint:
                     found |= set(read.graph.leaves_of(reader.edge))
         return found - {
             id(p.weight)
-            for read in self.read
+            for read in self.read.values()
             for p in read.reached
             if isinstance(p, Product) and p.weight is not None
         }
@@ -236,7 +243,10 @@ class GraphAssembly:
             z.append(inside)
             g.append(outside)
             unit.append(value.new_full((len(inside),), e))
-        return LayerJacobian(layer, LayerInputs(joined(z), joined(unit)), joined(g))
+        inputs, outside = LayerInputs(joined(z), joined(unit)), joined(g)
+        many = len(outside) * (inputs.z.shape[2] + outside.shape[2]) > 2 * layer.size
+        small = read.points * layer.size <= NUMBERS // 8
+        return (ManyPositions if many and small else LayerJacobian)(layer, inputs, outside)
 
     def _leaves(
         self, read: ReadResidual, value: Tensor, lost: list[Block]

@@ -40,6 +40,7 @@ class AutogradJacobian:
         self.origin = [p.detach().clone() for p in self.parameters]
         self._known: Tensor | None = None
         self._transposed: tuple[Tensor, list[Tensor | None]] | None = None
+        self._twice: bool | None = None  # whether it can be differentiated twice, once known
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (N,), or (N, m) for v (P, m)."""
@@ -47,10 +48,12 @@ class AutogradJacobian:
             return torch.stack([self.jvp(column) for column in v.unbind(1)], dim=1)
         if self._known is not None:
             return self._known @ torch.cat([v[place] for place in self.places])
-        try:
-            return self._derivative_of_vjp(v)
-        except RuntimeError:  # a function without a second derivative
-            return self.all_rows() @ torch.cat([v[place] for place in self.places])
+        product = self._derivative_of_vjp(v) if self._twice is not False else None
+        if self._twice is None:
+            self._twice = product is not None and self._is_adjoint(v, product)
+        if self._twice and product is not None:
+            return product
+        return self.all_rows() @ torch.cat([v[place] for place in self.places])
 
     def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """out += J^T u."""
@@ -87,7 +90,24 @@ class AutogradJacobian:
     def _numel(self) -> int:
         return len(self.output) * sum(block.size for block in self.blocks)
 
-    def _derivative_of_vjp(self, v: Tensor) -> Tensor:
+    def _is_adjoint(self, v: Tensor, product: Tensor) -> bool:
+        """Whether u . J v = v . J^T u: a function without a second derivative may say 0."""
+        generator = torch.Generator().manual_seed(0)
+        u = torch.rand(len(product), generator=generator).to(product)
+        pulled = torch.zeros_like(v)
+        self.add_vjp(u, pulled)
+        size = float(u.norm() * product.norm() + pulled.norm() * v.norm())
+        error = abs(float(u @ product) - float(pulled @ v))
+        return error <= torch.finfo(v.dtype).eps ** 0.5 * size
+
+    def _derivative_of_vjp(self, v: Tensor) -> Tensor | None:
+        """None for a function without a second derivative, if it says so."""
+        try:
+            return self._pushed(v)
+        except RuntimeError:
+            return None
+
+    def _pushed(self, v: Tensor) -> Tensor:
         with self._at_origin(), torch.enable_grad():
             if self._transposed is None:
                 u = torch.zeros_like(self.output, requires_grad=True)

@@ -1,11 +1,11 @@
-"""Where a closure's Jacobian comes from: the first of three sources that is exact.
+"""Where a residual's Jacobian comes from: the first of three sources that is exact.
 
     calls     layers seen by the mode, jets among them: fewest positions, one backward pass
     graph     readers of the autograd graph: any derivative, any way to write a matrix product
     autograd  products with J and J^T by autograd: always exact, never in factors
 
 A source is compared with autograd (`check`) where a program is new, and whenever the caller asks;
-one that fails is not tried again for that program.
+one that fails is not tried again for that residual of that program.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kfac_pinn.jacobian.check import mismatch
 from kfac_pinn.jacobian.graph_assembly import GraphAssembly, Memory
 from kfac_pinn.jacobian.linearization import Linearization, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
-from kfac_pinn.jacobian.partition import Partition
+from kfac_pinn.jacobian.partition import Pair, Partition
 
 __all__ = ["Source"]
 
@@ -33,6 +33,7 @@ COST = (
     "cost a backward pass each, its rows (GaussNewton, ENGD, SPRING) one a residual; Kronecker "
     "factors of these layers are estimated by a random cotangent"
 )
+CALLS, GRAPH, AUTOGRAD = range(3)
 PROGRAMS = 64
 REMEMBERED: OrderedDict[Hashable, Memory] = OrderedDict()
 
@@ -64,43 +65,68 @@ class Source:
         Raises:
             RuntimeError: for a residual that depends on none of the parameters.
         """
-        sources = [self._calls, self._graph, self._autograd]
-        unseen = self.capture is None or self.capture.unseen
-        for number in range(self.memory.get("source", int(unseen)), len(sources)):
-            try:
-                found = sources[number](triples)
-            except MixedError:
-                continue
+        known = self.memory.get("levels", [])
+        levels = list(known) if len(known) == len(triples) else [self._start()] * len(triples)
+        due = self.check or (self.new and levels != known)
+        while True:
+            found, wrong = self._read(triples, levels)
             refuse_independent(found)
-            due = self.check or (self.new and self.memory.get("source") != number)
-            if not due or self._agrees(found, triples) or number == len(sources) - 1:
-                self.memory["source"] = number
-                self._say_what_it_costs(found)
-                return found
-        raise AssertionError("the last source is always taken")
-
-    def _calls(self, triples: Sequence[Triple]) -> list[TermJacobian]:
-        assert self.capture is not None
-        assembly = Assembly(self.names, self.capture)
-        return [assembly.term(*triple) for triple in triples]
-
-    def _graph(self, triples: Sequence[Triple]) -> list[TermJacobian]:
-        outputs = [output for _, output, _ in triples]
-        assembly = GraphAssembly(self.names, outputs, self.memory)
-        return [assembly.term(k, name, value) for k, (name, _, value) in enumerate(triples)]
-
-    def _autograd(self, triples: Sequence[Triple]) -> list[TermJacobian]:
-        partition = Partition(self.names, [])
-        found = []
-        for name, output, value in triples:
-            reached = torch.autograd.grad(
-                output.sum(), list(self.names), retain_graph=True, allow_unused=True
-            )
-            pairs = zip(self.names, reached, strict=True)
-            leaves = [partition.block(id(p)) for p, gradient in pairs if gradient is not None]
-            rest = AutogradJacobian(output, leaves) if leaves else None
-            found.append(TermJacobian(name, value, {}, rest))
+            wrong = wrong or (self._wrong(found, triples, levels) if due else [])
+            if not wrong:
+                break
+            due = self.new
+            for k in wrong:
+                levels[k] += 1
+        self.memory["levels"] = levels
+        self._say_what_it_costs(found)
         return found
+
+    def _start(self) -> int:
+        """Where to begin: where no jets were seen, the mode is of no use to code it cannot see."""
+        if self.capture is None:
+            return GRAPH
+        jets = any(not call.unit.all() for call in self.capture.uses)
+        return GRAPH if self.capture.unseen and not (jets and self.new) else CALLS
+
+    def _read(
+        self, triples: Sequence[Triple], levels: Sequence[int]
+    ) -> tuple[list[TermJacobian], list[int]]:
+        """The terms, each at its level, and those whose calls do not tell their rows apart."""
+        outputs = {k: triples[k][1] for k, level in enumerate(levels) if level == GRAPH}
+        graph = GraphAssembly(self.names, outputs, self.memory)
+        calls = self.capture.uses if self.capture is not None and CALLS in levels else []
+        pairs = [Pair(call.weight, call.bias) for call in calls]
+        partition = Partition(self.names, [*pairs, *graph.pairs], graph.alone())
+        graph.partition = partition
+        found, mixed = [], []
+        for k, (level, triple) in enumerate(zip(levels, triples, strict=True)):
+            try:
+                if level == CALLS and self.capture is not None:
+                    found.append(Assembly(partition, self.capture).term(*triple))
+                elif level == GRAPH:
+                    found.append(graph.term(k, triple[0], triple[2]))
+                else:
+                    found.append(by_autograd(partition, *triple))
+            except MixedError:
+                mixed.append(k)
+        return found, mixed
+
+    def _wrong(
+        self, found: list[TermJacobian], triples: Sequence[Triple], levels: Sequence[int]
+    ) -> list[int]:
+        """Terms that differ from autograd, those at the last level excepted."""
+        outputs = [output for _, output, _ in triples]
+        if self._agree(found, outputs):
+            return []
+        return [
+            k
+            for k, (term, output) in enumerate(zip(found, outputs, strict=True))
+            if levels[k] < AUTOGRAD and not self._agree([term], [output])
+        ]
+
+    def _agree(self, terms: list[TermJacobian], outputs: list[Tensor]) -> bool:
+        result = Linearization(list(self.names), terms, 0.0)
+        return mismatch(result, outputs, self.names) is None
 
     def _say_what_it_costs(self, terms: list[TermJacobian]) -> None:
         """Once for these parameters."""
@@ -110,9 +136,14 @@ class Source:
             known["said"] = True
             warnings.warn(COST.format(names=", ".join(names)), stacklevel=2)
 
-    def _agrees(self, terms: list[TermJacobian], triples: Sequence[Triple]) -> bool:
-        result = Linearization(list(self.names), terms, 0.0)
-        return mismatch(result, [output for _, output, _ in triples], self.names) is None
+
+def by_autograd(partition: Partition, name: str, output: Tensor, value: Tensor) -> TermJacobian:
+    """Products alone."""
+    parameters = list(partition.names)
+    reached = torch.autograd.grad(output.sum(), parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(parameters, reached, strict=True)
+    blocks = dict.fromkeys(partition.block(id(p)) for p, slope in pairs if slope is not None)
+    return TermJacobian(name, value, {}, AutogradJacobian(output, list(blocks)) if blocks else None)
 
 
 def refuse_independent(terms: Sequence[TermJacobian]) -> None:

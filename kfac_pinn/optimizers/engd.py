@@ -14,10 +14,10 @@ from kfac_pinn.curvature.sample_space import (
     ExactKernel,
     Kernel,
     NaturalGradient,
-    factored,
     sample_space,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.linalg import damped_inverse
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
@@ -189,7 +189,7 @@ class SampleSpace:
     """The whole of G by its kernel J J^T, which may be an approximate one.
 
     Args:
-        kernel: `ExactKernel()`, or for many points `NystromKernel()`, `SketchedKernel(size)`.
+        kernel: `ExactKernel()`, or `NystromKernel()` for many points.
     """
 
     kernel: Kernel = EXACT
@@ -231,7 +231,7 @@ def parameter_space(
     """(u, e) -> (G + damping)^-1 (J^T u + e) on some columns of J, zero on the others."""
     rank = max(len(linearization.residual), linearization.size)
     rtol = rank * torch.finfo(gramian.dtype).eps
-    solve = factored(gramian, taken(damping, columns), rtol)
+    solve = damped_inverse(gramian, taken(damping, columns), rtol)
 
     def apply(u: Tensor, e: Tensor | None) -> Tensor:
         v = pulled_back(linearization, u, e)

@@ -73,7 +73,7 @@ class GaussNewton(ModelOptimizer):
     Args:
         params: as for any torch optimizer.
         lr: scales the steps of a group; 1 unless a group is to move less.
-        compression: how J is made small enough: all of it (`Exact()`) or a `Sketch(rows, columns)`.
+        compression: how J is made small enough: all of it (`Exact()`) or a `Sketch(rows)`.
         control: how the target is hit.
         schedule: which target holds when.
         search: `OneEvaluation()` instead of the control.

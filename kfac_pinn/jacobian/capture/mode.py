@@ -89,6 +89,9 @@ class Capture(TorchFunctionMode):
 
     def record(self, func: Any, output: Any, args: Any, kwargs: Any) -> None:
         """Keep what is needed of a call, if it is of a kind that is known here."""
+        if not (args and isinstance(args[0], (Tensor, Jet))):
+            self.unseen = True  # a class of points that is no Tensor itself
+            return
         try:
             self.uses.append(RECORDERS[func](output, *args, **kwargs))
         except NotImplementedError:
