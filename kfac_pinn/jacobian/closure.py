@@ -102,8 +102,9 @@ def linearize(
         output = returned if watch.loss is None else watch.loss
         if output is None:
             raise NothingReturnedError(
-                "the closure returned nothing (NoneType), nor did it call backward(). It must return its "
-                "residuals, e.g. `return laplacian(model, x) + f, model(xb) - g`, or their loss"
+                "the closure returned nothing (NoneType), nor did it call backward(). It must "
+                "return its residuals, e.g. `return laplacian(model, x) + f, model(xb) - g`, or "
+                "their loss"
             )
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
