@@ -73,7 +73,7 @@ class Towards:
         least: the smallest lambda.
     """
 
-    target: float = 0.6
+    target: float = 0.7
     gain: float = 2.0
     rise: float = 4.0
     least: float = 1e-16
