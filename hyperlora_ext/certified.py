@@ -15,7 +15,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.task_spaces import Task
 from kfac_pinn import LevenbergMarquardt
-from kfac_pinn.jacobian.losses import total_loss
+from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now

@@ -12,7 +12,8 @@ closure        the linearisation of a closure
 
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, SelfLinearizing, linearize
-from kfac_pinn.jacobian.losses import ConvexLoss, total_loss
+from kfac_pinn.jacobian.losses import ConvexLoss
+from kfac_pinn.jacobian.terms import total_loss
 
 __all__ = [
     "CheckSchedule",

@@ -21,8 +21,9 @@ from kfac_pinn.jacobian.check import (
     warn_of_unused,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term, as_terms, total_loss
+from kfac_pinn.jacobian.losses import Residuals, Term
 from kfac_pinn.jacobian.sources import Source
+from kfac_pinn.jacobian.terms import as_terms, total_loss
 
 __all__ = [
     "Block",
