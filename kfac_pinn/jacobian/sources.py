@@ -98,11 +98,12 @@ class Source:
         pairs = [Pair(call.weight, call.bias) for call in calls]
         partition = Partition(self.names, [*pairs, *graph.pairs], graph.alone())
         graph.partition = partition
+        seen = None if self.capture is None else Assembly(partition, self.capture)
         found, mixed = [], []
         for k, (level, triple) in enumerate(zip(levels, triples, strict=True)):
             try:
-                if level == CALLS and self.capture is not None:
-                    found.append(Assembly(partition, self.capture).term(*triple))
+                if level == CALLS and seen is not None:
+                    found.append(seen.term(*triple))
                 elif level == GRAPH:
                     found.append(graph.term(k, triple[0], triple[2]))
                 else:
