@@ -37,7 +37,7 @@ def field(title: str, points: Tensor, values: Tensor, names: str = "xy") -> Pane
     def draw(axis: Axes) -> None:
         n = round(len(points) ** 0.5)
         x, y, z = (v.detach().view(n, n).numpy() for v in (*points.T, values))
-        image = axis.pcolormesh(x, y, z, rasterized=True)
+        image = axis.contourf(x, y, z, levels=64)
         axis.figure.colorbar(image, ax=axis)
         axis.set(title=title, xlabel=names[0], ylabel=names[1])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -12,16 +13,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.task_spaces import Task
+from kfac_pinn import LevenbergMarquardt
 from kfac_pinn.jacobian.losses import total_loss
-from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now
 
 __all__ = ["Solved", "held_out_loss", "solve"]
 
 Closure: TypeAlias = Callable[[], Any]
-Draw: TypeAlias = Callable[[int], Closure]
 
 
 @dataclass(frozen=True)
@@ -59,51 +60,86 @@ def solve(
 
     Args:
         sizes: points of a step, by condition, the family's own unless given; twice as many are held
-            out. When these refuse a step, new points are drawn for the next.
+            out. After a step that does not lower their loss, new points are drawn for the next.
 
     Raises:
         ValueError: for a task of the wrong size. Warns where it lies outside the trained range.
     """
-    device = next(hyper.parameters()).device
-    start = now(device)
+    like = hyper.start
+    start = now(like.device)
     model = hyper.pinn(task)
-    draw = drawing(family.problem(task), model, sizes or {}, Generator().manual_seed(seed))
-    judges = draw(2)
-    predicted = held_out_loss(judges)
-    loss, taken = polish(model, judges, draw, tolerance, steps)
-    return Solved(model, predicted, loss, taken, now(device) - start)
+    problem = sized(family.problem(task), sizes or {})
+    many = {name: 2 * term.size for name, term in problem.terms.items()}
+    generator = Generator().manual_seed(seed + 1)
+    judges = problem.sample(generator, many, like.dtype, like.device).residuals(model)
+    best = Best(judges, tolerance)
+    predicted = best.judge(model)
+    optimizer = LevenbergMarquardt(model.parameters(), held_out=judges)
+    taken = 0
+    if predicted > tolerance and steps > 0:
+        history = fit(
+            model,
+            problem,
+            optimizer,
+            steps=steps,
+            seed=seed,
+            sampling=best.points,
+            callbacks=[best],
+        )
+        taken = history.last["step"]
+    return Solved(model, predicted, best.loss, taken, now(like.device) - start)
 
 
-def polish(
-    model: nn.Module, judges: Closure, draw: Draw, tolerance: float, steps: int
-) -> tuple[float, int]:
-    """The smallest held-out loss, at which the model is left, and the steps that were taken."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = LevenbergMarquardt(trained, held_out=judges)
-    best, numbers, taken = held_out_loss(judges), parameters_to_vector(trained).detach(), 0
-    points = draw(1)
-    while best > tolerance and taken < steps:
-        optimizer.step(points)
-        loss, taken = held_out_loss(judges), taken + 1
-        if loss < best:
-            best, numbers = loss, parameters_to_vector(trained).detach()
-        points = draw(1) if optimizer.vetoed else points
-    vector_to_parameters(numbers, trained)
-    return best, taken
+def sized(problem: Problem, sizes: Mapping[str, int]) -> Problem:
+    """The problem with so many points by default; its solution, if known, is not looked at.
+
+    Raises:
+        KeyError: if `sizes` names a term that the problem does not have.
+    """
+    if unknown := set(sizes) - set(problem.terms):
+        raise KeyError(f"{problem.name} has {list(problem.terms)}, not {sorted(unknown)}")
+    terms = {n: replace(term, size=sizes.get(n, term.size)) for n, term in problem.terms.items()}
+    return replace(problem, terms=terms, solution=None)
 
 
-def drawing(
-    problem: Problem, model: nn.Module, sizes: Mapping[str, int], generator: Generator
-) -> Draw:
-    """Residuals of the model on so many times the points, new ones with every call."""
-    like = next(model.parameters())
-    whole = {name: term.size for name, term in problem.terms.items()} | dict(sizes)
+class Best(Callback):
+    """Leaves the model where its held-out loss was smallest; stops where that is good enough.
 
-    def draw(times: int) -> Closure:
-        many = {name: times * n for name, n in whole.items()}
-        return problem.sample(generator, many, like.dtype, like.device).residuals(model)
+    Args:
+        judges: a closure on points that are not trained on.
+        tolerance: of the loss.
+    """
 
-    return draw
+    ends = False
+
+    def __init__(self, judges: Closure, tolerance: float) -> None:
+        self.judges, self.tolerance = judges, tolerance
+        self.loss, self.numbers, self.fruitless = math.inf, torch.empty(0), False
+
+    def judge(self, model: nn.Module) -> float:
+        """The held-out loss now; remembers where it is smallest."""
+        loss = held_out_loss(self.judges)
+        self.fruitless = not loss < self.loss
+        if not self.fruitless:
+            self.loss = loss
+            self.numbers = parameters_to_vector(trained(model)).detach().clone()
+        return loss
+
+    def points(self, run: Run) -> Batch | None:
+        """For `fit`: new points after a step that was vetoed, or did not lower the loss."""
+        return run.draw() if run.step == 0 or self.fruitless else None
+
+    def on_step(self, run: Run) -> None:
+        if self.judge(run.model) <= self.tolerance:
+            run.stop(f"the held-out loss is at most {self.tolerance:g}")
+
+    def on_end(self, run: Run) -> None:
+        vector_to_parameters(self.numbers, trained(run.model))
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Its adapters' factors."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 @torch.no_grad()

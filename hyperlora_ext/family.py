@@ -6,22 +6,19 @@ A task is a vector of p numbers (a viscosity, an initial condition on a grid); t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
+from hyperlora_ext.condition import Condition, Function, Points, draw, residuals_of
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.domains import Domain
-from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.pinn.problem import Problem
 
-__all__ = ["Condition", "Errors", "Family", "Splits", "uniform_points", "values"]
-
-Function: TypeAlias = Callable[[Any], Any]
-Points: TypeAlias = "dict[str, Tensor]"
+__all__ = ["Errors", "Family", "Splits", "values"]
 
 
 def unknown(x: Tensor, task: Tensor) -> Tensor:
@@ -30,36 +27,6 @@ def unknown(x: Tensor, task: Tensor) -> Tensor:
         "no solution of this family is known, so there are no errors and no data. How good a "
         "network is, its loss on new points tells: `solve`, or `held_out_loss`"
     )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition on u, for every task.
-
-    Attributes:
-        points: a sampler, called as points(n, tasks (T, p), generator) -> (T, n, d).
-        residual: (u, x (N, d), task (N, p)) -> (N,) or (N, 1), or a tuple of them for a system;
-            u maps points to fields (N, c). Weights are factors sqrt(w) written here.
-        size: points a task draws unless told otherwise.
-    """
-
-    points: Callable[[int, Tensor, Generator | None], Tensor]
-    residual: Callable[[Function, Tensor, Tensor], Any]
-    size: int
-
-    def draw(self, n: int, tasks: Tensor, generator: Generator | None = None) -> Tensor:
-        """New points (T, n, d) in the tasks' dtype, on their device.
-
-        Raises:
-            ValueError: if the sampler returns another shape.
-        """
-        x = self.points(n, tasks, generator)
-        if x.ndim != 3 or len(x) != len(tasks):
-            raise ValueError(
-                f"the sampler of a condition returned shape {tuple(x.shape)} for {len(tasks)} "
-                "tasks: return (T, n, d), to each task its own points"
-            )
-        return x.to(tasks)
 
 
 @dataclass(frozen=True)
@@ -152,13 +119,9 @@ class Family:
             ValueError: for tasks of the wrong size.
             KeyError: if `sizes` names a condition that the family does not have.
         """
-        tasks, sizes = self.space.check(tasks), sizes or {}
-        if unknown := set(sizes) - set(self.conditions):
-            raise KeyError(f"{self.name} has {list(self.conditions)}, not {sorted(unknown)}")
-        return {
-            name: condition.draw(sizes.get(name, condition.size), tasks, generator)
-            for name, condition in self.conditions.items()
-        }
+        tasks = self.space.check(tasks)
+        points = draw(self.conditions, tasks, generator, sizes)
+        return {name: x.to(tasks) for name, x in points.items()}
 
     def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
         """All residuals of all tasks: r_k (T n_k,) by name, those of a system numbered.
@@ -171,12 +134,7 @@ class Family:
         Raises:
             ValueError: for residuals that are not one number a point and equation.
         """
-        found: dict[str, Tensor] = {}
-        for name, x in points.items():
-            repeated = tasks.repeat_interleave(x.shape[1], dim=0)
-            residual = self.conditions[name].residual(u, x.flatten(0, 1), repeated)
-            found.update(_equations(name, residual, len(repeated)))
-        return found
+        return residuals_of(self.conditions, u, tasks, points)
 
     def problem(self, task: Task) -> Problem:
         """The single task (p,) as a kfac_pinn problem, ready for `kfac_pinn.pinn.training`.
@@ -185,7 +143,7 @@ class Family:
             ValueError: for a task of the wrong size, or several.
         """
         one = single(self.space, task)
-        terms = {name: _term(condition, one) for name, condition in self.conditions.items()}
+        terms = {name: condition.at(one) for name, condition in self.conditions.items()}
 
         def solution(x: Tensor) -> Tensor:
             return self.rest(x, one.to(x))
@@ -261,41 +219,6 @@ class Family:
             torch.stack([d.norm() for d in differences]) / sizes,
             torch.stack(inside) if inside else torch.empty(0),
         )
-
-
-def uniform_points(box: Domain) -> Callable[[int, Tensor, Generator | None], Tensor]:
-    """A sampler of `Condition` that ignores the tasks: points of the interior, as its `fill` is."""
-
-    def points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
-        flat = box.interior(len(tasks) * n, generator, tasks.dtype, tasks.device)
-        return flat.unflatten(0, (len(tasks), n))
-
-    return points
-
-
-def _term(condition: Condition, task: Tensor) -> Term:
-    """The condition of one task."""
-
-    def points(n: int, generator: Any = None, dtype: Any = None, device: Any = None) -> Tensor:
-        one = task[None].to(dtype=dtype or torch.get_default_dtype(), device=device)
-        return condition.draw(n, one, generator)[0]
-
-    def residual(u: Function, x: Tensor) -> Any:
-        return condition.residual(u, x, task.to(x).expand(len(x), -1))
-
-    return Term(points, residual, condition.size)
-
-
-def _equations(name: str, residual: Any, count: int) -> Iterator[tuple[str, Tensor]]:
-    """The residual by name as vectors of so many points; those of a system are numbered."""
-    system = isinstance(residual, (tuple, list))
-    for i, r in enumerate(residual if system else (residual,)):
-        if r.shape not in ((count,), (count, 1)):
-            raise ValueError(
-                f"residual {name!r} has shape {tuple(r.shape)} at {count} points: return (N,) or "
-                "(N, 1), and a tuple of them for a system"
-            )
-        yield f"{name} {i}" if system else name, r.reshape(-1)
 
 
 def _short(task: Tensor) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hyperlora_ext.emitted_layers import LowRank, TaskLinear, Whole
-from hyperlora_ext.lora import frozen, ranks_for, rewired
+from hyperlora_ext.lora import frozen
+from hyperlora_ext.ranks import Ranks, ranks_for
+from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
@@ -51,7 +53,7 @@ class HyperLoRA(nn.Module):
         self,
         base: nn.Module,
         space: TaskSpace,
-        rank: int | Mapping[str, int] | None = 4,
+        rank: Ranks | None = 4,
         *,
         network: nn.Module | Maker | None = None,
         hidden: Sequence[int] = HIDDEN,
@@ -59,7 +61,7 @@ class HyperLoRA(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.template = rewired(base, emitter(base, rank, cap))
+        self.template = rewired(base, *emitter(base, rank, cap))
         start = torch.cat([layer.emitted.start() for layer in self.layers])
         self.register_buffer("start", start)
         if not isinstance(network, nn.Module):
@@ -207,14 +209,11 @@ class Fields:
                 layer.lent = None
 
 
-def emitter(base: nn.Module, rank: int | Mapping[str, int] | None, cap: bool) -> Any:
-    """What stands for a layer of the base, by name: with weights emitted, or as it was."""
+def emitter(
+    base: nn.Module, rank: Ranks | None, cap: bool
+) -> tuple[Iterable[str], Callable[[str, nn.Linear], nn.Module]]:
+    """Which layers of the base have their weights emitted, and what stands for each."""
     if rank is None:
-        return lambda name, linear: TaskLinear(Whole(frozen(linear)))
+        return linear_layers(base), lambda name, linear: TaskLinear(Whole(frozen(linear)))
     ranks = ranks_for(base, rank, cap)
-
-    def replace(name: str, linear: nn.Linear) -> nn.Module:
-        kept = frozen(linear)
-        return TaskLinear(LowRank(kept, ranks[name])) if name in ranks else kept
-
-    return replace
+    return ranks, lambda name, linear: TaskLinear(LowRank(frozen(linear), ranks[name]))

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 from torch import Generator, nn
 
-from hyperlora_ext.levenberg import LevenbergMarquardt
 from hyperlora_ext.task_problem import Sizes
-from kfac_pinn import SPRING
+from kfac_pinn import SPRING, LevenbergMarquardt
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Every, History, Run, fit

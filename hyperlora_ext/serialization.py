@@ -1,103 +1,156 @@
-"""The factors of an adapted network alone, to be saved for a task, and put on its base again.
+"""The factors of an adapted network alone, saved for a task, and put on its base again.
 
-torch.save(state(v), "re60.lora")
-v = load(u, torch.load("re60.lora"))
+save(v, "re60.lora")            # 20 kB instead of the network
+v = load(u, "re60.lora")        # on the same base; refused on another one
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.lora import LoRALinear, adapters, frozen, linear_layers, rewired
+from hyperlora_ext.lora import LoRALinear, adapters
+from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted
+from kfac_pinn.pinn.training.storage import load as read
+from kfac_pinn.pinn.training.storage import save as write
+from kfac_pinn.pinn.training.storage import writable
 
-__all__ = ["load", "state"]
+__all__ = ["load", "save", "state", "with_factors"]
 
-OFFSET, BASE = "offset", "base"
-OTHER_BASE = (
-    "the factors were trained on another base than this one (its weights have other norms): the "
-    "network will not be the one that was saved"
-)
+State = Mapping[str, Any]
 
 
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """The factors by name (20 kB instead of the network), detached copies.
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write the factors of an adapted network, and what they belong to; the file is whole or not.
 
-    The offset of a network that sees its task in a frame of its own (`frames`) is among them, and
-    the norms of the weights W0, by which `load` knows the base.
+    Raises:
+        ValueError: if the model has no adapters, or a number of them is not finite.
+        OSError: if the file cannot be written.
+    """
+    content = state(model)
+    for name, factor in content["factors"].items():
+        if not factor.isfinite().all():
+            raise ValueError(f"factor {name} is not finite: {path} is not written")
+    writable(Path(path))
+    write(content, Path(path))
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """A copy of the base model adapted by saved factors, in the base's dtype and on its device.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        RuntimeError: if it is damaged, or was not written by `save`.
+        ValueError: if it belongs to another base.
+    """
+    return with_factors(model, read(Path(path)), str(path))
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """What `save` writes: tensors, strings and numbers.
+
+    factors: A, B and perhaps shift of each layer, detached copies; offset: of a network that sees
+    its task in a frame of its own (`symmetry`), or None; base: marks of the frozen weights, by
+    which the base is known again, and of what kind it is.
 
     Raises:
         ValueError: if the model has no adapters.
     """
     network = model.network if isinstance(model, Shifted) else model
     layers = adapters(network)
-    found: dict[str, Tensor] = {
-        f"{name}.{key}": value
+    factors = {
+        f"{name}.{key}": value.detach().clone()
         for name, adapter in layers.items()
         for key, value in adapter.named_parameters(recurse=False)
     }
-    found[BASE] = norms(layers[name].frozen for name in sorted(layers))
-    if isinstance(model, Shifted):
-        found[OFFSET] = model.offset
-    return {name: value.detach().clone() for name, value in found.items()}
+    return {
+        "factors": factors,
+        "offset": model.offset.clone() if isinstance(model, Shifted) else None,
+        "base": {"kind": kind_of(network)} | {n: mark(a.frozen) for n, a in layers.items()},
+    }
 
 
-def load(model: nn.Module, factors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the base model adapted by saved factors, in the base's dtype and on its device.
-
-    Warns where the factors were trained on a base of other weights.
+def with_factors(model: nn.Module, saved: State, source: str = "the state") -> nn.Module:
+    """A copy of the base model adapted by a `state`; errors as of `load`, naming the source.
 
     Raises:
-        ValueError: if these are not factors, or those of a layer that the model does not have, or
-            has with other widths.
+        ValueError: if this is no state, or that of another base.
     """
-    layers, saved = linear_layers(model), by_layer(factors)
-    if unknown := [name for name in saved if name not in layers]:
-        raise ValueError(f"the model has no linear layer {unknown}; it has {list(layers)}")
-    own = norms(layers[name] for name in sorted(saved))
+    layers, parts = linear_layers(model), by_layer(saved, source)
+    for difference in differences(model, layers, parts, saved["base"]):
+        raise ValueError(f"{source} belongs to another base: {difference}")
 
     def adapter(name: str, linear: nn.Linear) -> nn.Module:
-        return restored(name, linear, saved[name]) if name in saved else frozen(linear)
+        return restored(linear, parts[name])
 
-    adapted = rewired(model, adapter)
-    if BASE in factors and not torch.allclose(own, factors[BASE].to(own), rtol=1e-4):
-        warnings.warn(OTHER_BASE, stacklevel=2)
-    return Shifted(adapted, factors[OFFSET].clone()) if OFFSET in factors else adapted
+    adapted, offset = rewired(model, parts, adapter), saved["offset"]
+    like = next(model.parameters())
+    return adapted if offset is None else Shifted(adapted, offset.to(like, copy=True))
 
 
-def by_layer(factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def by_layer(saved: State, source: str) -> dict[str, dict[str, Tensor]]:
     """A, B and, perhaps, shift of each layer."""
     found: dict[str, dict[str, Tensor]] = {}
-    for key in (key for key in factors if key not in (OFFSET, BASE)):
+    known = isinstance(saved, Mapping) and {"factors", "offset", "base"} <= set(saved)
+    for key, value in (saved["factors"] if known else {}).items():
         name, _, part = key.rpartition(".")
-        found.setdefault(name, {})[part] = factors[key]
+        found.setdefault(name, {})[part] = value
     complete = all({"A", "B"} <= set(parts) <= {"A", "B", "shift"} for parts in found.values())
     if not found or not complete:
+        shown = list(saved)[:4] if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
-            f"expected factors A and B of each layer, as state(model) gives them, found "
-            f"{list(factors)[:4]}: a whole network is restored by its own load_state_dict"
+            f"{source} holds no factors A and B of layers, as save(model, path) writes them, but "
+            f"{shown}: a whole network is restored by its own load_state_dict"
         )
     return found
 
 
-def norms(layers: Iterable[nn.Module]) -> Tensor:
-    """||W0|| of each layer, (L,)."""
-    return torch.stack([layer.weight.detach().norm() for layer in layers])  # type: ignore[operator]
+def differences(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    base: Mapping[str, Any],
+) -> Iterator[str]:
+    """In what the model is not the base that the factors were trained on."""
+    if (kind := kind_of(model)) != base["kind"]:
+        yield f"a {base['kind']}, here a {kind}"
+    for name, factors in parts.items():
+        if name not in layers:
+            yield f"it has no linear layer {name!r}, but {list(layers)}"
+            continue
+        shape = len(factors["B"]), factors["A"].shape[1]
+        if shape != (own := tuple(layers[name].weight.shape)):
+            yield f"the weight of layer {name!r} has shape {shape} there, {own} here"
+        elif not torch.allclose(found := mark(layers[name]), base[name].to(found), rtol=1e-5):
+            yield (
+                f"the weight of layer {name!r} has norm {base[name][0]:.6g} and mark "
+                f"{base[name][1]:.6g} there, {found[0]:.6g} and {found[1]:.6g} here"
+            )
 
 
-def restored(name: str, linear: nn.Linear, saved: Mapping[str, Tensor]) -> LoRALinear:
+def kind_of(network: nn.Module) -> str:
+    """The class of a base, adapted or not."""
+    return type(network.frozen if isinstance(network, LoRALinear) else network).__name__
+
+
+def mark(layer: nn.Linear) -> Tensor:
+    """What a layer is known by in any dtype: the norm of [W | b], and that plus a projection."""
+    parts = [
+        p.detach().double().cpu().flatten() for p in (layer.weight, layer.bias) if p is not None
+    ]
+    flat = torch.cat(parts)
+    waves = torch.arange(1.0, 1 + len(flat), dtype=torch.float64).cos()
+    return torch.stack([flat.norm(), 2 * flat.norm() + flat @ waves / waves.norm()])
+
+
+def restored(linear: nn.Linear, saved: Mapping[str, Tensor]) -> LoRALinear:
     """The adapter of a layer from its saved factors."""
     parts = {key: value.to(linear.weight, copy=True) for key, value in saved.items()}
-    shape = len(parts["B"]), parts["A"].shape[1]
-    if shape != tuple(linear.weight.shape):
-        raise ValueError(
-            f"layer {name} has weight {tuple(linear.weight.shape)}, but the saved factors "
-            f"update one of shape {shape}: they belong to another base"
-        )
     made = LoRALinear(linear, parts["A"], parts["B"], bias="shift" in parts)
     if made.shift is not None:
         made.shift.data.copy_(parts["shift"])

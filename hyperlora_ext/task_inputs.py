@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from hyperlora_ext.family import Condition, Family
+from hyperlora_ext.condition import Condition
+from hyperlora_ext.family import Family
 from hyperlora_ext.symmetry import shifted
 from hyperlora_ext.task_spaces import TaskSpace
 from kfac_pinn.pinn.problem import Problem, Term
@@ -62,9 +63,10 @@ def _term(condition: Condition, space: TaskSpace, dim: int) -> Term:
     def points(
         n: int, generator: Generator | None = None, dtype: Any = None, device: Any = None
     ) -> Tensor:
-        tasks = space.sample(-(-n // SHARE), generator).to(dtype=dtype, device=device)
+        tasks = space.sample(-(-n // SHARE), generator)
         x = condition.draw(SHARE, tasks, generator).flatten(0, 1)
-        return torch.cat([x, tasks.repeat_interleave(SHARE, dim=0)], dim=1)[:n]
+        pairs = torch.cat([x, tasks.repeat_interleave(SHARE, dim=0)], dim=1)[:n]
+        return pairs.to(dtype=dtype, device=device)
 
     def residual(u: Any, pairs: Tensor) -> Any:
         x, tasks = pairs[:, :dim], pairs[:, dim:]

@@ -1,88 +1,24 @@
-"""What a hypernetwork is trained on: the physics of a family, known fields, or known weights."""
+"""What a hypernetwork is trained on: the conditions of a family, or known fields."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.family import Family, Points
+from hyperlora_ext.condition import Condition, draw, residuals_of
+from hyperlora_ext.family import Family
 from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
 
-__all__ = ["Data", "Objective", "Sizes", "TaskBatch", "TaskProblem", "Weights", "task_problem"]
+__all__ = ["Sizes", "TaskBatch", "TaskProblem", "Tasks", "known_fields"]
 
-Function = Callable[[Any], Any]
-Sizes = Mapping[str, int]
-
-
-class Objective(Protocol):
-    """What u of many tasks is asked to satisfy: a `Family` (its physics), or `Data`."""
-
-    def sample(
-        self, tasks: Tensor, generator: Generator | None = None, sizes: Sizes | None = None
-    ) -> Points:
-        """Points (T, n_k, d) by name."""
-
-    def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
-        """Residuals (T n_k,) by name."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Supervised: u equals known fields at random points of the family's grid.
-
-    Attributes:
-        family: whose grid.
-        fields: tasks (T, p) -> values (T, M, c) on the grid; `family.references` for the truth, or
-            the fields that trained PINNs predict.
-        size: points a task.
-    """
-
-    family: Family
-    fields: Callable[[Tensor], Tensor]
-    size: int = 200
-
-    @torch.no_grad()
-    def sample(
-        self, tasks: Tensor, generator: Generator | None = None, sizes: Sizes | None = None
-    ) -> Points:
-        """Points x (T, n, d) and the fields there, (T, n, c)."""
-        n, grid = (sizes or {}).get("data", self.size), self.family.grid
-        chosen = torch.randint(len(grid), (len(tasks), n), generator=generator)
-        values = self.fields(tasks)[torch.arange(len(tasks))[:, None], chosen]
-        return {"x": grid[chosen].to(tasks), "values": values.to(tasks)}
-
-    def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
-        """u - u*, field by field."""
-        difference = u(points["x"].flatten(0, 1)) - points["values"].flatten(0, 1)
-        return {f"field {i}": r for i, r in enumerate(difference.unbind(1))}
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Regression on the numbers of trained networks, whatever fields they make.
-
-    Its residuals do not pass through the networks: for torch's optimizers only.
-
-    Attributes:
-        numbers: theta_t of the tasks that are drawn, in their order, (T, size).
-    """
-
-    numbers: Tensor
-
-    def sample(
-        self, tasks: Tensor, generator: Generator | None = None, sizes: Sizes | None = None
-    ) -> Points:
-        """No points: the numbers themselves."""
-        return {"theta": self.numbers.to(tasks)}
-
-    def residuals(self, u: Function, tasks: Tensor, points: Points) -> dict[str, Tensor]:
-        """All entries of H(task) - theta."""
-        return {"theta": (u.theta - points["theta"]).reshape(-1)}  # type: ignore[attr-defined]
+Sizes: TypeAlias = Mapping[str, int]
+Tasks: TypeAlias = "int | Tensor | Callable[[Generator | None], Tensor]"
+POINTS = 1000  # of all tasks and conditions: rows that a kernel of a step takes a moment for
 
 
 @dataclass(frozen=True)
@@ -91,11 +27,8 @@ class TaskBatch(Batch):
 
     Attributes:
         points: the tasks (T, p) themselves under the name "tasks", so that checkpoints hold them,
-            and their points.
-        objective: what is asked of u there.
+            and their points (T, n, d).
     """
-
-    objective: Objective
 
     @property
     def tasks(self) -> Tensor:
@@ -104,26 +37,45 @@ class TaskBatch(Batch):
 
     def residuals(self, u: Any) -> TaskResiduals:  # type: ignore[override]
         """The closure of a hypernetwork: call it, or let an optimizer linearise it."""
-        points = {name: x for name, x in self.points.items() if name != "tasks"}
-        return TaskResiduals(
-            u, self.tasks, lambda fields: self.objective.residuals(fields, self.tasks, points)
-        )
+        points = {name: self.points[name] for name in self.terms}
+        terms = cast(Mapping[str, Condition], self.terms)
+        return TaskResiduals(u, self.tasks, lambda f: residuals_of(terms, f, self.tasks, points))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class TaskProblem(Problem):
-    """A family, or part of it, as a problem that `fit` trains a hypernetwork on.
+    """Find a hypernetwork whose networks solve all tasks of a family: what `fit` trains it on.
 
-    Attributes:
-        tasks: drawn anew with each batch, called as tasks(generator) -> (T, p): fresh tasks by
-            `lambda g: family.space.sample(20, g)`, a fixed set by `lambda g: nodes`.
-        objective: the family itself (physics), or `Data`.
-        sizes: points a task and condition.
+    Args:
+        family: whose tasks.
+        tasks: so many new ones with every batch; or a fixed set (T, p); or a function of the
+            generator that draws them.
+        terms: what is asked of them; the family's conditions by default.
+        sizes: points a task, by condition; about 1000 of all tasks by default, shared as the
+            conditions' own sizes are.
+
+    Raises:
+        ValueError: for fewer tasks than one, or tasks that are not the family's.
     """
 
-    tasks: Callable[[Generator | None], Tensor]
-    objective: Objective
-    sizes: Sizes | None = None
+    family: Family = field(kw_only=True)
+    tasks: Tasks = field(kw_only=True)
+    sizes: Sizes | None = field(kw_only=True)
+
+    def __init__(
+        self,
+        family: Family,
+        tasks: Tasks = 20,
+        terms: Mapping[str, Condition] | None = None,
+        sizes: Sizes | None = None,
+    ) -> None:
+        super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
+        if isinstance(tasks, int) and tasks < 1:
+            raise ValueError(f"{tasks} tasks in a batch: give at least 1")
+        if not callable(tasks) and not isinstance(tasks, int):
+            tasks = family.space.check(tasks)
+        for name, value in (("family", family), ("tasks", tasks), ("sizes", sizes)):
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def sample(
         self,
@@ -133,9 +85,11 @@ class TaskProblem(Problem):
         device: Any = None,
     ) -> TaskBatch:
         """Tasks, and new points for them."""
-        tasks = self.tasks(generator).to(dtype=dtype, device=device)
-        points = self.objective.sample(tasks, generator, sizes or self.sizes)
-        return TaskBatch(self.terms, {"tasks": tasks, **points}, self.objective)
+        tasks = self._draw_tasks(generator)
+        terms = cast(Mapping[str, Condition], self.terms)
+        sizes = sizes or self.sizes or shared(terms, POINTS // len(tasks))
+        drawn = {"tasks": tasks, **draw(terms, tasks, generator, sizes)}
+        return TaskBatch(terms, {n: x.to(dtype=dtype, device=device) for n, x in drawn.items()})
 
     def held_out(
         self,
@@ -147,15 +101,44 @@ class TaskProblem(Problem):
         """Points of the domain; there is no one solution to compare with."""
         return self.domain.interior(n or 1, generator, dtype, device)
 
+    def _draw_tasks(self, generator: Generator | None) -> Tensor:
+        """(T, p)."""
+        if isinstance(self.tasks, int):
+            return self.family.space.sample(self.tasks, generator)
+        return self.family.space.check(
+            self.tasks(generator) if callable(self.tasks) else self.tasks
+        )
 
-def task_problem(
-    family: Family,
-    tasks: Callable[[Generator | None], Tensor],
-    objective: Objective | None = None,
-    sizes: Sizes | None = None,
-) -> TaskProblem:
-    """The problem of all tasks of a family: its physics, unless another objective is given."""
-    domain = family.domain
-    return TaskProblem(
-        family.name, domain, {}, tasks=tasks, objective=objective or family, sizes=sizes
-    )
+
+def shared(terms: Mapping[str, Condition], points: int) -> Sizes:
+    """So many points shared among the conditions as their own sizes are, at least two each."""
+    whole = sum(term.size for term in terms.values())
+    return {name: max(2, points * term.size // whole) for name, term in terms.items()}
+
+
+def known_fields(
+    family: Family, fields: Callable[[Tensor], Tensor] | None = None, size: int = 200
+) -> dict[str, Condition]:
+    """The term of supervised training: u is known on the family's grid.
+
+        TaskProblem(family, tasks, known_fields(family))
+
+    Args:
+        fields: tasks (T, p) -> values (T, M, c) on the grid; the family's solution by default, or
+            what trained networks predict.
+        size: points a task, at random places of the grid.
+    """
+    values_of, dim = fields or family.references, family.domain.dim
+
+    @torch.no_grad()
+    def points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
+        """[x, values] (T, n, d + c)."""
+        chosen = torch.randint(len(family.grid), (len(tasks), n), generator=generator)
+        values = values_of(tasks)[torch.arange(len(tasks))[:, None], chosen]
+        return torch.cat([family.grid[chosen], values], dim=-1)
+
+    def residual(u: Callable[[Any], Any], pairs: Tensor, task: Tensor) -> tuple[Tensor, ...]:
+        """u - u*, field by field."""
+        return (u(pairs[:, :dim]) - pairs[:, dim:]).unbind(1)
+
+    return {"field": Condition(points, residual, size)}

@@ -47,7 +47,7 @@ class TaskSpace(Protocol):
         """The tasks as (T, p), real numbers.
 
         Raises:
-            ValueError: for tasks of the wrong size.
+            ValueError: for tasks of the wrong size, or that are not finite.
         """
 
     def warn(self, tasks: Tensor) -> None:
@@ -292,7 +292,14 @@ def _stacked(tasks: Task, inputs: int) -> Tensor:
             f"a task of this family has {inputs} number(s); found shape {tuple(tasks.shape)}. Pass "
             f"one task ({inputs},) or a stack (T, {inputs})"
         )
-    return tasks.reshape(-1, inputs)
+    tasks = tasks.reshape(-1, inputs)
+    if not tasks.is_meta and not tasks.isfinite().all():
+        first = int((~tasks.isfinite()).any(1).nonzero()[0])
+        raise ValueError(
+            f"task {first} of {len(tasks)} is not finite: {tasks[first].tolist()[:4]}. A task is "
+            f"{inputs} finite number(s)"
+        )
+    return tasks
 
 
 def _warn(inside: Tensor, trained: str) -> None:

@@ -30,7 +30,7 @@ settings.register_profile(
 # New cases every time; a failure prints its seed and how to run that case again, and is kept in
 # .hypothesis/, where the next run tries it first.
 settings.register_profile(
-    "ci", settings.get_profile("default"), max_examples=40, derandomize=False, print_blob=True
+    "ci", settings.get_profile("default"), max_examples=50, derandomize=False, print_blob=True
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=400)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.getenv("CI") else "default"))

@@ -15,7 +15,12 @@ from steepest import Steepest
 from torch import Tensor, nn
 
 from kfac_pinn import (
+    ENGD,
+    KFAC,
+    KFACPINN,
+    SPRING,
     GaussNewton,
+    HessianFree,
     laplacian,
     linearize,
     total_loss,
@@ -42,7 +47,6 @@ def fails(error: type[Exception], *says: str) -> Any:
 
 SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a row": (lambda u: u.mT, r"\(1, 6\)"),
-    "no points": (lambda u: u[:0], r"\(0,\)"),
     "three axes": (lambda u: u[:, :, None], r"\(6, 1, 1\)"),
 }
 
@@ -56,10 +60,51 @@ def test_shapes(name: str) -> None:
         linearize(closure, list(model.parameters()))
 
 
-def test_a_column_and_a_vector() -> None:
-    model, g = network(), torch.ones(6, dtype=torch.float64)
-    with fails(ValueError, r"\(6, 6\)", r"\(N, 1\) meets", r"g\[:, None\]"):
-        linearize(lambda: model(x) - g, list(model.parameters()))
+@pytest.mark.parametrize("empty", [lambda: x[:0], lambda: x[x[:, 0] > 2]])
+def test_empty_batches(empty: Callable[[], Tensor]) -> None:
+    model = network()
+    with fails(ValueError, "residual 1 has shape", r"\(0, 1\)", "no points in it", "sampler"):
+        linearize(lambda: (model(x), laplacian(model, empty())), list(model.parameters()))
+
+
+def test_priors_of_shape_nothing() -> None:
+    model = network()
+    prior = lambda: model[0].bias[0] - 1  # noqa: E731
+    with fails(ValueError, "residual 'prior' has shape", r"r.reshape\(1\)"):
+        linearize(lambda: {"pde": model(x), "prior": prior()}, list(model.parameters()))
+    lin = linearize(lambda: (model(x), prior().reshape(1)), list(model.parameters()))
+    assert lin.residual[-1] == prior()
+
+
+TARGET = x.sum(1)
+SQUARE: dict[str, Callable[[nn.Module], Any]] = {
+    "data": lambda m: m(x) - TARGET,
+    "added": lambda m: {"data": TARGET + m(x)},
+    "exchanged": lambda m: (m(x), m(x)[:, 0] - TARGET[:, None]),
+    "weighted": lambda m: 3 * (m(x) - TARGET),
+    "an operator": lambda m: laplacian(m, x) - TARGET,
+    "other data": lambda m: m(x) - TARGET[:3],
+    "a loss": lambda m: ((m(x) - TARGET) ** 2).mean(),
+    "a squared difference": lambda m: (TARGET - m(x)).square().sum(),
+    "a loss of torch": lambda m: F.mse_loss(m(x), TARGET),
+}
+
+
+@pytest.mark.parametrize("name", SQUARE)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_residuals_of_all_pairs(name: str) -> None:
+    """(N, 1) - (N,) is (N, N); to train on it is to learn the mean of the data."""
+    model = network()
+    with fails(ValueError, r"\(6, [36]\)", "broadcast", r"y\[:, None\]") as raised:
+        linearize(lambda: SQUARE[name](model), list(model.parameters()))
+    assert "unbind" not in str(raised.value)
+
+
+def test_systems_are_not_taken_for_pairs() -> None:
+    model = nn.Linear(2, 3).double()
+    data, shift = x.sum(1, keepdim=True).expand(6, 3), torch.zeros(3, dtype=torch.float64)
+    for residual in (lambda: model(x) - data, lambda: model(x) + shift, lambda: model(x)):
+        assert len(linearize(residual, list(model.parameters())).residual) == 18
 
 
 @pytest.mark.parametrize("called", [lambda r: r, lambda r: (r, r), lambda r: {"pde": r}])
@@ -180,6 +225,29 @@ def test_a_copied_optimizer_checks_anew() -> None:
     copied = copy.deepcopy(optimizer)
     assert isinstance(copied.check, CheckSchedule)
     assert copied.check.runs == {} and copied.check.every == 7
+
+
+SECOND_ORDER = [KFACPINN, GaussNewton, SPRING, ENGD, KFAC, HessianFree]
+SHUFFLES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "rolled": lambda u, by: u.roll(by, 0),
+    "permuted": lambda u, by: u[torch.arange(len(u)).roll(by)],
+    "flipped": lambda u, by: u[by:].flip(0) if by else u[0:].flip(0).flip(0),
+}
+
+
+@pytest.mark.parametrize("name", SHUFFLES)
+@pytest.mark.parametrize("kind", SECOND_ORDER, ids=lambda kind: kind.__name__)
+def test_outputs_shuffled_from_some_later_step_on(kind: Any, name: str) -> None:
+    """The same functions on other indices: the gradient stays autograd's, or an error is raised."""
+    model, target = network(), x.sin().sum(1, keepdim=True)
+    optimizer = kind(model.parameters())
+    for by in (0, 2, 2, 0, 3):
+        closure = lambda by=by: (u := SHUFFLES[name](model(x), by)) - target[: len(u)]  # noqa: E731
+        loss = total_loss(closure())
+        expected = torch.autograd.grad(loss, list(model.parameters()))
+        assert optimizer.step(closure).item() == pytest.approx(loss.item(), rel=1e-12)
+        for p, g in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("first", [2, 3, 7])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import hyperlora_ext as hl
 import kfac_pinn.pinn.problems
 from hyperlora_ext.problems import burgers1d, burgers1d_published, burgers2d, kovasznay
+from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule
 from kfac_pinn import (
     ENGD,
     KFAC,
@@ -30,7 +31,7 @@ from kfac_pinn import (
     taylor,
 )
 from kfac_pinn.curvature.compression import Sketch
-from kfac_pinn.curvature.sample_space import NystromKernel, SketchedKernel
+from kfac_pinn.curvature.sample_space import NystromKernel
 from kfac_pinn.optimizers.engd import Diagonal, PerLayer, SampleSpace
 from kfac_pinn.pinn.training import fit
 
@@ -50,7 +51,6 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "ENGD kernel": lambda p: ENGD(p, gramian=SampleSpace()),
     "SPRING": SPRING,
     "SPRING, Nystrom": lambda p: SPRING(p, kernel=NystromKernel(5)),
-    "SPRING, sketched": lambda p: SPRING(p, kernel=SketchedKernel(8)),
     "HessianFree": HessianFree,
 }
 
@@ -161,10 +161,10 @@ FAMILIES: dict[str, tuple[Callable[[], hl.Family], Callable[[], nn.Module]]] = {
 }
 
 
-def small(family: hl.Family) -> tuple[dict[str, int], hl.LevenbergSchedule]:
+def small(family: hl.Family) -> tuple[dict[str, int], LevenbergSchedule]:
     """Four points a condition, and a schedule with them."""
     sizes = dict.fromkeys(family.conditions, 4)
-    return sizes, hl.LevenbergSchedule(sizes, sizes, every=2)
+    return sizes, LevenbergSchedule(sizes, sizes, every=2)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -177,7 +177,7 @@ def test_families(name: str, device: torch.device) -> None:
     regimes.by_physics(hyper, family, lambda _: tasks, train, sizes, steps=1)
     regimes.by_data(hyper, family, lambda _: tasks, train, 5, steps=1)
     regimes.by_physics(
-        hyper, family, lambda g: family.space.sample(2, g), hl.StochasticSchedule(), sizes, steps=1
+        hyper, family, lambda g: family.space.sample(2, g), StochasticSchedule(), sizes, steps=1
     )
     solved = hl.solve(hyper, family, tasks[0], tolerance=0.0, sizes=sizes, steps=1)
     assert solved.model(family.grid[:5].to(device)).device == device

@@ -33,8 +33,9 @@ FLOORS = [
     ["search.step"],
     ["search.line", "search.model", "search.geodesic"],
     ["search.damping", "search.trust_region"],
+    ["search.one_evaluation"],
     ["search"],
-    ["optimizers.saving"],
+    ["optimizers.arguments", "optimizers.reading", "optimizers.remarks", "optimizers.saving"],
     ["optimizers.base"],
     ["optimizers.direction", "optimizers.damped"],
     [

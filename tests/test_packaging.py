@@ -27,8 +27,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 STAGES = [m.name for m in pkgutil.iter_modules(kfac_pinn.__path__) if m.ispkg]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-# Where a user looks; a family of equations is a module of its own in the extension.
-OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems"}
+# Where a user looks; families to start from and schedules are modules of the extension.
+OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems", "hyperlora_ext.schedules"}
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -62,6 +62,18 @@ def test_docs_and_examples_import_from_the_obvious_place(path: Path) -> None:
         assert not name or name in importlib.import_module(module).__all__, f"{path.name}: {name}"
 
 
+@pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext])
+def test_every_public_name_is_on_the_page_of_the_api(package: Any) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^::: (\S+)", page, re.MULTILINE)
+    for module in listed:
+        importlib.import_module(module)
+    for name in package.__all__:
+        source = getattr(getattr(package, name), "__module__", "")
+        ours = source.startswith(package.__name__)  # an alias of types is the library's
+        assert not ours or source.startswith(tuple(listed)), f"{name} of {source} is not listed"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_exports_what_the_package_exports_of_it(stage: str) -> None:
     """Each public name is defined in one stage, which exports it too."""
@@ -92,6 +104,23 @@ def test_an_import_loads_no_more_than_it_needs() -> None:
     )
     heavy = {"tqdm", "matplotlib", "scipy", "pandas", "typer", "hyperlora_ext", "asyncio"}
     assert not heavy & set(answer.stdout.split())
+
+
+def test_numpy_is_not_needed() -> None:
+    """As torch itself, which only says that it is not there."""
+    code = """
+import sys
+sys.modules["numpy"] = None  # an import of it fails
+import hyperlora_ext
+from kfac_pinn import KFACPINN, MLP, Fixed, GaussNewton, fit, poisson_2d
+for kind in (KFACPINN, GaussNewton):
+    model = MLP((2, 4, 1))
+    few = Fixed({"interior": 12, "boundary": 8})
+    print(fit(model, poisson_2d(), kind(model.parameters()), steps=1, sampling=few).reason)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.split("\n")[:2] == ["1 steps are done"] * 2
 
 
 @pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext])

@@ -102,11 +102,11 @@ def trimmed_mean(times: list[float]) -> float:
     return statistics.mean(periods[: max(1, len(periods) // 2)])
 
 
-def versions() -> dict[str, str]:
+def versions(script: str = __file__) -> dict[str, str]:
     """What the figures were measured with."""
     commit = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     return {
-        "command": " ".join(["python", "examples/reproduce/benchmark_step.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"examples/reproduce/{Path(script).name}", *sys.argv[1:]]),
         "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.family import Condition, Family, Function, uniform_points
+from hyperlora_ext.condition import Condition, Function
+from hyperlora_ext.family import Family
 from hyperlora_ext.problems.spectral import solve_burgers
 from hyperlora_ext.task_spaces import GaussianField
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
@@ -87,7 +88,7 @@ def burgers1d_published(viscosity: float = 0.01, weight: float = 10.0) -> Family
         return root * (left - right), root * (left_x - right_x)[0]
 
     conditions = {
-        "interior": Condition(uniform_points(DOMAIN), interior, 10_000),
+        "interior": Condition(DOMAIN.interior, interior, 10_000),
         "initial": Condition(_initial_points, initial, 128),
         "periodic": Condition(_left_end, periodic, 128),
     }
@@ -144,18 +145,18 @@ def heat_flow(initial: Tensor, x: Tensor, viscosity: float) -> tuple[Tensor, Ten
 
 def _early_points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
     """(t^2, x) of even (t, x)."""
-    x = uniform_points(DOMAIN)(n, tasks, generator)
+    x = DOMAIN.interior(len(tasks) * n, generator, tasks.dtype).unflatten(0, (-1, n))
     return torch.stack([x[..., 0].square(), x[..., 1]], dim=-1)
 
 
 def _initial_points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
     """(0, (j + shift) / n): an even grid, randomly shifted for each task."""
-    shift = torch.rand(len(tasks), 1, generator=generator, dtype=tasks.dtype).to(tasks.device)
-    x = (torch.arange(n, dtype=tasks.dtype, device=tasks.device) + shift) / n
+    shift = torch.rand(len(tasks), 1, generator=generator, dtype=tasks.dtype)
+    x = (torch.arange(n, dtype=tasks.dtype) + shift) / n
     return torch.stack([torch.zeros_like(x), x], dim=-1)
 
 
 def _left_end(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
     """(t, 0) at random times."""
-    t = torch.rand(len(tasks), n, generator=generator, dtype=tasks.dtype).to(tasks.device)
+    t = torch.rand(len(tasks), n, generator=generator, dtype=tasks.dtype)
     return torch.stack([t, torch.zeros_like(t)], dim=-1)

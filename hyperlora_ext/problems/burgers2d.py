@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.family import Condition, Family, Function
+from hyperlora_ext.condition import Condition, Function
+from hyperlora_ext.family import Family
 from hyperlora_ext.problems.kovasznay import faces
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box, TimeSpace
@@ -112,14 +113,13 @@ def _offset(unit: Tensor, tasks: Tensor) -> Tensor:
 
 def _alternate(one: Tensor, other: Tensor, turns: int = 1) -> Tensor:
     """(T, n, 3) from both, in turns of so many points."""
-    turn = torch.arange(one.shape[1], device=one.device) % (2 * turns) < turns
+    turn = torch.arange(one.shape[1]) % (2 * turns) < turns
     return torch.where(turn[:, None], one, other)
 
 
 def _uniform(count: int, n: int, tasks: Tensor, generator: Generator | None) -> tuple[Tensor, ...]:
     """So many independent uniform (T, n)."""
-    unit = torch.rand(count, len(tasks), n, generator=generator, dtype=tasks.dtype)
-    return unit.to(tasks.device).unbind(0)
+    return torch.rand(count, len(tasks), n, generator=generator, dtype=tasks.dtype).unbind(0)
 
 
 def _coordinate(x: Tensor, task: Tensor) -> Tensor:

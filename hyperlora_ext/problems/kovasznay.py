@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.family import Condition, Family, Function, uniform_points
+from hyperlora_ext.condition import Condition, Function
+from hyperlora_ext.family import Family
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.taylor_mode.operators import taylor
@@ -44,7 +44,7 @@ def kovasznay(reynolds: tuple[float, float] = (20.0, 100.0), weight: float = 10.
         return tuple((math.sqrt(weight) * (u(x) - kovasznay_flow(x, task))).unbind(1))
 
     conditions = {
-        "interior": Condition(uniform_points(domain), interior, 2601),
+        "interior": Condition(domain.interior, interior, 2601),
         "boundary": Condition(faces, boundary, 320),
     }
     space = Interval(*reynolds)
@@ -67,9 +67,8 @@ def kovasznay_flow(x: Tensor, task: Tensor) -> Tensor:
 
 def faces(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
     """n points a task on the edge of the unit square, shared equally among the faces."""
-    kwargs: dict[str, Any] = {"generator": generator, "dtype": tasks.dtype}
-    along = torch.rand(len(tasks), n, **kwargs).to(tasks.device)
-    face = torch.arange(n, device=tasks.device) % 4
+    along = torch.rand(len(tasks), n, generator=generator, dtype=tasks.dtype)
+    face = torch.arange(n) % 4
     end = (face % 2).to(along).expand_as(along)
     horizontal = (face < 2).expand_as(along)
     return torch.stack([along.where(horizontal, end), end.where(horizontal, along)], dim=-1)

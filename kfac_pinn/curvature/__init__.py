@@ -1,10 +1,10 @@
 """Curvature read off a linearisation: everything between J and a direction.
 
 kronecker_factors  Kronecker factors: averaged, damped, inverted
-sample_space       the solve with J J^T: exact, Nystroem, sketched
+sample_space       the solve with J J^T: exact or Nystroem
 decomposition      the quadratic model in the singular basis of J
 compression        a Jacobian made small enough to be decomposed
-preconditioners    diagonal, Kronecker and Nystroem preconditioners
+preconditioners    Nystroem preconditioner of conjugate gradients
 """
 
 from kfac_pinn.curvature.compression import Exact, Sketch
@@ -21,15 +21,12 @@ from kfac_pinn.curvature.kronecker_factors import (
     Type2,
 )
 from kfac_pinn.curvature.preconditioners import (
-    DiagonalPreconditioner,
-    KroneckerPreconditioner,
     NystromPreconditioner,
 )
-from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel, SketchedKernel
+from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel
 
 __all__ = [
     "Average",
-    "DiagonalPreconditioner",
     "Empirical",
     "EqualDamping",
     "Exact",
@@ -37,13 +34,11 @@ __all__ = [
     "Expand",
     "Factors",
     "ForwardOnly",
-    "KroneckerPreconditioner",
     "MonteCarlo",
     "NystromKernel",
     "NystromPreconditioner",
     "Reduce",
     "Sketch",
-    "SketchedKernel",
     "TraceNormDamping",
     "Type2",
 ]

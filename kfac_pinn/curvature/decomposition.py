@@ -12,7 +12,6 @@ J^T J and J J^T cost half of the digits, and serve as long as lambda is large.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,14 +37,16 @@ class Decomposition:
         outside: e', the part of the gradient in the null space of J, shape (P,).
     """
 
-    rounding = torch.finfo(torch.float64).eps ** 2  # the least lambda / S_1^2 with a meaning
+    # The least lambda / S_1^2 with a meaning: singular values have an error of eps S_1, and lambda
+    # is compared with their squares.
+    rounding = torch.finfo(torch.float64).eps ** 2
 
     def __init__(self, J: Tensor, r: Tensor, linear_term: Tensor | None = None) -> None:
+        # QR first: an SVD of the square core costs R^3 where one of J^T costs R^2 P several times.
         wide = J.shape[0] < J.shape[1]
         Q, core = torch.linalg.qr(J.mT) if wide else (None, J.mT)
         W, self.S, Ut = torch.linalg.svd(core, full_matrices=False)
         self._factors = [W] if Q is None else [Q, W]  # V = Q W: their product is never needed
-        self._embedding: Callable[[Tensor], Tensor] | None = None
         self.b = self.S * (Ut @ r)
         self.outside = J.new_zeros(J.shape[1])
         if linear_term is not None:
@@ -56,13 +57,7 @@ class Decomposition:
 
     def step(self, damping: float) -> Tensor:
         """p(lambda), shape (P,)."""
-        p = -self._lift(self.b / (self.S.square() + damping)) - self.outside / damping
-        return p if self._embedding is None else self._embedding(p)
-
-    def within(self, embedding: Callable[[Tensor], Tensor]) -> Decomposition:
-        """The same model as one of steps in a larger space; the map must keep lengths."""
-        self._embedding = embedding
-        return self
+        return -self._lift(self.b / (self.S.square() + damping)) - self.outside / damping
 
     def norm(self, damping: Tensor) -> Tensor:
         """||p(lambda)|| for dampings of any shape; falls as lambda rises."""
@@ -81,10 +76,15 @@ class Decomposition:
         How many of the R residuals the step fits freely: near R the points are interpolated,
         whatever the equation. Source: Golub, Heath & Wahba (1979), generalised cross-validation.
         """
-        return float((1 / (1 + damping / self.S.square().clamp_min(1e-300))).sum())
+        # written so that S^2 + lambda cannot underflow to 0 / 0
+        tiny = torch.finfo(self.S.dtype).tiny
+        return float((1 / (1 + damping / self.S.square().clamp_min(tiny))).sum())
 
     def damping(self, radius: float, rounds: int = 6) -> float:
         """lambda with ||p(lambda)|| = radius, by dividing an interval of log lambda in 64, again.
+
+        Six rounds leave 64^-6 = 1e-11 of it, at most 1e-9 of lambda. Newton's method on 1 / ||p||
+        takes as many evaluations, one after the other, and fails where the norm is flat.
 
         From ||p|| = radius follows lambda <= ||(b, e')|| / radius. Below `rounding` S_1^2 the
         decomposition has no digits, so that a radius beyond the step there returns that damping.
@@ -120,13 +120,15 @@ class GramianDecomposition(Decomposition):
         gradient: J^T r + e, shape (P,).
     """
 
+    # Eigenvalues have an error of eps S_1^2 times a small power of P: 1e4 keeps lambda above it.
     rounding = 1e4 * torch.finfo(torch.float64).eps
 
     def __init__(self, gramian: Tensor, gradient: Tensor) -> None:
         values, vectors = torch.linalg.eigh(gramian)
+        # rounding makes the least eigenvalues negative
         self.S, V = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
         self.b, self.outside = V.mT @ gradient, torch.zeros_like(gradient)
-        self._factors, self._embedding = [V], None
+        self._factors = [V]
 
 
 class KernelDecomposition(Decomposition):
@@ -144,9 +146,10 @@ class KernelDecomposition(Decomposition):
 
     def __init__(self, J: Tensor, r: Tensor, linear_term: Tensor | None = None) -> None:
         values, vectors = torch.linalg.eigh(sum_of_squares([J.mT]))
+        # V = J^T U / S divides by S: where S is rounding, the quotient is bounded by this floor.
         noise = torch.finfo(J.dtype).eps * values[-1]
         U, self.S = vectors.flip(1), values.flip(0).clamp_min(noise).sqrt()
-        self._factors, self._embedding = [J.mT, U / self.S], None
+        self._factors = [J.mT, U / self.S]
         self.b, self.outside = self.S * (U.mT @ r), J.new_zeros(J.shape[1])
         if linear_term is not None:
             inside = self._lower(linear_term)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
-from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
+from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve, generator_for
 
 __all__ = [
     "Average",
@@ -112,7 +112,7 @@ class MonteCarlo:
     seed: int = 0
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = generator_for(self.seed, step)
         like = linearization.residual
         sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
         return linearization.split(sample.to(like))
@@ -235,14 +235,20 @@ class Factors:
         pairs = {k: self._average_pair(old_pairs.get(k), new) for k, new in measured.pairs.items()}
         return LayerFactors(pairs)
 
-    def invert(self, factors: BlockFactors, damping: float) -> BlockInverse:
-        """The damped inverse of a block."""
+    def invert(
+        self, factors: BlockFactors, damping: float, ridge: Tensor | None = None
+    ) -> BlockInverse:
+        """The damped inverse of a block.
+
+        Args:
+            ridge: is added to its diagonal: one number a column of [W | b] of a layer, where it is
+                one more pair diag(ridge) (x) I, one an entry of another leaf; None: nothing.
+        """
         if isinstance(factors, LeafGramian):
-            gramian = factors.gramian
-            if gramian.ndim == 1:
-                return DenseInverse(1 / (gramian + damping))
-            return DenseInverse(damped_solve(gramian, identity(gramian), damping))
+            return DenseInverse(leaf_inverse(factors.gramian, damping, ridge))
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
+        if ridge is not None:
+            pairs.append((torch.diag(ridge), identity(pairs[0][1])))
         return KroneckerSum(pairs).inverse()
 
     def refresh(
@@ -251,6 +257,7 @@ class Factors:
         linearization: Linearization,
         step: int,
         damping: Callable[[Block], float],
+        ridge: Tensor | None = None,
     ) -> KroneckerCurvature:
         """Averages and inverses, each brought up to date where its period has passed or it is new.
 
@@ -258,23 +265,23 @@ class Factors:
             known: what was kept of the blocks; a block of another size counts as new.
             step: how many steps were taken.
             damping: lambda of a block.
+            ridge: is added to the diagonal of F, shape (P,).
         """
         blocks = linearization.blocks
         kept = {b: known[b] for b in blocks if b in known and known[b].size == b.size}
         due, invert = step % self.every == 0, step % self.invert_every == 0
         measured = self.measure(linearization, step) if due or len(kept) < len(blocks) else {}
-
-        def renewed(block: Block) -> BlockCurvature:
-            old = kept.get(block)
-            if old is None or due:
-                factors = self.average_of(old.factors if old else None, measured[block])
+        renewed = {}
+        for block in blocks:
+            part = part_of(ridge, block)
+            if (old := kept.get(block)) is None:
+                factors = self.average_of(None, measured[block])
+                inverse = self.invert(factors, damping(block), part)
             else:
-                factors = old.factors
-            if old is None or invert:
-                return BlockCurvature(block.size, factors, self.invert(factors, damping(block)))
-            return BlockCurvature(block.size, factors, old.inverse)
-
-        return KroneckerCurvature({block: renewed(block) for block in blocks})
+                factors = self.average_of(old.factors, measured[block]) if due else old.factors
+                inverse = self.invert(factors, damping(block), part) if invert else old.inverse
+            renewed[block] = BlockCurvature(block.size, factors, inverse)
+        return KroneckerCurvature(renewed, ridge)
 
     def _of(
         self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
@@ -318,7 +325,7 @@ class LayerFactors:
 
 @dataclass(frozen=True)
 class LeafGramian:
-    """The block of J^T J of any other leaf, (size, size), or its diagonal, (size,)."""
+    """The exact block of J^T J of any other leaf, (size, size), or of a large one its diagonal."""
 
     gramian: Tensor
 
@@ -354,13 +361,34 @@ class KroneckerCurvature:
     """F, block diagonal and damped: sum_k A_k (x) B_k of each layer, Gramians of other leaves."""
 
     blocks: Mapping[Block, BlockCurvature]
+    ridge: Tensor | None = None
 
     def inverse(self, v: Tensor) -> Tensor:
-        """F^-1 v, shape (P,); zero for parameters that no residual depends on."""
+        """F^-1 v, shape (P,); zero for parameters that neither residual nor ridge depends on."""
         out = torch.zeros_like(v)
+        if self.ridge is not None:
+            out = torch.where(self.ridge > 0, v / self.ridge, out)
         for block, curvature in self.blocks.items():
             precondition(block, curvature.inverse, v, out)
         return out
+
+
+def leaf_inverse(gramian: Tensor, damping: float, ridge: Tensor | None) -> Tensor:
+    """(gramian + damping + ridge)^-1, of a whole matrix or of a diagonal (size,)."""
+    shift = damping if ridge is None else damping + ridge
+    if gramian.ndim == 1:
+        return 1 / (gramian + shift)
+    return damped_solve(gramian, identity(gramian), shift)
+
+
+def part_of(ridge: Tensor | None, block: Block) -> Tensor | None:
+    """A ridge (P,) on one block: of a layer, one number a column of [W | b]; None where it is 0."""
+    parts = [] if ridge is None else [ridge[place] for place in block.slices]
+    if not any(part.any() for part in parts):
+        return None
+    if isinstance(block, Leaf) or ridge is None:
+        return torch.cat(parts)
+    return block.matrix(ridge)[0]  # weight and bias each have one number
 
 
 def precondition(block: Block, inverse: BlockInverse, v: Tensor, out: Tensor) -> None:

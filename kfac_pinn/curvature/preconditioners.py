@@ -3,9 +3,10 @@
 They change how many iterations a solve takes, and what a truncated one finds, never its solution.
 The Gramian of a PINN is close to one of low rank, which plain conjugate gradients exploit: measured
 (2-32-32-1 network, 460 residuals, trained, lambda = 1e-5), Nystrom needs 10 iterations where plain
-CG needs 70; a diagonal or Kronecker M helps in the first 20 iterations only and costs many later.
-While the damping is large, plain CG needs few iterations anyway and is faster (5d Poisson, 10,065
-parameters, 90 s: 37 steps against 19).
+CG needs 70; a diagonal or Kronecker M helped in the first 20 iterations only, cost many later, and
+was given up (`KFACPINN` corrects the Kronecker one as it goes). While the damping is large, plain
+CG needs few iterations anyway and is faster (5d Poisson, 10,065 parameters, 90 s: 37 steps against
+19).
 """
 
 from __future__ import annotations
@@ -17,17 +18,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping, precondition
-from kfac_pinn.curvature.sample_space import generator_for
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.linalg import nystrom
+from kfac_pinn.linalg import generator_for, nystrom
 
-__all__ = [
-    "DiagonalPreconditioner",
-    "KroneckerPreconditioner",
-    "NystromPreconditioner",
-    "Preconditioner",
-]
+__all__ = ["NystromPreconditioner", "Preconditioner"]
 
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -37,52 +31,6 @@ class Preconditioner(Protocol):
 
     def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
         """v -> M^-1 v, symmetric positive definite; v and damping (P,)."""
-
-
-@dataclass(frozen=True)
-class DiagonalPreconditioner:
-    """M = (diag(J^T J) + lambda)^power.
-
-    Args:
-        power: 0.75 tempers the diagonal, as recommended by the source.
-
-    Source: Martens (2010), section 4.7, there with the diagonal of the empirical Fisher matrix.
-    """
-
-    power: float = 0.75
-
-    def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
-        M = (linearization.gramian_diagonal() + damping) ** self.power
-        return lambda v: v / M
-
-
-KFAC_FACTORS = Factors(average=Average(0.0), rule=TraceNormDamping())
-
-
-@dataclass(frozen=True)
-class KroneckerPreconditioner:
-    """M = the Kronecker-factored J^T J of `factors`, of the current points alone.
-
-    Args:
-        factors: Fisher type, weight sharing and damping rule; the damping of a layer is the mean
-            of its parameters'.
-    """
-
-    factors: Factors = KFAC_FACTORS
-
-    def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
-        inverses = {}
-        for block, measured in self.factors.measure(linearization, step=0).items():
-            level = float(torch.cat([damping[place] for place in block.slices]).mean())
-            inverses[block] = self.factors.invert(measured, level)
-
-        def apply(v: Tensor) -> Tensor:
-            out = v / damping  # of parameters that no residual depends on
-            for block, inverse in inverses.items():
-                precondition(block, inverse, v, out)
-            return out
-
-        return apply
 
 
 @dataclass(frozen=True)
@@ -108,7 +56,7 @@ class NystromPreconditioner:
             lambda V: gramian_product(linearization, V),
             damping,
             self.tail * level,
-            generator_for(damping, self.seed, 0),
+            generator_for(self.seed, 0, damping.device),
         )
         return lambda v: found.precondition(v, level)
 

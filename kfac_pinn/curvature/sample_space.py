@@ -1,4 +1,4 @@
-"""The Gauss-Newton solve in sample space: (J J^T + lambda I)^-1, exact, by Nystrom or sketched.
+"""The Gauss-Newton solve in sample space: (J J^T + lambda I)^-1, exact or by Nystrom.
 
 With R residuals and P parameters the identities (Woodbury)
 
@@ -17,33 +17,15 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.linalg import CountSketch, nystrom, pinv_solve
+from kfac_pinn.linalg import aligned, damped_inverse, generator_for, nystrom
 
-__all__ = ["ExactKernel", "Kernel", "NystromKernel", "SketchedKernel", "factored", "sample_space"]
+__all__ = ["ExactKernel", "Kernel", "NystromKernel", "sample_space"]
 
 Solve: TypeAlias = Callable[[Tensor], Tensor]
 NaturalGradient: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
-
-
-def factored(matrix: Tensor, damping: float | Tensor, rtol: float | None = None) -> Solve:
-    """b -> (M + damping I)^-1 b, factored once; b -> M^+ b where the damping is zero.
-
-    Cholesky; the pseudo-inverse also where rounding has made M + damping I indefinite.
-
-    Args:
-        matrix: M, symmetric positive semi-definite, shape (n, n).
-        damping: a number, or one for each unknown (n,).
-        rtol: eigenvalues below rtol times the largest count as zero in a pseudo-inverse.
-    """
-    damping = torch.as_tensor(damping, dtype=matrix.dtype, device=matrix.device)
-    damped = matrix + torch.diag(damping.expand(len(matrix)))
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if failed or not damping.all():
-        return partial(pinv_solve, damped, rtol=rtol)
-    return lambda b: torch.cholesky_solve(b[:, None], lower)[:, 0]
 
 
 def sample_space(linearization: Linearization, solve: Solve, damping: float) -> NaturalGradient:
@@ -75,7 +57,7 @@ class ExactKernel:
     def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
         rank = max(len(linearization.residual), linearization.size)
         rtol = rank * torch.finfo(linearization.residual.dtype).eps
-        return factored(linearization.kernel(), damping, rtol)
+        return damped_inverse(linearization.kernel(), damping, rtol)
 
 
 @dataclass(frozen=True)
@@ -99,59 +81,14 @@ class NystromKernel:
 
     def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
         product = partial(kernel_product, linearization)
-        generator = generator_for(linearization.residual, self.seed, step)
+        generator = generator_for(self.seed, step, linearization.residual.device)
         found = nystrom(product, linearization.residual, self.tail * damping, generator)
         return partial(found.solve, damping=damping)
-
-
-@dataclass(frozen=True)
-class SketchedKernel:
-    """The kernel of signed sums S J of random rows: S^T (S J J^T S^T + damping I)^-1 S.
-
-    The step is the exact one of the sketched least-squares problem (S J, S r); it becomes exact
-    as the buckets outnumber the pairs of points. Costs P size^2 operations and P size numbers.
-
-    Args:
-        size: the number of sketched rows.
-        seed: together with the number of the step it fixes the sketch.
-
-    Source: Clarkson & Woodruff (2013).
-    """
-
-    size: int
-    seed: int = 0
-
-    def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
-        u = linearization.residual
-        sketch = CountSketch(len(u), self.size, generator_for(u, self.seed, step))
-        rows = sketched_rows(linearization, sketch)
-        solve = factored(rows @ rows.mT, damping)
-        sign = sketch.sign.to(u.dtype)
-        return lambda u: sign * solve(sketch(u))[sketch.bucket]
-
-
-def generator_for(like: Tensor, seed: int, step: int) -> Generator:
-    """Random numbers that depend on seed and step only, so that resumed runs are exact."""
-    return Generator(like.device).manual_seed((seed << 32) + step)
 
 
 def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:
     """J J^T V for V (R, m), from rows of J in batches of bounded memory."""
     pulled = V.new_zeros(linearization.size, V.shape[1])
-    start = 0
-    for rows, _ in linearization.batches():
-        pulled.addmm_(rows.mT, V[start : start + len(rows)])
-        start += len(rows)
+    for rows, part in aligned((rows for rows, _ in linearization.batches()), V):
+        pulled.addmm_(rows.mT, part)
     return torch.cat([rows @ pulled for rows, _ in linearization.batches()])
-
-
-def sketched_rows(linearization: Linearization, sketch: CountSketch) -> Tensor:
-    """S J, shape (size, P), from rows of J in batches of bounded memory."""
-    like = linearization.residual
-    out, start = like.new_zeros(sketch.size, linearization.size), 0
-    for rows, _ in linearization.batches():
-        points = slice(start, start + len(rows))
-        sign = sketch.sign[points].to(rows.dtype)
-        out.index_add_(0, sketch.bucket[points], sign[:, None] * rows)
-        start += len(rows)
-    return out

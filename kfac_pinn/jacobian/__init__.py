@@ -10,10 +10,12 @@ check          the Jacobian against autograd's, now and then
 closure        the linearisation of a closure
 """
 
+from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, SelfLinearizing, linearize
 from kfac_pinn.jacobian.losses import ConvexLoss, total_loss
 
 __all__ = [
+    "CheckSchedule",
     "ConvexLoss",
     "Linearization",
     "SelfLinearizing",

@@ -28,7 +28,6 @@ __all__ = [
     "mismatch",
     "names_of",
     "refuse_changes",
-    "warn_of_chance",
     "warn_of_tf32",
     "warn_of_unused",
 ]
@@ -75,8 +74,10 @@ def due(
     if isinstance(check, CheckSchedule):
         with check.due(hash((frozenset(map(id, parameters)), *functions))) as answer:
             yield answer
-    else:
+    elif check is None or isinstance(check, bool):
         yield bool(check)
+    else:
+        raise TypeError(f"check is True, False or a CheckSchedule, not {check!r}")
 
 
 def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -153,18 +154,6 @@ def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
     if unused:
         message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
         warnings.warn(message, stacklevel=2)
-
-
-def warn_of_chance(loss: float, again: Tensor) -> None:
-    """Two evaluations at the same parameters give one loss, or a search compares nothing."""
-    allowed = 1e3 * torch.finfo(again.dtype).eps * abs(loss)
-    if abs(float(again.detach()) - loss) > allowed:
-        warnings.warn(
-            f"two evaluations of the closure gave the losses {loss:.6g} and {float(again):.6g}: it "
-            "draws new points or uses dropout (call model.eval()). A step that is judged by such "
-            "losses is judged by chance: draw points outside the closure, between the steps",
-            stacklevel=2,
-        )
 
 
 def warn_of_tf32(like: Tensor) -> None:

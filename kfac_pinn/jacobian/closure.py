@@ -17,7 +17,6 @@ from kfac_pinn.jacobian.check import (
     due,
     names_of,
     refuse_changes,
-    warn_of_chance,
     warn_of_tf32,
     warn_of_unused,
 )
@@ -51,6 +50,10 @@ class SelfLinearizing(Protocol):
 
     def linearize(self, parameters: Sequence[Tensor]) -> Linearization:
         """r and J at the current parameters, the rows in the order of the residuals."""
+
+
+class NothingReturnedError(TypeError):
+    """A closure returned None and sent no loss backwards."""
 
 
 def linearize(
@@ -97,13 +100,17 @@ def linearize(
             returned = closure()
         refuse_changes(known, before)
         output = returned if watch.loss is None else watch.loss
+        if output is None:
+            raise NothingReturnedError(
+                "the closure returned nothing (NoneType), nor did it call backward(). It must "
+                "return its residuals, e.g. `return laplacian(model, x) + f, model(xb) - g`, or "
+                "their loss"
+            )
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
             result = linearized(output, known, source)
             result.needs_gradients = capture.calls_autograd or is_loss(output)
-            if now and source.is_new:
-                warn_of_chance(result.loss, evaluate(closure, result.needs_gradients))
-                refuse_changes(known, before)
+            result.changes_gradients = watch.gradients_were_changed
     return result
 
 
@@ -163,7 +170,8 @@ def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
 
 def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
     """The residual terms there; arguments as of `evaluate`."""
-    return as_terms(run(closure, gradients))
+    with torch.set_grad_enabled(gradients):  # the residuals of a loss are read off its graph
+        return as_terms(run(closure, gradients))
 
 
 def run(closure: Callable[[], Any], gradients: bool) -> Any:

@@ -7,6 +7,7 @@ length P hold the parameters in the order given.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -135,10 +136,15 @@ class Linearization:
         terms: one entry a residual term (several for a term with a convex loss).
         loss: L, a float; 1/2 ||r||^2 for least squares.
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
+        ridge: the weights w of a term 1/2 sum_i w_i theta_i^2 of the loss (P,), or None. It adds w
+            to the diagonal of the Gauss-Newton matrix, and its gradient to `linear_term`.
+        changes_gradients: whether the closure changed the gradients after backward(): clipped them.
         needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
             with gradients disabled.
     """
 
+    ridge: Tensor | None = None
+    changes_gradients: bool = False
     needs_gradients: bool = False
     _sample: tuple[int, Tensor] | None = None
 
@@ -172,6 +178,28 @@ class Linearization:
         """dL/dtheta = J^T r (+ linear_term), shape (P,)."""
         gradient = self.vjp(self.residual)
         return gradient if self.linear_term is None else gradient + self.linear_term
+
+    def with_ridge(self, weights: Tensor) -> Linearization:
+        """That of L(theta) + 1/2 sum_i w_i theta_i^2, for weights w (P,): weight decay."""
+        theta = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        slope, result = weights * theta, copy.copy(self)
+        result.ridge = weights if self.ridge is None else self.ridge + weights
+        result.loss = self.loss + 0.5 * float(slope @ theta)
+        result.linear_term = slope if self.linear_term is None else self.linear_term + slope
+        vars(result).pop("gradient", None)  # that of the loss without the ridge, if cached
+        return result
+
+    def curvature(self, v: Tensor) -> Tensor:
+        """(J^T J + diag(w)) v, the Gauss-Newton matrix on a flat vector (P,); w: the ridge."""
+        product = self.vjp(self @ v)
+        return product if self.ridge is None else product + self.ridge * v
+
+    def damped(self, damping: float | Tensor) -> float | Tensor:
+        """damping + w: what is added to the diagonal of J^T J, a number if it is one."""
+        if self.ridge is None:
+            return damping
+        lowest, highest = self.ridge.aminmax()
+        return damping + (float(lowest) if lowest == highest else self.ridge)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """J v, shape (R,), for a flat vector v (P,), or (R, m) for several as columns (P, m)."""

@@ -126,24 +126,37 @@ Residuals: TypeAlias = (
 )
 
 
+BROADCAST = (
+    "{name} has shape {shape}: two tensors, of shapes ({N}, 1) and ({M},), were broadcast against "
+    "each other, so that every point is compared with all data. Write y[:, None] for data y of "
+    "shape ({N},): both sides have the shape ({N}, 1) then"
+)
+
+
 def as_column(residual: Tensor, name: str) -> Tensor:
     """The residual as a real vector (N,); anything but (N,) or (N, 1) is an error."""
     if residual.is_complex():
         raise ValueError(
             f"{name} is complex; return its two parts as two residuals, r.real and r.imag"
         )
-    if residual.ndim == 2 and residual.shape[1] == 1:
-        residual = residual[:, 0]
-    if residual.ndim == 2 and residual.shape[0] == residual.shape[1] > 1:
+    shape = tuple(residual.shape)
+    if residual.numel() == 0:
         raise ValueError(
-            f"{name} has shape {tuple(residual.shape)}, one number per pair of points: somewhere a "
-            "tensor (N, 1) meets one of shape (N,), and is broadcast. Give both the same shape, "
-            "e.g. `model(x)[:, 0] - g` or `model(x) - g[:, None]`; for as many equations as points "
-            "return one tensor per equation"
+            f"{name} has shape {shape}: there are no points in it. Look at the sampler or the mask "
+            "that chose them, or leave the term out of what the closure returns"
         )
-    if residual.ndim != 1 or len(residual) == 0:
+    if not shape:
         raise ValueError(
-            f"{name} has shape {tuple(residual.shape)}; a residual is one number per point, "
+            f"{name} has shape (): a residual is a vector. Write r.reshape(1) for one number, a "
+            "prior on a coefficient say, and do not average over the points"
+        )
+    if residual.ndim == 2 and shape[0] == shape[1] > 1:
+        raise ValueError(BROADCAST.format(name=name, shape=shape, N=shape[0], M=shape[1]))
+    if residual.ndim == 2 and shape[1] == 1:
+        residual = residual[:, 0]
+    if residual.ndim != 1:
+        raise ValueError(
+            f"{name} has shape {shape}; a residual is one number per point, "
             "shape (N,) or (N, 1). Return one tensor per equation, e.g. "
             "`return tuple(r.unbind(-1))`, and do not average over the points."
         )
@@ -194,7 +207,7 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
 
 def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
     """The terms of one entry; a tensor means least squares."""
-    from kfac_pinn.jacobian.scalar_losses import ends_in_squares, residual_terms  # of terms itself
+    from kfac_pinn.jacobian import scalar_losses  # it is made of terms itself
 
     if isinstance(value, (ConvexLoss, LeastSquares)):
         return [value]
@@ -205,18 +218,33 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
             "- g`; or their loss, one tensor of shape ()"
         )
     value = value.as_subclass(Tensor)  # a label or a unit would get in the way of the arithmetic
-    value = value.as_subclass(Tensor)  # frameworks have Tensors of their own
     if value.ndim == 0:
-        return list(residual_terms(value, trained))
+        return loss_terms(value, name, trained)
+    scalar_losses.refuse_broadcast(value, name)
     if value.ndim == 2 and 1 < value.shape[1] < value.shape[0] and not value.is_complex():
         return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
-    if value.shape == (1,) and ends_in_squares(value):
+    if value.shape == (1,) and scalar_losses.ends_in_squares(value):
         warnings.warn(
             f"{name} of shape (1,) is a sum of squares, and a residual is squared once more. If it "
             "is the loss, return it with shape (), or call backward() on it",
             stacklevel=2,
         )
     return [LeastSquares(value, name)]
+
+
+def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
+    """Those of a tensor of shape ()."""
+    from kfac_pinn.jacobian.scalar_losses import residual_terms
+
+    try:
+        return list(residual_terms(loss, trained))
+    except ValueError as error:
+        if name == "residual":
+            raise
+        raise ValueError(
+            f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
+            "prior on a coefficient say, has shape (1,): write r.reshape(1)"
+        ) from error
 
 
 def total_loss(output: Any) -> Tensor:

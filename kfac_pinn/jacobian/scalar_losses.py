@@ -23,9 +23,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kfac_pinn.jacobian.capture.graph import SHAPING, SLICING, edges_of, inputs_first, slicing
 from kfac_pinn.jacobian.capture.readers import name_of, shape_of
-from kfac_pinn.jacobian.losses import LeastSquares
+from kfac_pinn.jacobian.losses import BROADCAST, LeastSquares
 
-__all__ = ["Reweighted", "ends_in_squares", "residual_terms"]
+__all__ = ["Reweighted", "ends_in_squares", "refuse_broadcast", "residual_terms"]
 
 Node: TypeAlias = Any
 Edge: TypeAlias = tuple[Node, int]
@@ -182,6 +182,7 @@ def dependent(root: Node, trained: set[int] | None) -> set[Node]:
 
 def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
     """One term a column of the residual."""
+    refuse_broadcast(head.residual, name)
     weights = head.spread(weight)
     weights = weights.expand(torch.broadcast_shapes(weights.shape, head.residual.shape))
     residual = head.residual
@@ -196,6 +197,24 @@ def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
             yield LeastSquares((2 * len(r) * w).sqrt() * r, label)
         else:
             yield Reweighted(r, w, head.rho, label)
+
+
+def refuse_broadcast(residual: Tensor, name: str) -> None:
+    """(N, 1) - (M,) is (N, M): the network would learn the mean of the data."""
+    if residual.ndim != 2 or residual.shape[1] < 2 or residual.grad_fn is None:
+        return
+    N, M = residual.shape
+    shapes = {shape_of(*source) for source in compared(residual.grad_fn)}
+    if shapes and shapes <= {(N, 1), (1, M), (M,)} and (N == M or (N, 1) in shapes):
+        raise ValueError(BROADCAST.format(name=name, shape=(N, M), N=N, M=M))
+
+
+def compared(node: Node) -> Iterator[Edge]:
+    """What a sum or difference is of, before it was expanded (as F.mse_loss does)."""
+    node, _ = base(node, 0)
+    for edge in edges_of(node) if name_of(node) in DIFFERENCES else ():
+        source = base(*edge)
+        yield from edges_of(source[0]) if name_of(source[0]) == "Expand" else [source]
 
 
 def columns(residual: Tensor, weights: Tensor) -> list[list[Tensor]]:
@@ -395,6 +414,7 @@ HEADS: dict[str, Callable[[Node], Head | None]] = {
     "Sqrt": square_root,
 }
 
+DIFFERENCES = {"Add", "Sub", "Rsub"}
 SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "CopySlices"}
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",

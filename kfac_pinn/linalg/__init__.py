@@ -5,10 +5,11 @@ dense       damped and pseudo-inverse solves, blocked QR reduction of tall probl
 krylov      conjugate gradients with stop rules as objects
 limited_memory  known products correct a preconditioner
 memory      how many rows of J are held at once
-sketches    CountSketch of rows, cosine sketch of columns, Nystrom approximation
+sketches    CountSketch of rows, Nystrom approximation of an operator
 """
 
 from kfac_pinn.linalg.dense import (
+    aligned,
     damped_inverse,
     damped_solve,
     normal_equations,
@@ -28,10 +29,9 @@ from kfac_pinn.linalg.krylov import (
 )
 from kfac_pinn.linalg.limited_memory import Pairs
 from kfac_pinn.linalg.memory import rows_at_once
-from kfac_pinn.linalg.sketches import CosineSketch, CountSketch, Nystrom, dct, idct, nystrom
+from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom
 
 __all__ = [
-    "CosineSketch",
     "CountSketch",
     "KroneckerInverse",
     "KroneckerSum",
@@ -42,12 +42,12 @@ __all__ = [
     "RelativeResidual",
     "Solution",
     "Stop",
+    "aligned",
     "conjugate_gradients",
     "damped_inverse",
     "damped_solve",
-    "dct",
+    "generator_for",
     "geometric_indices",
-    "idct",
     "normal_equations",
     "nystrom",
     "pinv_solve",

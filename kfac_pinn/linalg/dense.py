@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "aligned",
     "damped_inverse",
     "damped_solve",
     "normal_equations",
@@ -23,23 +25,30 @@ def damped_solve(matrix: Tensor, rhs: Tensor, damping: float | Tensor = 0.0) -> 
     Args:
         matrix: M, shape (n, n).
         rhs: b, shape (n,) or (n, m).
+        damping: a number, or one for each unknown (n,).
     """
     return damped_inverse(matrix, damping)(rhs)
 
 
-def damped_inverse(matrix: Tensor, damping: float | Tensor = 0.0) -> Callable[[Tensor], Tensor]:
+def damped_inverse(
+    matrix: Tensor, damping: float | Tensor = 0.0, rtol: float | None = None
+) -> Callable[[Tensor], Tensor]:
     """b -> (M + damping I)^-1 b, factored once, for symmetric positive semi-definite M.
 
-    Cholesky, or `pinv_solve` where rounding has made M + damping I indefinite.
+    Cholesky; `pinv_solve` where an entry of the damping is zero, since M alone may be singular
+    and Cholesky would divide by rounding errors, and where rounding made M + damping I indefinite.
 
     Args:
         matrix: M, shape (n, n); b has shape (n,) or (n, m).
+        damping: a number, or one for each unknown (n,).
+        rtol: of `pinv_solve`.
     """
+    shift = torch.as_tensor(damping, dtype=matrix.dtype, device=matrix.device)
     damped = matrix.clone()
-    damped.diagonal().add_(damping)
+    damped.diagonal().add_(shift)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if failed:
-        return lambda rhs: pinv_solve(damped, rhs)
+    if failed or not shift.all():
+        return partial(pinv_solve, damped, rtol=rtol)
     return lambda rhs: torch.cholesky_solve(rhs.reshape(len(rhs), -1), factor).reshape(rhs.shape)
 
 
@@ -52,6 +61,7 @@ def pinv_solve(matrix: Tensor, rhs: Tensor, rtol: float | None = None) -> Tensor
         rtol: n eps by default.
     """
     values, vectors = torch.linalg.eigh(matrix)
+    # eigh is exact for a matrix n eps ||M|| away: eigenvalues below that may as well be zero.
     rtol = len(matrix) * torch.finfo(matrix.dtype).eps if rtol is None else rtol
     kept = values.abs() > rtol * values.abs().max()
     vectors, columns = vectors[:, kept], rhs.reshape(len(rhs), -1)
@@ -78,13 +88,25 @@ def reduce_rows(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
     """
     triangle: Tensor | None = None
     for rows, residual in blocks:
+        # With r as one more column, Q^T r falls out as the last column of R: Q is never formed.
         block = torch.cat([rows, residual[:, None]], dim=1)
+        # R of the rows so far stands for them, since Q drops out of every J^T J.
         tall = block if triangle is None else torch.cat([triangle, block])
         triangle = torch.linalg.qr(tall, mode="r").R
     if triangle is None:
         raise ValueError("reduce_rows was given no blocks; give at least one pair (rows, residual)")
     parameters = triangle.shape[1] - 1
+    # Row P of a tall problem holds the norm of r's part outside the range, which no step changes.
     return triangle[:parameters, :parameters], triangle[:parameters, parameters]
+
+
+def aligned(blocks: Iterable[Tensor], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Each block of rows with its rows of other tensors, which hold all of them in one piece."""
+    start = 0
+    for rows in blocks:
+        stop = start + len(rows)
+        yield rows, *(other[start:stop] for other in others)
+        start = stop
 
 
 def normal_equations(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -119,6 +119,7 @@ def whitener(matrix: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
         values, vectors = torch.linalg.eigh(matrix)
+        # below the error of eigh an eigenvalue says nothing, and 1 / sqrt of it would rule T
         floor = len(matrix) * torch.finfo(matrix.dtype).eps * values[-1].abs()
         return vectors / values.clamp_min(floor).sqrt()
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -135,6 +136,7 @@ def _diagonalise(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     right, s = _against_sum(A)
     left, t = _against_sum(B)
     eigenvalues = torch.outer(t, s) + torch.outer(1 - t, 1 - s)
+    # The sum vanishes where t = 0 and s = 1: there F is singular but for what eigh rounds off.
     return left, right, eigenvalues.clamp_min(torch.finfo(s.dtype).eps)
 
 
@@ -143,6 +145,7 @@ def _against_sum(M: Tensor) -> tuple[Tensor, Tensor]:
     white = whitener(M.sum(0))
     if len(M) == 1:
         return white, white.new_ones(len(white))
+    # T_1 = white already makes the sum I; what is left to do is rotate to where M_1 is diagonal.
     s, vectors = torch.linalg.eigh(white.mT @ M[0] @ white)
     return white @ vectors, s.clamp(0, 1)
 
@@ -162,9 +165,10 @@ def _nearest_product(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, float]:
     The leading term of the SVD of sum_k vec(A_k) vec(B_k)^T; positive semi-definite like the
     A_k and B_k, being non-negative combinations of them. Source: Van Loan & Pitsianis (1993).
     """
+    # K columns only: QR brings the matrices down to (K, K) before the decomposition.
     basis_a, R_a = torch.linalg.qr(A.flatten(1).mT)
     basis_b, R_b = torch.linalg.qr(B.flatten(1).mT)
     U, S, Vh = torch.linalg.svd(R_a @ R_b.mT)
     P, Q = (basis_a @ U[:, 0]).reshape(A.shape[1:]), (basis_b @ Vh[0]).reshape(B.shape[1:])
-    sign = P.trace().sign()
+    sign = P.trace().sign()  # singular vectors come in pairs of either sign
     return sign * S[0] * P, sign * Q, float(S[1:].norm())

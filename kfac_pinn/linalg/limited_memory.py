@@ -31,8 +31,10 @@ class Pairs:
 
     S: Tensor
     Y: Tensor
-    SY: Tensor  # the upper triangles of S Y^T and S S^T (m, m): new pairs add columns, and
-    SS: Tensor  # the products among the old ones, a third of a step, need not be made again
+    # The upper triangles of S Y^T and S S^T (m, m): new pairs add columns, and the products among
+    # the old ones, 2 m^2 n operations, need not be made again.
+    SY: Tensor
+    SS: Tensor
 
     @classmethod
     def none(cls, like: Tensor) -> Pairs:

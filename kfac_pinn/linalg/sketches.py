@@ -1,107 +1,83 @@
-"""Random compressions: of rows, of columns, and of a whole positive semi-definite operator."""
+"""Random compressions: of the rows of a matrix, and of a positive semi-definite operator."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn.linalg.dense import aligned
 from kfac_pinn.linalg.krylov import Operator
 
-__all__ = ["CosineSketch", "CountSketch", "Nystrom", "dct", "idct", "nystrom"]
+__all__ = ["CountSketch", "Nystrom", "generator_for", "nystrom"]
+
+
+def generator_for(seed: int, step: int, device: torch.device | str = "cpu") -> Generator:
+    """Random numbers that depend on seed and step only, so that resumed runs are exact."""
+    # A CPU generator reads 32 bits of its seed. The odd constant, 2^32 over the golden ratio,
+    # spreads the seeds over them: the streams of two seeds meet after millions of steps only.
+    return Generator(device).manual_seed((seed * 0x9E3779B1 + step) % 2**32)
 
 
 class CountSketch:
-    """S of shape (size, N) with one random sign in every column: S J adds signed rows of J.
+    """S (size, N) with h random signs in every column: S J adds signed rows of J.
 
-    E[S^T S] = I, and S J costs one pass over J. Source: Clarkson & Woodruff (2013).
+        S = [S_1; ...; S_h] / sqrt(h),    S_i with one entry +-1 in every column
+
+    E[S^T S] = I, with ones on the diagonal of S^T S itself, and S J costs h passes over J. More
+    hashes help where a few rows of J weigh most: two of them rarely share all their buckets.
 
     Args:
         rows: N.
         size: the number of sketched rows.
         generator: the source of the buckets and signs; fixes the device.
+        hashes: h, how many sketched rows each row enters, one in each h-th part of them.
+
+    Raises:
+        ValueError: unless 1 <= hashes <= size.
+
+    Source: Clarkson & Woodruff (2013), h = 1; Nelson & Nguyen (2013), h > 1.
     """
 
-    def __init__(self, rows: int, size: int, generator: Generator) -> None:
+    def __init__(self, rows: int, size: int, generator: Generator, hashes: int = 1) -> None:
+        if not 1 <= hashes <= size:
+            raise ValueError(
+                f"a CountSketch of {size} rows cannot have {hashes} hashes; give between one and "
+                "as many as there are rows"
+            )
         device = generator.device
         self.size = size
-        self.bucket = torch.randint(size, (rows,), generator=generator, device=device)
-        self.sign = 1 - 2 * torch.randint(2, (rows,), generator=generator, device=device)
+        ends = [size * part // hashes for part in range(hashes + 1)]
+        parts = [
+            torch.randint(*part, (rows,), generator=generator, device=device)
+            for part in pairwise(ends)
+        ]
+        self.bucket = torch.stack(parts, dim=1)
+        self.sign = 1 - 2 * torch.randint(2, (rows, hashes), generator=generator, device=device)
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """S J for J of shape (N, ...)."""
-        sign = self.sign.to(matrix.dtype).reshape(-1, *[1] * (matrix.ndim - 1))
-        return matrix.new_zeros(self.size, *matrix.shape[1:]).index_add_(
-            0, self.bucket, sign * matrix
-        )
+        return self.of([matrix])
 
+    def of(self, blocks: Iterable[Tensor]) -> Tensor:
+        """S J from blocks of rows of J in order, one block in memory at a time.
 
-class CosineSketch:
-    """S = sqrt(P/size) (sampled rows of the cosine transform) (random signs), shape (size, P).
-
-    E[S^T S] = I; the rows are orthogonal. J S^T compresses the columns of J, S^T maps a step in
-    the sketched space back. Source: Tropp (2011), with the cosine for the Hadamard transform.
-
-    Args:
-        columns: P.
-        size: the number of sketched columns, at most P.
-        generator: the source of the signs and the sample; fixes the device.
-
-    Raises:
-        ValueError: if size > P.
-    """
-
-    def __init__(self, columns: int, size: int, generator: Generator) -> None:
-        if size > columns:
-            raise ValueError(f"a cosine sketch of {columns} columns cannot have size {size}")
-        device = generator.device
-        self.columns = columns
-        self.sign = 1 - 2 * torch.randint(2, (columns,), generator=generator, device=device)
-        self.sample = torch.randperm(columns, generator=generator, device=device)[:size]
-        self.scale = (columns / size) ** 0.5
-
-    def __call__(self, matrix: Tensor) -> Tensor:
-        """J S^T, shape (..., size), for J of shape (..., P)."""
-        return self.scale * dct(matrix * self.sign)[..., self.sample]
-
-    def transpose(self, sketched: Tensor) -> Tensor:
-        """The map back: y S, shape (..., P), for y of shape (..., size)."""
-        spread = sketched.new_zeros(*sketched.shape[:-1], self.columns)
-        spread[..., self.sample] = sketched
-        return self.scale * idct(spread) * self.sign
-
-
-def dct(x: Tensor) -> Tensor:
-    """The orthonormal cosine transform (type II) of the last dimension.
-
-    y_k = w_k sum_n x_n cos(pi k (2n+1) / 2P), w_0 = sqrt(1/P), w_k = sqrt(2/P).
-    Source: Makhoul (1980): one Fourier transform of the even, then the odd reversed entries.
-    """
-    size = x.shape[-1]
-    folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    y = (torch.fft.fft(folded) * _twiddle(x)).real * (2 / size) ** 0.5
-    y[..., 0] *= 0.5**0.5
-    return y
-
-
-def idct(y: Tensor) -> Tensor:
-    """The inverse, which is the transpose, of `dct`."""
-    size = y.shape[-1]
-    y = y * (size / 2) ** 0.5
-    y[..., 0] *= 2**0.5
-    tail = torch.cat([torch.zeros_like(y[..., :1]), y[..., 1:].flip(-1)], dim=-1)
-    folded = torch.fft.ifft(torch.complex(y, -tail) * _twiddle(y).conj()).real
-    x = torch.empty_like(y)
-    half = (size + 1) // 2
-    x[..., ::2], x[..., 1::2] = folded[..., :half], folded[..., half:].flip(-1)
-    return x
-
-
-def _twiddle(x: Tensor) -> Tensor:
-    """exp(-i pi k / 2P), k = 0 ... P-1."""
-    angle = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device) * (torch.pi / 2 / x.shape[-1])
-    return torch.polar(torch.ones_like(angle), -angle)
+        Raises:
+            ValueError: if there is no block.
+        """
+        total: Tensor | None = None
+        for rows, buckets, signs in aligned(blocks, self.bucket, self.sign):
+            if total is None:
+                total = rows.new_zeros(self.size, *rows.shape[1:])
+            shape = (-1, *[1] * (rows.ndim - 1))
+            for bucket, sign in zip(buckets.T.to(rows.device), signs.T.to(rows), strict=True):
+                total.index_add_(0, bucket, sign.reshape(shape) * rows)
+        if total is None:
+            raise ValueError("S J was asked of no rows; give at least one block")
+        return total / self.bucket.shape[1] ** 0.5
 
 
 @dataclass(frozen=True)
@@ -136,10 +112,13 @@ class Nystrom:
         return values if v.ndim == 1 else values[:, None]
 
 
+FIRST_RANK = 8  # cheap beside one product with A, and three doublings from a hundred
+
+
 def nystrom(product: Operator, like: Tensor, tail: float, generator: Generator) -> Nystrom:
     """A randomised Nystrom approximation with the rank read off the spectrum.
 
-    The rank doubles from 8 until the smallest eigenvalue found is at most `tail` (Frangella,
+    The rank doubles until the smallest eigenvalue found is at most `tail` (Frangella,
     Tropp & Udell 2023, section 5.4: 10 times the damping is enough) or the rank is n.
 
     Args:
@@ -148,7 +127,7 @@ def nystrom(product: Operator, like: Tensor, tail: float, generator: Generator) 
         tail: the eigenvalue below which nothing needs resolving.
         generator: the source of the test matrix.
     """
-    size, rank = len(like), min(8, len(like))
+    size, rank = len(like), min(FIRST_RANK, len(like))
     while True:
         approximation = _nystrom_of_rank(product, like, rank, generator)
         if approximation.eigenvalues[-1] <= tail or rank == size:
@@ -163,6 +142,7 @@ def _nystrom_of_rank(product: Operator, like: Tensor, rank: int, generator: Gene
     )
     test = torch.linalg.qr(noise.to(like.device)).Q
     image = product(test)
+    # Rounding makes test^T A test indefinite by this much at most; it is taken off again below.
     shift = torch.finfo(like.dtype).eps * len(like) ** 0.5 * image.norm()
     image = image + shift * test
     lower = torch.linalg.cholesky(test.mT @ image)

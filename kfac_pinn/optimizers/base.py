@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import warnings
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
-from kfac_pinn.jacobian.closure import Linearization, linearize
-from kfac_pinn.jacobian.losses import Residuals
-from kfac_pinn.optimizers.saving import placed, plain, restored
+from kfac_pinn.jacobian.closure import NothingReturnedError
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.arguments import (
+    Common,
+    check_group,
+    natural_lr,
+    refuse_unknown,
+    whole_number,
+)
+from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, depends_on, release
+from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
+from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
+from kfac_pinn.search.damping import DampingLaw
+from kfac_pinn.search.one_evaluation import OneEvaluation, Trial, Unseen
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LeastSquaresOptimizer", "Parameters"]
 
-JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
+# A default that `inspect` reports as none: frameworks ask `step` whether it needs a closure, and
+# hand one over if `closure` has no default.
+NO_DEFAULT: Any = inspect.Parameter.empty
+ONE_EVALUATION = OneEvaluation()
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -37,84 +57,128 @@ class LeastSquaresOptimizer(Optimizer, ABC):
     `self.memory`, a frozen dataclass. In `state_dict` all of it is plain containers.
 
     Attributes:
-        check: when the Jacobian is compared with autograd's; True: at every step, False: never.
+        positive: the groups' numbers that must not be zero.
         kinds: the types of those entries of `state[p]` that are no tensors.
         memory: what the optimizer remembers, besides the parameters' state.
+        search: how far to go; `OneEvaluation()`: as the next loss will judge.
+        unseen: what is remembered of a step that is still to be judged.
         steps: how many steps it has taken.
+        check: when the Jacobian is compared with autograd's; True: at every step, False: never.
         stats: of the last step: loss, new_loss, evaluations, step_length, shortened, reason, ...
             The reason is empty unless nothing moved.
     """
 
+    positive: ClassVar[frozenset[str]] = frozenset({"lr"})
     kinds: ClassVar[Mapping[str, Any]] = {}
     memory: Any = None
     _left: float = math.nan  # the loss after the last step
-    _noticed: bool = False
+    _precision: str = ""  # dtype and device of the last step
+    _stepping, _zeroed = False, False
+    _step_supports_amp_scaling = True  # so that a GradScaler shows itself, and is refused
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
+    def __init__(
+        self,
+        params: Parameters,
+        defaults: dict[str, Any],
+        search: Any = None,
+        /,
+        **common: Unpack[Common],
+    ) -> None:
+        rest: dict[str, Any] = dict(common)
+        decay, self.max_iter = rest.pop("weight_decay", 0.0), rest.pop("max_iter", 1)
+        refuse_unknown(type(self), rest)
+        self.max_iter = whole_number("max_iter", self.max_iter)
+        super().__init__(params, {**defaults, "weight_decay": decay})
+        self.search, self.unseen, self.steps = search, Unseen(), 0
         self.check: bool | CheckSchedule = CheckSchedule()
-        self.steps = 0
         self.stats: dict[str, float | int | str] = {}
+        self._remarks = Remarks()
+        self._begin_to_watch()
+        if (natural_lr(type(self)) == 1 and self.evaluates) or isinstance(search, OneEvaluation):
+            self._remarks.small_lr(float(defaults["lr"]))
 
     @abstractmethod
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """Where to go, how far, and what is predicted; lr is included."""
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Residuals]) -> Tensor:  # type: ignore[override]
-        """One step.
+    @property
+    def evaluates(self) -> bool:
+        """Whether `propose` evaluates the loss at trial parameters."""
+        return not isinstance(self.search, OneEvaluation)
 
-        Args:
-            closure: takes no arguments and returns the residuals: a tensor (N,) or (N, 1), a tuple
-                or a dict of them. It may be called several times, with gradients disabled.
-
-        Returns:
-            The loss before the step, a scalar tensor.
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The step, lr included, without a look at any loss but the current one.
 
         Raises:
+            TypeError: if an optimizer does not say what that is.
+        """
+        raise TypeError(
+            f"{type(self).__name__} evaluates the loss at trial parameters: hand `step` a closure, "
+            "and no search=OneEvaluation()"
+        )
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """What follows for the next `leap` from the ratio that the last one achieved."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:  # type: ignore[override]
+        """One step, or `max_iter` of them.
+
+        Args:
+            closure: takes no arguments and returns the residuals (a tensor (N,) or (N, 1), a tuple
+                or a dict of them), or a loss made of squares, whether it calls `backward()` or not.
+                It may be called several times. Without one, the step reads the losses on which
+                `backward()` was called since the last `zero_grad()` or `step`, and goes by
+                `OneEvaluation`.
+
+        Returns:
+            The loss before the (first) step, a scalar tensor.
+
+        Raises:
+            RuntimeError: without a closure, if no loss was sent backwards.
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
-        parameters, before = self.parameters, self._snapshot()
-        if not parameters:
-            raise ValueError("no parameter requires a gradient: there is nothing to train")
-        objective = Objective(closure, parameters, self._names())
-        try:
-            linearization = self._linearize(closure, parameters)
-            objective.gradients = linearization.needs_gradients
-            self._notice(linearization)
-            step = self.propose(linearization, objective)
-            self.steps += 1
-            self._move(step, objective)
-        except BaseException:
-            objective.restore()
-            self._rollback(before)
-            raise
-        if step.displacement is not None and not step.is_finite:
-            self._rollback(before)
-            step = Step.stay(Outcome.NOT_FINITE, **step.info)
-        self._write_down(step, objective, linearization)
-        return objective.origin.new_tensor(linearization.loss)
+        refuse_scaler(self)
+        with self._reading(closure) as reading:
+            loss, resting = self._once(reading), 0
+            for _ in range(self.max_iter - 1):
+                resting = 0 if self.stats["step_norm"] else resting + 1
+                if resting > 1:  # one may have been a damping that was too small
+                    break
+                self._once(reading)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of any optimizer; the losses sent backwards from now on are those of the next step."""
+        super().zero_grad(set_to_none)
+        self._zeroed = True
+        if not self._stepping:
+            self._watch.clear()
+            self._watch.start()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train further parameters, from now on, with hyper-parameters of their own.
 
         Raises:
-            ValueError: if its lr is not positive, or it holds a parameter twice.
+            TypeError, ValueError: for an entry that is no number in its range, or that would be
+                ignored, and for a parameter that is held twice.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            if not group["lr"] > 0:
-                raise ValueError(f"lr must be positive, found {group['lr']}")
-            if len({id(p) for p in group["params"]}) < len(group["params"]):
-                raise ValueError("a parameter group holds a parameter twice; pass each once")
-        except ValueError:
+            check_group(type(self), self.param_groups[-1], self.defaults, self.positive)
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or pickle, which watches for itself."""
+        super().__setstate__(state)
+        if "_watch" not in vars(self):
+            self._begin_to_watch()
+
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
-        left_out = {"step"} | {key for key in vars(self) if key.endswith("_hooks")}
+        left_out = {"step", "_watch"} | {key for key in vars(self) if key.endswith("_hooks")}
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     @property
@@ -162,10 +226,16 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         """Tensors, numbers and containers only: `torch.load(weights_only=True)` reads them."""
         saved = super().state_dict()
         saved["state"] = plain(saved["state"])
-        return {**saved, "steps": self.steps, "memory": plain(self.memory)}
+        own = {"steps": self.steps, "memory": plain(self.memory), "unseen": plain(self.unseen)}
+        return {**saved, **own, **signature_of(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state exactly: torch would cast every state tensor to its parameter's dtype."""
+        """Restore a state exactly: torch would cast every state tensor to its parameter's dtype.
+
+        Raises:
+            ValueError: for the state of another optimizer, or of parameters of other shapes.
+        """
+        refuse_foreign(self, state_dict)
         super().load_state_dict(state_dict)
         order = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -175,13 +245,167 @@ class LeastSquaresOptimizer(Optimizer, ABC):
                 kinds = {key: self.kinds.get(key) for key in entries}
                 self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
         self.steps = state_dict["steps"]
-        self.memory = restored(type(self.memory), placed(state_dict["memory"], order[0].device))
+        device, self._precision = order[0].device, state_dict["precision"]
+        self.memory = restored(type(self.memory), placed(state_dict["memory"], device))
+        self.unseen = restored(Unseen, placed(state_dict["unseen"], device))
 
-    def _linearize(
-        self, closure: Callable[[], Residuals], parameters: list[Tensor]
-    ) -> Linearization:
-        """Compared with autograd when `check` says so."""
-        return linearize(closure, parameters, self.check, self._names())
+    @contextmanager
+    def _reading(self, closure: Any) -> Iterator[Reading]:
+        """The closure, or the losses so far; afterwards no graph is kept."""
+        losses = [loss for loss in self._watch.losses if depends_on(loss, self.parameters)]
+        missing = closure is None or closure is NO_DEFAULT
+        self._watch.stop()
+        self._stepping, self._zeroed = True, False
+        try:
+            yield self._by_losses(losses) if missing else ByClosure(closure, len(losses))
+        finally:
+            self._stepping = False
+            release(self._watch.losses)
+            self._watch.clear()
+            if missing:
+                self._watch.start()
+
+    def _by_losses(self, losses: list[Tensor]) -> ByLosses:
+        """What a step without a closure reads."""
+        if not losses:
+            raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
+        if self.max_iter > 1:
+            raise RuntimeError(
+                f"max_iter={self.max_iter} steps in one call need a closure: write "
+                "`optimizer.step(closure)`, or leave out max_iter"
+            )
+        return ByLosses(losses)
+
+    def _once(self, reading: Reading) -> Tensor:
+        """One step."""
+        watch, parameters = Stopwatch(), self.parameters
+        if not parameters:
+            raise ValueError("no parameter requires a gradient: there is nothing to train")
+        refuse_autocast(parameters[0])
+        self._renew(precision_of(parameters[0]))
+        self._remarks.hooked(parameters, self._names())
+        objective = reading.objective(parameters, self._names(), self._ridge())
+        with without_hooks(parameters), self._undone_by_errors(objective) as before:
+            linearization, step = self._proposal(reading, objective)
+            self.steps += 1
+            self._move(step, objective)
+        if step.displacement is not None and not step.is_finite:
+            self._rollback(before)
+            step = Step.stay(Outcome.NOT_FINITE, **step.info)
+        self._write_down(step, objective, linearization)
+        self._precision = precision_of(parameters[0])
+        self._remarks.busy(self.steps, watch, parameters[0])
+        return objective.origin.new_tensor(self.stats["loss"])
+
+    def _proposal(
+        self, reading: Reading, objective: Objective
+    ) -> tuple[Linearization | None, Step]:
+        """The linearisation, None where the last step led to no finite loss, and the next step."""
+        rule = self._rule(reading)
+        objective.repeatable = rule is None
+        try:
+            linearization = self._linearized(reading, objective, rule)
+        except NothingReturnedError:
+            if not self._zeroed:
+                raise
+            return None, Step.stay(Outcome.NOTHING, loss=math.nan, new_loss=math.nan)
+        if linearization is not None:
+            self._remark(reading, linearization)
+            if objective.ridge is not None:
+                linearization = linearization.with_ridge(objective.ridge)
+            if objective.repeatable and self.evaluates:
+                self._remarks.differing(self.steps, objective, linearization)
+        return linearization, self._forward_or_back(rule, linearization, objective)
+
+    @contextmanager
+    def _undone_by_errors(self, objective: Objective) -> Iterator[Snapshot]:
+        """Parameters and state as before, if something goes wrong."""
+        before = self._snapshot()
+        try:
+            yield before
+        except BaseException as error:
+            objective.restore()
+            self._rollback(before)
+            if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                raise FloatingPointError(OVERFLOW) from error
+            raise
+
+    def _rule(self, reading: Reading) -> OneEvaluation | None:
+        """The rule by which steps are judged by the next loss; None: by their own."""
+        if isinstance(self.search, OneEvaluation):
+            return self.search
+        return ONE_EVALUATION if self.evaluates and not reading.repeatable else None
+
+    def _linearized(
+        self, reading: Reading, objective: Objective, rule: OneEvaluation | None
+    ) -> Linearization | None:
+        """Compared with autograd when `check` says so; None: a step taken unseen led nowhere."""
+        try:
+            found = reading.linearize(objective.parameters, self.check, objective.names)
+            if not math.isfinite(found.loss):
+                raise FloatingPointError(f"the loss is {found.loss}: {OVERFLOW}")
+        except FloatingPointError:
+            if rule is None or self._trial(objective.parameters) is None:
+                raise
+            return None
+        objective.gradients = found.needs_gradients
+        return found
+
+    def _remark(self, reading: Reading, linearization: Linearization) -> None:
+        """On what the linearisation shows.
+
+        Raises:
+            RuntimeError: if no residual depends on any parameter, or the closure adds its gradient
+                to others that wait in `.grad`.
+        """
+        self._remarks.lost(linearization, self._names())
+        self._remarks.jump(self._left, linearization)
+        self._remarks.clipped_inside(linearization)
+        if not reading.repeatable:
+            self._remarks.clipped(linearization.parameters, linearization.gradient)
+        elif reading.waiting and not self._zeroed and has_gradient(linearization.parameters):
+            raise RuntimeError(ACCUMULATED.format(count=reading.waiting))
+
+    def _trial(self, parameters: list[Tensor]) -> Trial | None:
+        """The step that is still to be judged, if it was one of these parameters."""
+        trial, size = self.unseen.trial, sum(p.numel() for p in parameters)
+        return trial if trial is not None and len(trial.origin) == size else None
+
+    def _forward_or_back(
+        self, rule: OneEvaluation | None, linearization: Linearization | None, objective: Objective
+    ) -> Step:
+        """The step from here: forward, or back where the last one was judged and failed."""
+        if rule is None and linearization is not None:
+            return self.propose(linearization, objective)
+        rule, trial = rule or ONE_EVALUATION, self._trial(objective.parameters)
+        loss = math.inf if linearization is None else linearization.loss
+        if trial is not None:
+            failed = not loss <= trial.loss
+            self.learn(rule.law, -math.inf if failed else trial.ratio(loss))
+            if failed:
+                shorter, step = rule.back(trial, loss, objective.origin)
+                self.unseen = replace(self.unseen, trial=shorter)
+                return step.noting(loss=loss)
+        return self._leap(linearization, objective, trial)
+
+    def _leap(
+        self, linearization: Linearization | None, objective: Objective, last: Trial | None
+    ) -> Step:
+        """A step forward that the next one will judge."""
+        assert linearization is not None  # no trial, no linearisation: raised before
+        if not linearization.gradient.any():
+            self.unseen = replace(self.unseen, trial=None)
+            return Step.stay(Outcome.NO_GRADIENT)
+        step = self.leap(linearization, objective)
+        trial = Trial.of(step, linearization, objective.origin)
+        self.unseen = replace(self.unseen, trial=trial)
+        return step if last is None else step.noting(ratio=last.ratio(linearization.loss))
+
+    def _ridge(self) -> Tensor | None:
+        """w of the term 1/2 sum_i w_i theta_i^2 that weight decay adds to the loss."""
+        if not any(group["weight_decay"] for group in self.param_groups):
+            return None
+        return self.expand("weight_decay")
 
     def _names(self) -> list[str]:
         names: list[str] = []
@@ -199,17 +423,22 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         else:
             objective.restore()
 
-    def _write_down(self, step: Step, objective: Objective, linearization: Linearization) -> None:
+    def _write_down(
+        self, step: Step, objective: Objective, linearization: Linearization | None
+    ) -> None:
         """The gradient and the statistics of a step."""
-        gradient, moved = linearization.gradient, step.displacement is not None
-        for p, g in zip(objective.parameters, linearization.unflatten(gradient), strict=True):
-            p.grad = g.clone()
-        self._left = step.loss if moved else linearization.loss
+        loss, norm, moved = math.inf, math.nan, step.displacement is not None
+        if linearization is not None:
+            loss, norm = linearization.loss, float(linearization.gradient.norm())
+            parts = linearization.unflatten(linearization.gradient)
+            for p, g in zip(objective.parameters, parts, strict=True):
+                p.grad = g.clone()
+        self._left = step.loss if moved else loss
         self.stats = {
-            "loss": linearization.loss,
+            "loss": loss,
             "new_loss": self._left,
             "evaluations": objective.evaluations,
-            "gradient_norm": float(gradient.norm()),
+            "gradient_norm": norm,
             "step_norm": 0.0 if step.displacement is None else float(step.displacement.norm()),
             "step_length": step.length if moved else 0.0,
             "shortened": step.shortened,
@@ -217,26 +446,24 @@ class LeastSquaresOptimizer(Optimizer, ABC):
             **step.info,
         }
 
-    def _notice(self, linearization: Linearization) -> None:
-        """Say so, once, where the last step fitted its points and the next ones show it."""
-        left, found = self._left, linearization.loss
-        rounding = torch.finfo(linearization.residual.dtype).eps
-        if self._noticed or not left > 0 or not found > max(JUMP * left, rounding):
-            return
-        self._noticed = True
-        warnings.warn(
-            f"the last step left a loss of {left:.1e}, this one found {found:.1e}: if the points "
-            "are new, the last ones were fitted, not the equation. Draw more of them (now "
-            f"{len(linearization.residual)} residuals for {linearization.size} parameters), keep "
-            "them for fewer steps, or take a smaller network; hold some out to see the error",
-            stacklevel=5,  # the line that calls `step`
-        )
+    def _begin_to_watch(self) -> None:
+        """For losses that are sent backwards, until the first step with a closure."""
+        self._watch = BackwardWatch()
+        self._watch.start()
+        weakref.finalize(self, self._watch.stop)
+
+    def _renew(self, precision: str) -> None:
+        """Forget the state of parameters that had another dtype or device in the last step."""
+        if self._precision and precision != self._precision:
+            self._remarks.precision(self._precision, precision)
+            self.state.clear()
+            self.unseen = Unseen()
+            self.memory = None if self.memory is None else type(self.memory)()
 
     def _snapshot(self) -> Snapshot:
         state = {key: dict(value) for key, value in self.state.items()}
-        return Snapshot(
-            state, [dict(group) for group in self.param_groups], self.steps, self.memory
-        )
+        groups = [dict(group) for group in self.param_groups]
+        return Snapshot(state, groups, self.steps, self.memory, self.unseen)
 
     def _rollback(self, before: Snapshot) -> None:
         self.state.clear()
@@ -244,7 +471,7 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         for group, old in zip(self.param_groups, before.groups, strict=True):
             group.clear()  # settings that were added
             group.update(old)
-        self.steps, self.memory = before.steps, before.memory
+        self.steps, self.memory, self.unseen = before.steps, before.memory, before.unseen
 
 
 @dataclass(frozen=True)
@@ -255,3 +482,48 @@ class Snapshot:
     groups: list[dict[str, Any]]
     steps: int
     memory: Any
+    unseen: Unseen
+
+
+def has_gradient(parameters: Iterable[Tensor]) -> bool:
+    """Whether some `.grad` is not zero."""
+    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+
+
+def precision_of(parameter: Tensor) -> str:
+    """Its dtype and device."""
+    return f"{parameter.dtype} on {parameter.device}".removeprefix("torch.")
+
+
+def refuse_scaler(optimizer: Any) -> None:
+    """Raise `TypeError` under a `GradScaler`, which leaves its mark on an optimizer."""
+    if hasattr(optimizer, "found_inf"):
+        del optimizer.grad_scale, optimizer.found_inf
+        raise TypeError(f"GradScaler.step has no meaning here: {HALF}")
+
+
+def refuse_autocast(parameter: Tensor) -> None:
+    """Raise `ValueError` under autocast."""
+    if torch.is_autocast_enabled(parameter.device.type):
+        raise ValueError(f"step() was called under autocast: {HALF}")
+
+
+HALF = (
+    "second-order steps need all digits of float32, better float64. Leave out autocast and the "
+    "scaler, and call optimizer.step(closure), or loss.backward() and optimizer.step()"
+)
+OVERFLOW = (
+    "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
+    "the equations, the data or the weights of the terms"
+)
+NO_LOSS = (
+    "{name}.step() was called without a closure, and no loss was sent backwards to its parameters "
+    "since the last step or zero_grad(). Write `optimizer.step(closure)`, with a closure that "
+    "returns the residuals or the loss, or `optimizer.zero_grad(); loss = ...; loss.backward(); "
+    "optimizer.step()`, backward() without create_graph, after the optimizer was constructed"
+)
+ACCUMULATED = (
+    "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "
+    "them without zero_grad(): a step with a closure reads the closure alone. Return all terms "
+    "from one closure (no accumulate_grad_batches), or call optimizer.zero_grad() inside it"
+)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.search.damping import DampingLaw, scale_of
 from kfac_pinn.search.line import Search
 from kfac_pinn.search.model import DampedModel, Trial, decrease_ratio
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DampedOptimizer", "Damping", "ModelOptimizer", "tried"]
 
@@ -78,6 +82,7 @@ class DampedOptimizer(ModelOptimizer):
     """
 
     memory: Damping
+    search: Search
 
     def __init__(
         self,
@@ -86,9 +91,10 @@ class DampedOptimizer(ModelOptimizer):
         law: DampingLaw,
         search: Search,
         start: float = 1e-4,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, defaults)
-        self.law, self.search, self.start = law, search, start
+        super().__init__(params, defaults, search, **common)
+        self.law, self.start = law, start
         self.memory = Damping()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
@@ -100,7 +106,7 @@ class DampedOptimizer(ModelOptimizer):
         if abs(whole.predicted) <= rounding(linearization):
             return Step.stay(Outcome.NO_DECREASE_LEFT, **whole.info)
         trial = tried(whole, damping, linearization, objective)
-        self.adapt(damping, trial.ratio)
+        self.adapt(damping, trial.ratio, self.law)
         level = float(torch.as_tensor(damping, dtype=torch.float64).max())
         step = self._shortened(whole, linearization, objective)
         return step.noting(**whole.info, damping=level, ratio=trial.ratio)
@@ -109,9 +115,23 @@ class DampedOptimizer(ModelOptimizer):
         """lambda of this step: as the last one left it, or the first one."""
         return self.memory.damping or self.start * scale_of(linearization)
 
-    def adapt(self, damping: float | Tensor, ratio: float) -> None:
-        """lambda of the next step, by the law."""
-        self.memory = replace(self.memory, damping=self.law(float(damping), ratio))
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The whole damped step."""
+        damping = self.damping(linearization)
+        if not isinstance(damping, Tensor):
+            self.memory = replace(self.memory, damping=damping)
+        step = self.aim(self.model(linearization, objective), damping)
+        if abs(step.predicted) <= rounding(linearization):
+            return Step.stay(Outcome.NO_DECREASE_LEFT, **step.info)
+        return step.noting(damping=float(torch.as_tensor(damping, dtype=torch.float64).max()))
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """lambda follows the ratio of the step before."""
+        self.adapt(self.memory.damping or 0.0, ratio, law)
+
+    def adapt(self, damping: float | Tensor, ratio: float, law: DampingLaw) -> None:
+        """lambda of the next step, by a law."""
+        self.memory = replace(self.memory, damping=law(float(damping), ratio))
 
     def _shortened(self, whole: Step, linearization: Linearization, objective: Objective) -> Step:
         if whole.displacement is None or not whole.is_finite:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,13 +14,17 @@ from kfac_pinn.curvature.sample_space import (
     ExactKernel,
     Kernel,
     NaturalGradient,
-    factored,
     sample_space,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.linalg import damped_inverse
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ENGD", "Diagonal", "Full", "Gramian", "PerLayer", "SampleSpace"]
 
@@ -58,15 +62,15 @@ class ENGD(DirectionOptimizer):
         damping: float = 1e-10,
         gramian: Gramian | None = None,
         search: Search | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        if not damping >= 0:
-            raise ValueError(f"damping must not be negative, found {damping}")
-        super().__init__(params, {"lr": lr, "damping": damping}, search or GridSearch())
+        super().__init__(params, {"lr": lr, "damping": damping}, search or GridSearch(), **common)
         self.gramian = gramian or Full()
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses."""
-        averages, damping = self._averages(linearization), self.expand("damping")
+        averages = self._averages(linearization)
+        damping = torch.as_tensor(linearization.damped(self.expand("damping")))
         solve = self.gramian.factor(averages, linearization, damping, self.steps)
         return -solve(linearization.residual, linearization.linear_term)
 
@@ -185,7 +189,7 @@ class SampleSpace:
     """The whole of G by its kernel J J^T, which may be an approximate one.
 
     Args:
-        kernel: `ExactKernel()`, or for many points `NystromKernel()`, `SketchedKernel(size)`.
+        kernel: `ExactKernel()`, or `NystromKernel()` for many points.
     """
 
     kernel: Kernel = EXACT
@@ -227,7 +231,7 @@ def parameter_space(
     """(u, e) -> (G + damping)^-1 (J^T u + e) on some columns of J, zero on the others."""
     rank = max(len(linearization.residual), linearization.size)
     rtol = rank * torch.finfo(gramian.dtype).eps
-    solve = factored(gramian, taken(damping, columns), rtol)
+    solve = damped_inverse(gramian, taken(damping, columns), rtol)
 
     def apply(u: Tensor, e: Tensor | None) -> Tensor:
         v = pulled_back(linearization, u, e)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator
@@ -12,11 +13,17 @@ from torch import Generator
 from kfac_pinn.curvature.compression import Compression, Exact
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
+from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, Trial
+from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Objective, Outcome, Step
 from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GaussNewton"]
 
@@ -66,9 +73,10 @@ class GaussNewton(ModelOptimizer):
     Args:
         params: as for any torch optimizer.
         lr: scales the steps of a group; 1 unless a group is to move less.
-        compression: how J is made small enough: all of it (`Exact()`) or a `Sketch(rows, columns)`.
+        compression: how J is made small enough: all of it (`Exact()`) or a `Sketch(rows)`.
         control: how the target is hit.
         schedule: which target holds when.
+        search: `OneEvaluation()` instead of the control.
 
     `stats` adds to the usual entries: damping, ratio, target, radius, and effective_parameters, the
     number of residuals that the step fits freely. Where that is most of them the points are being
@@ -88,8 +96,10 @@ class GaussNewton(ModelOptimizer):
         compression: Compression | None = None,
         control: RatioControl | None = None,
         schedule: TargetSchedule | None = None,
+        search: OneEvaluation | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": lr}, search, **common)
         self.memory = Memory()
         self.compression = compression or Exact()
         self.control = control or RatioControl()
@@ -131,6 +141,20 @@ class GaussNewton(ModelOptimizer):
             radius=trial.radius,
             effective_parameters=free,
         )
+
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The step of the radius that the ratios so far allow."""
+        decomposition = self.decompose(linearization)
+        damping = decomposition.damping(self._radius(linearization))
+        step = self.aim(damped_model(linearization, decomposition), damping)
+        radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
+        self._remember(Trial(step, damping, math.nan, radius), decomposition, True)
+        return step.noting(damping=damping, radius=radius)
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """The radius is the reciprocal of a damping."""
+        if self.memory.radius is not None:
+            self.memory = replace(self.memory, radius=1 / law(1 / self.memory.radius, ratio))
 
     @property
     def _target(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
@@ -24,6 +25,9 @@ from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Objective, Step
 
 Closure: TypeAlias = Callable[[], Residuals]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GGN", "Curvature", "Hessian", "HessianFree", "TruncatedCG"]
 
@@ -43,7 +47,7 @@ class GGN:
     """
 
     def product(self, linearization: Linearization, closure: Closure | None = None) -> Operator:
-        return lambda v: linearization.vjp(linearization @ v)
+        return linearization.curvature
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,13 @@ class Hessian:
             )
             gradient = torch.cat([slope.reshape(-1) for slope in slopes])
 
+        ridge = 0.0 if linearization.ridge is None else linearization.ridge
+
         def product(v: Tensor) -> Tensor:
             columns = torch.autograd.grad(
                 gradient, parameters, v, retain_graph=True, materialize_grads=True
             )
-            return torch.cat([column.reshape(-1) for column in columns])
+            return torch.cat([column.reshape(-1) for column in columns]) + ridge * v
 
         return product
 
@@ -143,6 +149,8 @@ class HessianFree(DampedOptimizer):
     (2012).
     """
 
+    positive = frozenset({"lr", "damping"})
+
     def __init__(
         self,
         params: Parameters,
@@ -152,10 +160,9 @@ class HessianFree(DampedOptimizer):
         solver: TruncatedCG = CG,
         law: DampingLaw = MARTENS,
         search: Search = BACKTRACK,
+        **common: Unpack[Common],
     ) -> None:
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, found {damping}")
-        super().__init__(params, {"lr": lr, "damping": damping}, law, search)
+        super().__init__(params, {"lr": lr, "damping": damping}, law, search, **common)
         self.curvature, self.solver = curvature, solver
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
@@ -179,10 +186,10 @@ class HessianFree(DampedOptimizer):
         """lambda of every parameter, (P,), live in the groups."""
         return self.expand("damping")
 
-    def adapt(self, damping: float | Tensor, ratio: float) -> None:
-        """lambda of every group, by the law."""
+    def adapt(self, damping: float | Tensor, ratio: float, law: DampingLaw) -> None:
+        """lambda of every group, by a law."""
         for group in self.param_groups:
-            group["damping"] = self.law(group["damping"], ratio)
+            group["damping"] = law(group["damping"], ratio)
 
     def _solve(
         self, linearization: Linearization, curvature: Operator, damping: Tensor
@@ -192,7 +199,7 @@ class HessianFree(DampedOptimizer):
             lambda v: curvature(v) + damping * v,
             -linearization.gradient,
             self.gather("solution"),
-            self.solver.factor(linearization, damping),
+            self.solver.factor(linearization, torch.as_tensor(linearization.damped(damping))),
         )
         finite = torch.isfinite(solution.x).all()
         self.scatter("solution", solution.x if finite else torch.zeros_like(solution.x))
@@ -201,7 +208,7 @@ class HessianFree(DampedOptimizer):
     def _taken(self, solution: Solution, objective: Objective) -> tuple[int, Tensor]:
         """Index and iterate, going back from the last one while the loss gets smaller."""
         (index, p), *earlier = reversed(solution.kept)
-        if not self.solver.backtracking:
+        if not (self.solver.backtracking and objective.repeatable):
             return index, p
         loss = objective(p)
         for i, candidate in earlier:

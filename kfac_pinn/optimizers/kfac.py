@@ -7,17 +7,22 @@ physics-informed neural networks" (NeurIPS); formulas in docs/mathematics.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, KroneckerCurvature
 from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
 from kfac_pinn.search.model import QuadraticModel
 from kfac_pinn.search.step import Objective, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KFAC", "STORED", "KFACStar", "refreshed"]
 
@@ -30,12 +35,16 @@ def refreshed(
     linearization: Linearization,
     damping: Callable[[Block], float] | None = None,
 ) -> KroneckerCurvature:
-    """F at this step, kept in the optimizer's state; lambda is the groups' unless given."""
+    """F at this step, kept in the optimizer's state.
+
+    lambda, and the ridge beside it, are the groups' unless one number for both is given.
+    """
     state = optimizer.state
     owners = {block: state[block.parameters[0]] for block in linearization.blocks}
     known = {block: owner["curvature"] for block, owner in owners.items() if "curvature" in owner}
     level = damping or (lambda block: damping_of(optimizer, block))
-    curvature = factors.refresh(known, linearization, optimizer.steps, level)
+    ridge = linearization.ridge if damping is None else None
+    curvature = factors.refresh(known, linearization, optimizer.steps, level, ridge)
     for block, kept in curvature.blocks.items():
         owners[block]["curvature"] = kept
     return curvature
@@ -74,12 +83,10 @@ class KFAC(DirectionOptimizer):
         momentum: float = 0.0,
         factors: Factors | None = None,
         search: Search | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        refuse_negative(damping)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), found {momentum}")
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch())
+        super().__init__(params, defaults, search or GridSearch(), **common)
         self.factors = factors or Factors()
 
     def direction(self, linearization: Linearization) -> Tensor:
@@ -115,11 +122,16 @@ class KFACStar(LeastSquaresOptimizer):
         lr: float = 1e-6,
         damping: float = 1e-8,
         factors: Factors | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        refuse_negative(damping)
         defaults = {"lr": lr, "damping": damping}
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **common)
         self.factors = factors or Factors()
+
+    @property
+    def evaluates(self) -> bool:
+        """Never."""
+        return False
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The minimum of the model on the plane of d and delta; never evaluates the loss."""
@@ -136,9 +148,3 @@ class KFACStar(LeastSquaresOptimizer):
         step = alpha * direction + mu * previous
         self.scatter("step", step)
         return Step(step, length=alpha, predicted=model.decrease(c), info={"momentum": mu})
-
-
-def refuse_negative(damping: float) -> None:
-    """F + lambda I must be positive."""
-    if not damping >= 0:
-        raise ValueError(f"damping must not be negative, found {damping}")

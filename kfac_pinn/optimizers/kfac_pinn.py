@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import Pairs, conjugate_gradients
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer, Damping
 from kfac_pinn.optimizers.kfac import STORED, refreshed
 from kfac_pinn.search.damping import MARQUARDT, DampingLaw
-from kfac_pinn.search.line import Armijo
+from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KFACPINN"]
 
@@ -51,6 +57,7 @@ class KFACPINN(DampedOptimizer):
         memory: products that are remembered.
         factors: of the preconditioner.
         law: how the damping follows the decrease ratio.
+        search: what is left of a step that decreases the loss too little.
 
     Source: docs/notes_kfac.md has what was measured; truncated Gauss-Newton: Martens (2010);
     the correction: Morales & Nocedal (2000).
@@ -67,11 +74,13 @@ class KFACPINN(DampedOptimizer):
         memory: int = 100,
         factors: Factors | None = None,
         law: DampingLaw = MARQUARDT,
+        search: Search | None = None,
+        **common: Unpack[Common],
     ) -> None:
         if products < 1 or memory < 0:
             found = f"{products} and {memory}"
             raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
-        super().__init__(params, {"lr": lr}, law, Armijo(0.1, 0.25, 8))
+        super().__init__(params, {"lr": lr}, law, search or Armijo(0.1, 0.25, 8), **common)
         self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         self.products, self.limit, self.memory = products, memory, Memory()
 
@@ -88,13 +97,14 @@ class KFACPINN(DampedOptimizer):
 
     def solve(self, linearization: Linearization, damping: float) -> Step:
         """d, and the decrease L - 1/2 ||r + J d||^2 that it promises."""
-        # F stands for J^T J + lambda I, so its factors are damped by the same lambda
-        curvature = refreshed(self, self.factors, linearization, lambda block: damping)
+        # F stands for J^T J + lambda I and the ridge, so its factors are damped by as much
+        level = float(torch.as_tensor(linearization.damped(damping)).mean())
+        curvature = refreshed(self, self.factors, linearization, lambda block: level)
         g = linearization.gradient
         spent: list[tuple[Tensor, Tensor]] = []
 
         def product(v: Tensor) -> Tensor:
-            spent.append((v, linearization.vjp(linearization @ v)))
+            spent.append((v, linearization.curvature(v)))
             return spent[-1][1] + damping * v
 
         known = self._pairs(g)

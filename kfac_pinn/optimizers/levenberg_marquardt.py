@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,17 @@ from torch import Tensor
 from kfac_pinn.curvature.sample_space import NaturalGradient, sample_space
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import damped_inverse
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import Damping, ModelOptimizer, tried
 from kfac_pinn.search.damping import NIELSEN, DampingLaw
 from kfac_pinn.search.geodesic import Geodesic
 from kfac_pinn.search.model import DampedModel, Trial
+from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Objective, Outcome, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LevenbergMarquardt", "Solver"]
 
@@ -55,6 +60,7 @@ class LevenbergMarquardt(ModelOptimizer):
         slack: of the veto, as a fraction of the held-out loss.
         law: how mu follows the decrease ratio of a first trial.
         acceleration: bends the step; None: straight, as convex losses need it.
+        search: `OneEvaluation()` instead of trials; steps are then straight.
 
     Source: Levenberg (1944), Marquardt (1963); Nielsen (1999) on damping; Transtrum & Sethna
     (2012) on acceleration.
@@ -72,11 +78,13 @@ class LevenbergMarquardt(ModelOptimizer):
         slack: float = 0.1,
         law: DampingLaw = NIELSEN,
         acceleration: Geodesic | None = BENT,
+        search: OneEvaluation | None = None,
+        **common: Unpack[Common],
     ) -> None:
         if not (damping > 0 and trials >= 1 and slack >= 0):
             found = f"{damping}, {trials} and {slack}"
             raise ValueError(f"damping > 0, trials >= 1 and slack >= 0 are needed, found {found}")
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": lr}, search, **common)
         self.held_out, self.fraction, self.law = held_out, damping, law
         self.trials, self.slack, self.acceleration = trials, slack, acceleration
         self.memory = Memory()
@@ -109,6 +117,27 @@ class LevenbergMarquardt(ModelOptimizer):
         outcome = Outcome.VETOED if vetoed else Outcome.NO_DECREASE
         return Step.stay(outcome, damping=damping, ratio=trial.ratio, vetoed=int(vetoed))
 
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The straight step; no held-out loss is there to veto it.
+
+        Raises:
+            ValueError: if there is a `held_out`.
+        """
+        if self.held_out is not None:
+            raise ValueError(
+                "LevenbergMarquardt(held_out=...) evaluates losses before it takes a step: hand "
+                "`step` a closure and leave out search=OneEvaluation(), or leave out held_out"
+            )
+        solver = Solver(linearization)
+        damping = self.memory.damping or self.fraction * solver.mean_diagonal
+        self.memory = Memory(damping)
+        return self.aim(DampedModel(linearization, solver.step), damping).noting(damping=damping)
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """mu follows the ratio of the step before."""
+        if self.memory.damping is not None:
+            self.memory = Memory(law(self.memory.damping, ratio))
+
     def _attempt(self, solver: Solver, damping: float, objective: Objective) -> Trial:
         """The bent step at a damping, and how much of the promised decrease it keeps."""
         solve, linearization = solver.natural_gradient(damping), solver.linearization
@@ -135,7 +164,8 @@ class Solver:
 
     def __init__(self, linearization: Linearization) -> None:
         self.linearization = linearization
-        self.tall = linearization.size <= len(linearization.residual)
+        uneven = isinstance(linearization.damped(0.0), Tensor)  # one kernel has one damping
+        self.tall = uneven or linearization.size <= len(linearization.residual)
         self.matrix = linearization.gramian() if self.tall else linearization.kernel()
 
     @property
@@ -145,9 +175,10 @@ class Solver:
 
     def natural_gradient(self, damping: float) -> NaturalGradient:
         """(u, e) -> (J^T J + mu I)^-1 (J^T u + e), factored once."""
-        J, inverse = self.linearization, damped_inverse(self.matrix, damping)
+        J, shift = self.linearization, self.linearization.damped(damping)
+        inverse = damped_inverse(self.matrix, shift)
         if not self.tall:
-            return sample_space(J, inverse, damping)
+            return sample_space(J, inverse, float(shift))
         return lambda u, e: inverse(J.vjp(u) if e is None else J.vjp(u) + e)
 
     def step(self, damping: float) -> Tensor:

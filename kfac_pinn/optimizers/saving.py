@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-__all__ = ["placed", "plain", "restored"]
+__all__ = ["placed", "plain", "refuse_foreign", "restored", "signature_of"]
 
 
 def plain(value: Any) -> Any:
@@ -34,6 +34,8 @@ def restored(kind: Any, value: Any) -> Any:
     Raises:
         TypeError: where the value is not of this kind.
     """
+    if kind is type(None) and value is not None:
+        raise TypeError(f"nothing is remembered here, but something was saved: {value!r}")
     if get_origin(kind) in (Union, types.UnionType):
         return restored(alternative(get_args(kind), value), value)
     if get_origin(kind) is dict:
@@ -73,3 +75,54 @@ def placed(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(placed(entry, device) for entry in value)
     return value
+
+
+def signature_of(optimizer: Any) -> dict[str, Any]:
+    """What a state belongs to: the optimizer's name, its parameters' shapes, dtype and device."""
+    shapes = [list(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    name, precision = type(optimizer).__name__, optimizer._precision
+    return {"optimizer": name, "shapes": shapes, "precision": precision}
+
+
+def refuse_foreign(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a state that belongs to another optimizer or to other shapes."""
+    own = type(optimizer).__name__
+    found = saved.get("optimizer", guess(saved))
+    if found != own:
+        raise ValueError(
+            f"this is the state of {found}, not of {own}; construct {found} to load it"
+        )
+    names = [name for group in optimizer.param_groups for name in names_in(group)]
+    here = [list(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    if len(here) != len(saved["shapes"]):
+        count = f"{len(here)} parameters, the saved state has {len(saved['shapes'])}"
+        raise ValueError(f"this {own} has {count}: it belongs to another model")
+    for name, shape, other in zip(names, here, saved["shapes"], strict=True):
+        if shape != list(other):
+            raise ValueError(
+                f"parameter {name} has shape {tuple(shape)}, in the saved state {tuple(other)}: "
+                f"it is the state of a {own} of another model"
+            )
+
+
+def names_in(group: Mapping[str, Any]) -> list[str]:
+    """The names of a group's parameters, or their numbers."""
+    return list(group.get("param_names", map(str, range(len(group["params"])))))
+
+
+# Of torch's optimizers, by what only they keep in a group; the first that fits.
+MARKS = {
+    "LBFGS": {"history_size"},
+    "SGD": {"nesterov"},
+    "Adam (or AdamW)": {"betas", "amsgrad"},
+    "an optimizer like Adam": {"betas"},
+    "RMSprop": {"alpha", "centered"},
+    "Adagrad": {"lr_decay"},
+    "Rprop": {"etas"},
+}
+
+
+def guess(saved: Mapping[str, Any]) -> str:
+    """Whose state it is that does not say so."""
+    keys = {key for group in saved.get("param_groups", ()) for key in group}
+    return next((name for name, marks in MARKS.items() if marks <= keys), "another optimizer")

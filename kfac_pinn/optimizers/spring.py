@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, sample_space
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SPRING"]
 
@@ -30,7 +36,7 @@ class SPRING(DirectionOptimizer):
         lr: multiplies phi before the search.
         damping: lambda > 0, one value for all groups.
         momentum: mu in [0, 1).
-        kernel: `ExactKernel()`; for many points `NystromKernel()` or `SketchedKernel(size)`.
+        kernel: `ExactKernel()`, or `NystromKernel()` for many points.
         search: by default the best of a grid. The first source takes no trial steps:
             `NormConstraint(1e-3)` with lr 0.02, damping 1e-3, momentum 0.99, which suits noisy
             samples and many small steps.
@@ -42,6 +48,8 @@ class SPRING(DirectionOptimizer):
     algorithm 1.
     """
 
+    positive = frozenset({"lr", "damping"})
+
     def __init__(
         self,
         params: Parameters,
@@ -51,13 +59,10 @@ class SPRING(DirectionOptimizer):
         kernel: Kernel | None = None,
         search: Search | None = None,
         bias_correction: bool = False,
+        **common: Unpack[Common],
     ) -> None:
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, found {damping}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), found {momentum}")
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch())
+        super().__init__(params, defaults, search or GridSearch(), **common)
         self.kernel = kernel or ExactKernel()
         self.bias_correction = bias_correction
 
@@ -69,11 +74,10 @@ class SPRING(DirectionOptimizer):
         return phi / torch.sqrt(1 - mu ** (2 * k)) if self.bias_correction else phi
 
     def _next(self, linearization: Linearization, kept: Tensor, step: int) -> Tensor:
-        """phi_k from kept = mu phi_(k-1); convex losses add the gradient of their linear term."""
-        damping = self.shared("damping")
-        solve = sample_space(
-            linearization, self.kernel.factor(linearization, damping, step), damping
-        )
-        return kept - solve(
-            linearization.residual + linearization @ kept, linearization.linear_term
-        )
+        """phi_k from kept = mu phi_(k-1); a ridge and convex losses add terms of their own."""
+        damping, e = self.shared("damping") + self.shared("weight_decay"), linearization.linear_term
+        kernel = self.kernel.factor(linearization, damping, step)
+        if e is not None and linearization.ridge is not None:
+            e = e + linearization.ridge * kept
+        solve = sample_space(linearization, kernel, damping)
+        return kept - solve(linearization.residual + linearization @ kept, e)

@@ -11,7 +11,14 @@ from torch import Generator, Tensor
 
 from kfac_pinn.pinn.domains import Device, Domain
 
-__all__ = ["Batch", "Problem", "Term", "relative_l2", "root_mean_square_error"]
+__all__ = [
+    "Batch",
+    "Problem",
+    "Term",
+    "named_equations",
+    "relative_l2",
+    "root_mean_square_error",
+]
 
 Function: TypeAlias = Callable[[Any], Any]
 Points: TypeAlias = Callable[[int, "Generator | None", "torch.dtype | None", Device], Tensor]
@@ -104,7 +111,7 @@ class Batch:
             found: dict[str, Any] = {}
             for name, term in self.terms.items():
                 residual = term.residual(u, self.points[name])
-                found.update(_equations(name, residual))
+                found.update(named_equations(name, residual))
             return found
 
         return closure
@@ -142,7 +149,7 @@ def _values(u: Function, solution: Function, x: Tensor) -> tuple[Tensor, Tensor]
     return found, expected
 
 
-def _equations(name: str, residual: Any) -> dict[str, Any]:
+def named_equations(name: str, residual: Any) -> dict[str, Any]:
     """The residual by name; those of a system are numbered."""
     if isinstance(residual, (tuple, list)):
         return {f"{name} {index}": r for index, r in enumerate(residual)}

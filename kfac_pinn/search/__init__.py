@@ -6,6 +6,7 @@ damping       laws by which the damping follows the ratio
 line          lengths along a direction
 trust_region  steps whose damping is chosen by the ratio they achieve
 geodesic      a step that bends with the residual
+one_evaluation  a step that the next loss judges
 """
 
 from kfac_pinn.search.damping import DampingLaw, KeepDamping, Marquardt
@@ -19,6 +20,7 @@ from kfac_pinn.search.line import (
     Search,
 )
 from kfac_pinn.search.model import DampedModel
+from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Objective, Outcome, Step
 from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
 
@@ -34,6 +36,7 @@ __all__ = [
     "Marquardt",
     "NormConstraint",
     "Objective",
+    "OneEvaluation",
     "Outcome",
     "RatioControl",
     "Search",

@@ -11,7 +11,16 @@ from typing import Protocol
 
 from kfac_pinn.jacobian.linearization import Linearization
 
-__all__ = ["MARQUARDT", "MARTENS", "NIELSEN", "DampingLaw", "KeepDamping", "Marquardt", "scale_of"]
+__all__ = [
+    "MARQUARDT",
+    "MARTENS",
+    "NIELSEN",
+    "DampingLaw",
+    "KeepDamping",
+    "Marquardt",
+    "Towards",
+    "scale_of",
+]
 
 
 class DampingLaw(Protocol):
@@ -49,6 +58,35 @@ class Marquardt:
 
 
 @dataclass(frozen=True)
+class Towards:
+    """Damping moves until the ratio is at a target, at which few steps fail.
+
+        lambda <- lambda gain^c,    c = (target - ratio) / (1 - target) within [-1, 1];
+        lambda rise after a step that raised the loss
+
+    `Marquardt` lowers lambda as long as steps succeed, so that the next one fails: a third of all.
+
+    Args:
+        target: of the ratio, in (0, 1).
+        gain: the most that lambda changes after a step that succeeded.
+        rise: factor after one that failed.
+        least: the smallest lambda.
+    """
+
+    target: float = 0.7
+    gain: float = 2.0
+    rise: float = 4.0
+    least: float = 1e-16
+
+    def __call__(self, damping: float, ratio: float) -> float:
+        """The next lambda; a ratio that is not a number counts as failure."""
+        if not ratio > 0:
+            return damping * self.rise
+        miss = (self.target - ratio) / (1 - self.target)
+        return max(damping * self.gain ** min(max(miss, -1.0), 1.0), self.least)
+
+
+@dataclass(frozen=True)
 class KeepDamping:
     """lambda stays as it is."""
 
@@ -63,6 +101,6 @@ NIELSEN = Marquardt(fall=3.0, rise=2.0)  # the factors of Nielsen (1999)
 
 
 def scale_of(linearization: Linearization) -> float:
-    """||J g||^2 / ||g||^2, g = grad L: the curvature along the gradient, the unit of a damping."""
+    """g.C g / ||g||^2, g = grad L: the curvature along the gradient, the unit of a damping."""
     g = linearization.gradient
-    return float((linearization @ g).square().sum() / g.square().sum())
+    return float(g @ linearization.curvature(g) / g.square().sum())

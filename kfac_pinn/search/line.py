@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ PUBLISHED_GRID = tuple(2.0**-k for k in range(31))  # Mueller & Zeinhofer (2023)
 
 
 class Search(Protocol):
-    """Chooses a step along a direction."""
+    """Chooses a step along a direction; one that never evaluates the loss has evaluates = False."""
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor
@@ -33,6 +33,8 @@ class Search(Protocol):
 @dataclass(frozen=True)
 class FixedStep:
     """theta <- theta + lr * direction, without looking."""
+
+    evaluates: ClassVar[bool] = False
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor
@@ -142,6 +144,7 @@ class NormConstraint:
         bound: of the squared length of a step.
     """
 
+    evaluates: ClassVar[bool] = False
     bound: float = 1e-3
 
     def __call__(

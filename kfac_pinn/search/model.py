@@ -31,17 +31,19 @@ __all__ = [
     "decrease_of_solution",
     "decrease_ratio",
     "predicted_decrease",
+    "squared_length",
 ]
 
 
 def predicted_decrease(linearization: Linearization, p: Tensor) -> float:
-    """-(g.p + 1/2 ||J p||^2) of a step p (P,): one product with J."""
-    return _decrease(linearization.gradient @ p, linearization @ p)
+    """-(g.p + 1/2 p.C p) of a step p (P,), C = J^T J and the ridge: one product with J."""
+    return -float(linearization.gradient @ p + 0.5 * squared_length(linearization, p))
 
 
-def _decrease(slope: Tensor, image: Tensor) -> float:
-    """-(g.p + 1/2 ||J p||^2) from g.p and J p."""
-    return -float(slope + 0.5 * image.square().sum())
+def squared_length(linearization: Linearization, p: Tensor) -> Tensor:
+    """p.C p = ||J p||^2 + sum_i w_i p_i^2, w the ridge."""
+    square = (linearization @ p).square().sum()
+    return square if linearization.ridge is None else square + linearization.ridge @ p.square()
 
 
 def decrease_of_solution(p: Tensor, damping: float | Tensor, value: float) -> float:
@@ -124,11 +126,13 @@ class QuadraticModel:
         self.directions = directions
         self.images = linearization @ directions.T  # (R, m)
         self.slope = directions @ linearization.gradient
+        ridge = 0.0 if linearization.ridge is None else linearization.ridge
+        self.ridge = (ridge * directions) @ directions.T
         self.damping = (damping * directions) @ directions.T
 
     def minimiser(self) -> Tensor:
         """c, shape (m,): (D J^T J D^T + D lambda D^T) c = -D g, of least norm where singular."""
-        matrix = self.images.T @ self.images + self.damping
+        matrix = self.images.T @ self.images + self.ridge + self.damping
         # Unit diagonal first: directions of very different lengths would leave no digits
         scale = matrix.diagonal().clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()
         scaled = scale[:, None] * matrix * scale
@@ -136,4 +140,6 @@ class QuadraticModel:
 
     def decrease(self, coefficients: Tensor) -> float:
         """L - m(c) without damping: the predicted decrease of p."""
-        return _decrease(self.slope @ coefficients, self.images @ coefficients)
+        c = coefficients
+        square = (self.images @ c).square().sum() + c @ self.ridge @ c
+        return -float(self.slope @ c + 0.5 * square)

@@ -34,6 +34,8 @@ class Outcome(Enum):
     ASCENT = "the direction does not descend"
     NOT_FINITE = "the step is not finite"
     VETOED = "the held-out loss rises"
+    NOTHING = "the closure returned nothing, and called zero_grad() without backward()"
+    WENT_BACK = "the step before raised the loss: it was taken back, or part of it"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Objective:
         closure: returns residuals.
         parameters: moved for an evaluation, put back by `restore`.
         names: of the parameters, for errors.
+        ridge: w (P,) of a term 1/2 sum_i w_i theta_i^2 beside the closure's loss.
 
     Raises (when called):
         RuntimeError: for a closure that changes a parameter.
@@ -96,9 +99,11 @@ class Objective:
         closure: Callable[[], Residuals],
         parameters: Sequence[Tensor],
         names: Sequence[str] | None = None,
+        ridge: Tensor | None = None,
     ) -> None:
-        self.closure, self.parameters = closure, list(parameters)
+        self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
         self.names = names_of(self.parameters, names)
+        self.repeatable = True  # whether the closure may be evaluated at other parameters
         self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.evaluations = 0
         self.gradients = False  # whether the closure calls autograd itself
@@ -111,7 +116,7 @@ class Objective:
         """
         self.move(displacement)
         if self._last is None or not torch.equal(self._last[0], displacement):
-            self._last = displacement, self._evaluate()
+            self._last = displacement, self._evaluate(displacement)
         return self._last[1]
 
     def move(self, displacement: Tensor) -> None:
@@ -122,11 +127,13 @@ class Objective:
         """theta <- origin, bit by bit."""
         self._write(self.origin)
 
-    def _evaluate(self) -> float:
+    def _evaluate(self, displacement: Tensor) -> float:
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
         loss = float(evaluate(self.closure, self.gradients))
         refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        if self.ridge is not None:
+            loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
         return loss if math.isfinite(loss) else math.inf
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from kfac_pinn.taylor_mode.operators import (
     partial,
     taylor,
 )
-from kfac_pinn.taylor_mode.rules import elementwise, linear, rule
+from kfac_pinn.taylor_mode.rules import by_autograd, elementwise, linear, rule
 from kfac_pinn.taylor_mode.stochastic import (
     hutchinson_laplacian,
     stochastic_bilaplacian,
@@ -28,6 +28,7 @@ from kfac_pinn.taylor_mode.stochastic import (
 __all__ = [
     "Jet",
     "bilaplacian",
+    "by_autograd",
     "divergence",
     "elementwise",
     "gradient",

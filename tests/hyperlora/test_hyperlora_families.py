@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperlora_ext.certified import solve
 from hyperlora_ext.family import Family
+from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
     burgers1d,
     burgers1d_published,
@@ -21,7 +23,9 @@ from hyperlora_ext.problems import (
 from hyperlora_ext.problems.burgers1d import heat_flow
 from hyperlora_ext.problems.burgers2d import front
 from hyperlora_ext.problems.kovasznay import kovasznay_flow
+from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_spaces import GaussianField
+from kfac_pinn.pinn.networks import MLP
 
 F64 = torch.float64
 FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]
@@ -319,3 +323,28 @@ def test_bad_tasks_are_named() -> None:
         family.space.warn(torch.tensor([[300.0]], dtype=F64))
     with pytest.warns(UserWarning, match="outside the trained range"):
         GaussianField().warn(torch.full((1, 128), 5.0, dtype=F64))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_tasks_that_are_not_finite_are_named(bad: float) -> None:
+    family, tasks = kovasznay(), torch.tensor([[30.0], [bad]], dtype=F64)
+    h = HyperLoRA(MLP((2, 4, 3)).double(), family.space, 1, hidden=(3,))
+    for refused in (
+        lambda: family.sample(tasks),
+        lambda: family.references(tasks),
+        lambda: h.factors(tasks),
+        lambda: h(tasks, torch.rand(3, 2, dtype=F64)),
+        lambda: TaskProblem(family, tasks),
+        lambda: TaskProblem(family, lambda g: tasks).sample(),
+    ):
+        with pytest.raises(ValueError, match=rf"task 1 of 2 is not finite: \[{bad}\]"):
+            refused()
+    for refused in (
+        lambda: family.problem(bad),
+        lambda: family.reference(bad),
+        lambda: h.pinn(bad),
+        lambda: solve(h, family, bad),
+        lambda: GaussianField().check(torch.full((128,), bad)),
+    ):
+        with pytest.raises(ValueError, match="task 0 of 1 is not finite"):
+            refused()

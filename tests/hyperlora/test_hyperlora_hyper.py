@@ -13,13 +13,13 @@ from regimes import by_pinns
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.emitted_layers import task_linear
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HIDDEN, HyperLoRA
-from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.lora import adapt, adapters, count
+from hyperlora_ext.lora import adapters, count
 from hyperlora_ext.problems import burgers1d, kovasznay
-from hyperlora_ext.task_problem import task_problem
+from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_residuals import EmittedLinearization, TaskResiduals
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn import (
@@ -30,6 +30,7 @@ from kfac_pinn import (
     GaussNewton,
     HessianFree,
     KFACStar,
+    LevenbergMarquardt,
     linearize,
 )
 from kfac_pinn.jacobian.closure import SelfLinearizing
@@ -181,7 +182,7 @@ def test_factored_kernel_equals_brute_force_rows(rank: int | None, base: nn.Modu
 
 
 class Encoder(nn.Module):
-    """A hypernetwork of the user's: a convolution over the task, a gate, a frozen layer, a slope."""
+    """A hypernetwork of the user's: a convolution, a gate, a frozen weight, a trained slope."""
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__()
@@ -202,7 +203,7 @@ USERS = {
     "a convolution over one number": (FAMILY, Encoder),
     "one matrix": (FAMILY, lambda inputs, size: nn.Linear(inputs, size, bias=False)),
     "one layer twice": (FAMILY, lambda inputs, size: nn.Sequential(
-        nn.Linear(inputs, 5), nn.Tanh(), *[layer := nn.Linear(5, 5), nn.Tanh(), layer], nn.Linear(5, size)
+        nn.Linear(inputs, 5), again := nn.Linear(5, 5), nn.Tanh(), again, nn.Linear(5, size)
     )),
     "layer norm": (FAMILY, lambda inputs, size: nn.Sequential(
         nn.Linear(inputs, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, size)
@@ -271,7 +272,7 @@ def test_residuals_whose_rows_cannot_be_told_apart_are_refused() -> None:
     h, tasks = hyper(), FAMILY.space.nodes(2)
     x = torch.rand(12, 2, dtype=F64)
     sliced = TaskResiduals(h, tasks, lambda u: {"half": u(x)[::2, 0]})
-    with pytest.raises(RuntimeError, match="'half' has 6 entries but evaluates .* at 12 points"):
+    with pytest.raises(RuntimeError, match=r"'half' has 6 entries but evaluates .* at 12 points"):
         linearize(sliced, h.network.parameters())
     twice = TaskResiduals(h, tasks, lambda u: {"jump": u(x)[:, 0] - u(x + 0.1)[:, 0]})
     found = linearize(twice, h.network.parameters(), check=True)
@@ -347,9 +348,7 @@ def test_everything_takes_the_networks_dtype(family: Family) -> None:
     box = len(family.grid[0])
     fields = family.reference(family.splits().test[0]).shape[1]
     h = HyperLoRA(MLP((box, 6, fields)), family.space, 2, hidden=(7,))
-    problem = task_problem(
-        family, lambda g: family.space.sample(3, g), sizes=dict.fromkeys(family.conditions, 5)
-    )
+    problem = TaskProblem(family, 3, sizes=dict.fromkeys(family.conditions, 5))
     closure = problem.sample(torch.Generator().manual_seed(0), dtype=torch.float32).residuals(h)
     assert {r.dtype for r in closure().values()} == {torch.float32}
     optimizer = LevenbergMarquardt(h.parameters())

@@ -1,22 +1,22 @@
 from __future__ import annotations
 
 import copy
-import io
-import warnings
 from collections import OrderedDict
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.lora import LoRALinear, adapt, adapters, count, merge
-from hyperlora_ext.serialization import load, state
-from hyperlora_ext.symmetry import Shifted
-from hyperlora_ext.task_spaces import GaussianField, Interval
+from hyperlora_ext.lora import LoRALinear, adapters, count, merge
+from hyperlora_ext.serialization import state, with_factors
+from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.networks import MLP, HardConstraint, ModifiedMLP, PirateNet
 from kfac_pinn.taylor_mode.operators import taylor
@@ -60,7 +60,7 @@ def test_adapted_starts_as_the_base_and_merges_to_itself(index: int, bias: bool)
     assert (merged(x) - v(x)).abs().max() < 1e-12
     assert not any(isinstance(m, LoRALinear) for m in merged.modules())
     assert all(p.requires_grad for p in merged.parameters())
-    restored = load(base, state(v))
+    restored = with_factors(base, state(v))
     assert torch.equal(restored(x), v(x))
 
 
@@ -142,55 +142,6 @@ def test_the_jacobian_needs_no_new_rule(rank: int, bias: bool) -> None:
         assert (rows[n] - expected).abs().max() < 1e-12
 
 
-def test_saved_factors_are_small_and_safe_to_load() -> None:
-    base = MLP((2, 64, 64, 64, 64, 64, 3)).double()
-    v = trained(adapt(base, 4, cap=False))
-    file = io.BytesIO()
-    torch.save(state(v), file)
-    assert file.tell() < 28_000
-    file.seek(0)
-    restored = load(base, torch.load(file, weights_only=True))
-    x = torch.randn(3, 2, dtype=F64)
-    assert torch.equal(restored(x), v(x))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_factors_follow_the_base_they_are_put_on(bias: bool) -> None:
-    base, x = MLP((2, 8, 1)).double(), torch.rand(5, 2)
-    v = trained(adapt(base, 2, bias=bias))
-    single = load(copy.deepcopy(base).float(), state(v))
-    assert single(x).dtype == torch.float32
-    assert (single(x) - v(x.double())).abs().max() < 1e-6
-    with torch.no_grad():
-        for adapter in adapters(single).values():
-            adapter.A.zero_()
-    assert all(a.A.abs().max() > 0 for a in adapters(v).values())
-
-
-def test_factors_know_their_base() -> None:
-    base, other = MLP((2, 8, 1)).double(), MLP((2, 8, 1)).double()
-    factors = state(adapt(base, {"layers.1": 1}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for same in (base, copy.deepcopy(base).float()):
-            load(same, factors)
-    with pytest.warns(UserWarning, match="trained on another base"):
-        load(other, factors)
-
-
-def test_a_network_in_a_frame_of_its_own_is_restored() -> None:
-    base, space = MLP((2, 8, 1)).double(), GaussianField(16, centred=True)
-    h = HyperLoRA(base, space, 2, hidden=(5,))
-    task, x = space.sample(1)[0], torch.rand(5, 2, dtype=F64)
-    v = h.pinn(task)
-    restored = load(base, state(v))
-    assert isinstance(v, Shifted) and "offset" in state(v)
-    assert torch.equal(restored(x), v(x))
-    again = state(restored)
-    assert all(torch.equal(value, again[name]) for name, value in state(v).items())
-    assert (merge(restored)(x) - v(x)).abs().max() < 1e-13
-
-
 def test_ranks_are_capped_or_not() -> None:
     base = MLP((2, 64, 64, 3))
     assert [a.rank for a in adapters(adapt(base, 8)).values()] == [2, 8, 3]
@@ -201,7 +152,7 @@ def test_ranks_are_capped_or_not() -> None:
 def test_start_from_given_directions() -> None:
     base = MLP((3, 5, 1))
     rows = torch.eye(3)
-    v = adapt(base, 2, directions={"layers.0": rows[:1]})
+    v = adapt(base, 2, aimed={"layers.0": rows[:1]})
     assert torch.equal(adapters(v)["layers.0"].A[0], rows[0])
     assert not torch.equal(adapters(v)["layers.0"].A[1], rows[1])
 
@@ -254,8 +205,6 @@ def test_bad_input_is_named() -> None:
         adapt(nn.Conv1d(1, 1, 3))
     with pytest.raises(ValueError, match="has no adapters"):
         merge(base)
-    with pytest.raises(ValueError, match="belong to another base"):
-        load(MLP((3, 8, 1)), state(adapt(base, 1)))
     for rank in (0, -2):
         with pytest.raises(ValueError, match=f"rank {rank} for the largest layer.*give 1 to 2"):
             adapt(base, rank)
@@ -266,11 +215,135 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"has adapters already.*merge\(model\)"):
         adapt(adapt(base, 1), 1)
     with pytest.raises(ValueError, match="has adapters already"):
-        load(adapt(base, 1), state(adapt(base, 1)))
+        with_factors(adapt(base, 1), state(adapt(base, 1)))
     with pytest.raises(ValueError, match="has adapters already"):
         HyperLoRA(adapt(base, 1), Interval(0, 1))
-    for other in ({}, base.state_dict(), {"layers.0.A": torch.ones(1, 2)}):
-        with pytest.raises(ValueError, match="expected factors A and B of each layer"):
-            load(base, other)
-    with pytest.raises(ValueError, match="no linear layer"):
-        load(nn.Sequential(nn.Linear(2, 1)), state(adapt(base, 1)))
+    for rank, shown in ((2.5, "2.5"), (4.0, "4.0"), ("4", "'4'"), (None, "None")):
+        with pytest.raises(ValueError, match=f"rank {shown} for the largest layer: a rank is a wh"):
+            adapt(base, rank)
+    with pytest.raises(
+        ValueError, match=r"rank 1\.5 for layer layers\.0: a rank is a whole number"
+    ):
+        adapt(base, {"layers.0": 1.5})
+    with pytest.raises(ValueError, match=r"rank 0\.5 for the largest layer: a rank is a whole"):
+        HyperLoRA(base, Interval(0, 1), 0.5)
+    for rank in (torch.tensor(2), numpy.int64(2)):
+        assert max(a.rank for a in adapters(adapt(base, rank)).values()) == 2
+
+
+class Two(nn.Module):
+    """tanh of one layer, then another one; how each is used is up to the subclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+class Tied(Two):
+    """Two layers with one weight, their biases being their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.d = nn.Linear(4, 4)
+        self.d.weight = self.b.weight
+
+
+class Registered(Two):
+    """The weight of a layer, registered again under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = self.b.weight
+
+
+class Bias(Two):
+    """Two layers with one bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.bias = self.a.bias
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Tied, r"b\.weight and d\.weight are one Parameter: adapting layer 'b' would part them"),
+        (Registered, r"other and b\.weight are one Parameter"),
+        (Bias, r"a\.bias and b\.bias are one Parameter"),
+    ],
+)
+def test_layers_that_share_a_parameter_are_refused(model: type[Two], said: str) -> None:
+    base = model().double()
+    for make in (
+        lambda ranks: adapt(base, ranks),
+        lambda ranks: HyperLoRA(base, Interval(0, 1), ranks, hidden=(3,)),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make({"b": 1})
+        assert make({"c": 1})  # the others may be adapted
+    with pytest.raises(ValueError, match="are one Parameter"):
+        HyperLoRA(base, Interval(0, 1), None, hidden=(3,))
+
+
+class Listed(Two):
+    """The weight of a layer, kept in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.b.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(F.linear(torch.tanh(self.a(x)), self.weights[0], self.b.bias))
+
+
+class Multiplied(Listed):
+    """The same, by an operator of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.tanh(self.a(x)) @ self.weights[0].T)
+
+
+@pytest.mark.parametrize("model", [Listed, Multiplied])
+def test_a_bypassed_layer_is_refused_where_it_is_used(model: type[Two]) -> None:
+    base, x = model().double(), torch.rand(5, 2, dtype=F64)
+    v = adapt(base, 1)
+    for used in (v, copy.deepcopy(v), merge(v)):
+        with pytest.raises(RuntimeError, match="weight of layer 'b' is used outside of the layer"):
+            used(x)
+    assert torch.equal(adapt(base, {"a": 1, "c": 1})(x), base(x))
+    h = HyperLoRA(base, Interval(0, 1), {"b": 1}, hidden=(3,))
+    with pytest.raises(RuntimeError, match=r"emitted by the hypernetwork|used outside"):
+        h(torch.ones(1, 1, dtype=F64), x)
+    assert base(x).shape == (5, 1)  # the base itself is as it was
+
+
+class Read(Two):
+    """A layer whose weight is read, not called, as `nn.MultiheadAttention` does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.tanh(F.linear(torch.tanh(self.a(x)), self.b.weight, self.b.bias)))
+
+
+def test_a_layer_whose_weight_is_read_is_adapted_and_gets_its_gradient() -> None:
+    base, called = Read().double(), Two().double()
+    called.load_state_dict(base.state_dict())
+    x = torch.rand(5, 2, dtype=F64)
+    v, w = trained(adapt(base, 2)), adapt(called, 2)
+    w.load_state_dict(v.state_dict())
+    assert (v(x) - w(x)).abs().max() < 1e-14 and (v(x) - base(x)).abs().max() > 1e-3
+    for network in (v, w):
+        network(x).sum().backward()
+    pairs = zip(v.named_parameters(), w.parameters(), strict=True)
+    assert all((p.grad - q.grad).abs().max() < 1e-14 for (_, p), q in pairs if p.requires_grad)
+    parameters = [[p for p in m.parameters() if p.requires_grad] for m in (v, w)]
+    rows = [
+        linearize(lambda m=m: taylor(m, x, weights=[1.0, 0.5])[2], some, check=True).rows()
+        for m, some in zip((v, w), parameters, strict=True)
+    ]
+    assert (rows[0] - rows[1]).abs().max() < 1e-12
+    h = HyperLoRA(base, Interval(0, 1), {"b": 1}, hidden=(3,))
+    with pytest.raises(RuntimeError, match=r"the base reads the weight of a linear layer itself"):
+        h(torch.ones(1, 1, dtype=F64), x)

@@ -16,7 +16,8 @@ from torch import nn
 
 from hyperlora_ext import schedules
 from hyperlora_ext.certified import solve
-from hyperlora_ext.family import Condition, Family, Function, uniform_points
+from hyperlora_ext.condition import Condition, Function
+from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
     burgers1d,
@@ -26,7 +27,7 @@ from hyperlora_ext.problems import (
 )
 from hyperlora_ext.problems.burgers1d import heat_flow
 from hyperlora_ext.schedules import LevenbergSchedule
-from hyperlora_ext.task_problem import task_problem
+from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_residuals import TaskResiduals
 from hyperlora_ext.task_spaces import GaussianField, Interval, Intervals
 from kfac_pinn import linearize
@@ -120,7 +121,7 @@ def test_a_family_of_several_numbers_is_learned() -> None:
         return torch.tensor([0.0, 1.0])[:, None].expand(len(tasks), -1, -1)
 
     conditions = {
-        "interior": Condition(uniform_points(box), interior, 20),
+        "interior": Condition(box.interior, interior, 20),
         "ends": Condition(both, ends, 2),
     }
     space = Intervals((Interval(0.5, 1.5), Interval(1.0, 4.0)))
@@ -202,7 +203,7 @@ def test_points_and_residuals_are_made_on_the_networks_device(family: Family) ->
     sizes = dict.fromkeys(family.conditions, 8)
     one = family.problem(family.space.sample(1)).sample(seeded(), sizes, torch.float32, "meta")
     h = HyperLoRA(u, family.space, 2, hidden=(7,))
-    problem = task_problem(family, lambda g: family.space.sample(3, g), sizes=sizes)
+    problem = TaskProblem(family, 3, sizes=sizes)
     many = problem.sample(seeded(), dtype=torch.float32, device="meta")
     for batch, network in ((one, u), (many, h)):
         for x in (*batch.points.values(), *batch.residuals(network)().values()):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Generator
 
-import hyperlora_ext as hl
 from hyperlora_ext.problems import burgers1d, kovasznay
+from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.task_inputs import AtTask, parametric
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 
@@ -21,13 +22,13 @@ def network(family):
 
 @pytest.mark.parametrize("family", [kovasznay(), burgers1d()], ids=["number", "field"])
 def test_residuals_are_those_of_each_task(family):
-    u, problem, dim = network(family), hl.parametric(family), family.domain.dim
+    u, problem, dim = network(family), parametric(family), family.domain.dim
     batch = problem.sample(Generator().manual_seed(0), dict.fromkeys(problem.terms, 3))
     for name, pairs in batch.points.items():
         together = columns(problem.terms[name].residual(u, pairs.double()))
         alone = []
         for pair in pairs.double():
-            v = hl.AtTask(u, family.space, pair[None, dim:])
+            v = AtTask(u, family.space, pair[None, dim:])
             alone.append(
                 columns(family.problem(pair[dim:]).terms[name].residual(v, pair[None, :dim]))
             )
@@ -43,14 +44,14 @@ def columns(residual):
 def test_one_network_learns_a_family():
     family = kovasznay()
     u = network(family)
-    train = hl.LevenbergSchedule(
+    train = LevenbergSchedule(
         {"interior": 200, "boundary": 100}, {"interior": 300, "boundary": 100}
     )
     tasks = family.splits().test[:5]
 
     def error():
-        return float(family.errors(lambda t: hl.AtTask(u, family.space, t[None]), tasks).mse.mean())
+        return float(family.errors(lambda t: AtTask(u, family.space, t[None]), tasks).mse.mean())
 
     before = error()
-    train(u, hl.parametric(family), steps=25)
+    train(u, parametric(family), steps=25)
     assert error() < 1e-2 * before

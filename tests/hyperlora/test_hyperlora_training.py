@@ -12,21 +12,25 @@ import torch
 from published_schedule import PUBLISHED_HYPER, PUBLISHED_PINN, PublishedSchedule
 from torch import Generator, nn
 
-from hyperlora_ext.certified import Closure, drawing, held_out_loss, polish, solve
+from hyperlora_ext import certified
+from hyperlora_ext.adaptation import adapt
+from hyperlora_ext.certified import held_out_loss, solve
+from hyperlora_ext.condition import residuals_of
+from hyperlora_ext.directions import direction
+from hyperlora_ext.growth import common_ranks, extended, grow
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.levenberg import LevenbergMarquardt, Solver
-from hyperlora_ext.lora import adapt, adapters, count
+from hyperlora_ext.lora import adapters, count
 from hyperlora_ext.problems import kovasznay
-from hyperlora_ext.rank import aimed, common_ranks, direction, extended, grow
 from hyperlora_ext.schedules import (
     LevenbergSchedule,
     StochasticSchedule,
     Train,
 )
-from hyperlora_ext.task_problem import Data, task_problem
+from hyperlora_ext.task_problem import TaskProblem, known_fields
 from kfac_pinn.jacobian.closure import linearize
+from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt, Solver
 from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Checkpoint, Run
 
 F64 = torch.float64
@@ -132,7 +136,7 @@ def test_a_hypernetwork_four_ways(base: nn.Module, rank: int | None) -> None:
 
 
 def test_fresh_tasks_are_new_with_every_batch() -> None:
-    problem = task_problem(FAMILY, lambda g: FAMILY.space.sample(3, g), sizes=FEW)
+    problem = TaskProblem(FAMILY, 3, sizes=FEW)
     generator = Generator().manual_seed(0)
     first, second = problem.sample(generator, dtype=F64), problem.sample(generator, dtype=F64)
     assert first.tasks.shape == (3, 1) and not torch.equal(first.tasks, second.tasks)
@@ -151,7 +155,7 @@ class Interruption(Callback):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(base: nn.Module, tmp_path: Path) -> None:
-    fresh = task_problem(FAMILY, lambda g: FAMILY.space.sample(3, g), sizes=FEW)
+    fresh = TaskProblem(FAMILY, 3, sizes=FEW)
     cases: list[tuple[Train, Problem]] = [(OURS, FAMILY.problem(task(60)))]
     cases += [(LevenbergSchedule(every=3), fresh), (PAPER, fresh), (FRESH, fresh)]
 
@@ -195,7 +199,7 @@ def test_a_stochastic_schedule_learns_and_comes_to_rest(base: nn.Module) -> None
 @pytest.mark.usefixtures("a_step_is_a_second")
 def test_a_stochastic_schedule_comes_to_rest_at_the_end_of_its_seconds(base: nn.Module) -> None:
     h, rates = HyperLoRA(base, FAMILY.space, 2, hidden=(12, 12)), []
-    problem = task_problem(FAMILY, lambda g: FAMILY.space.sample(2, g), sizes=FEW)
+    problem = TaskProblem(FAMILY, 2, sizes=FEW)
 
     class Watch(Callback):
         def on_step(self, run: Run) -> None:
@@ -208,7 +212,7 @@ def test_a_stochastic_schedule_comes_to_rest_at_the_end_of_its_seconds(base: nn.
 def test_a_stochastic_schedule_damps_in_units_of_the_rows(base: nn.Module) -> None:
     """A thousandth of the mean of ||dr_n / dphi||^2, each row by autograd; residuals / sqrt(N)."""
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(6,))
-    problem = task_problem(FAMILY, lambda g: FAMILY.space.sample(2, g), sizes=FEW)
+    problem = TaskProblem(FAMILY, 2, sizes=FEW)
     batch = problem.sample(Generator().manual_seed(4), dtype=F64)
     residuals, squares = batch.residuals(h)().values(), []
     parameters = [p for p in h.parameters() if p.requires_grad]
@@ -270,11 +274,41 @@ def test_every_regime_takes_the_papers_schedule(base: nn.Module) -> None:
 
 
 def test_data_vanish_at_the_solution() -> None:
-    data, tasks = Data(FAMILY, FAMILY.references, 7), FAMILY.space.nodes(2)
-    points = data.sample(tasks)
-    truth = [FAMILY.solution(x, t) for x, t in zip(points["x"], tasks, strict=True)]
-    found = data.residuals(lambda x: torch.cat(truth), tasks, points)
-    assert len(found) == 3 and all(r.abs().max() < 1e-14 for r in found.values())
+    tasks, sizes = FAMILY.space.nodes(2), {"field": 7}
+    problem = TaskProblem(FAMILY, tasks, known_fields(FAMILY), sizes)
+    batch = problem.sample(Generator().manual_seed(0), dtype=F64)
+    x = batch.points["field"][..., :2]
+    truth = torch.cat([FAMILY.solution(*pair) for pair in zip(x, tasks, strict=True)])
+    found = residuals_of(problem.terms, lambda x: truth, tasks, {"field": batch.points["field"]})
+    assert list(found) == ["field 0", "field 1", "field 2"]
+    assert all(r.shape == (14,) and r.abs().max() < 1e-14 for r in found.values())
+
+
+def test_tasks_are_a_number_a_set_or_a_function() -> None:
+    space, seeded = FAMILY.space, lambda: Generator().manual_seed(3)
+    for tasks, expected in (
+        (5, space.sample(5, seeded())),
+        (lambda g: space.sample(5, g), space.sample(5, seeded())),
+        (space.nodes(3), space.nodes(3)),
+        (40.0, torch.tensor([[40.0]])),
+    ):
+        batch = TaskProblem(FAMILY, tasks, sizes=FEW).sample(seeded(), dtype=F64)
+        assert torch.equal(batch.tasks, expected.double())
+    assert len(TaskProblem(FAMILY).sample(seeded()).tasks) == 20
+    with pytest.raises(ValueError, match="0 tasks in a batch: give at least 1"):
+        TaskProblem(FAMILY, 0)
+    with pytest.raises(ValueError, match=r"has 1 number\(s\); found shape \(3, 2\)"):
+        TaskProblem(FAMILY, torch.ones(3, 2))
+    with pytest.raises(ValueError, match="has 1 number"):
+        TaskProblem(FAMILY, lambda g: torch.ones(3, 2)).sample()
+
+
+def test_points_are_shared_among_conditions_unless_told() -> None:
+    """A thousand rows are a step's; the conditions' own sizes are those of one task."""
+    found = TaskProblem(FAMILY, 20).sample(Generator().manual_seed(0)).points
+    assert found["interior"].shape == (20, 44, 2) and found["boundary"].shape == (20, 5, 2)
+    with pytest.raises(KeyError, match="walls"):
+        TaskProblem(FAMILY, 2, sizes={"walls": 3}).sample()
 
 
 def test_published_schedule() -> None:
@@ -292,7 +326,7 @@ def test_published_schedule_trains_and_stops_early(base: nn.Module) -> None:
     stuck = PublishedSchedule(500, 100, 100, patience=0, sizes=FEW)
     assert "no progress" in stuck(adapt(base, 2), problem, steps=300).reason
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
-    problem = task_problem(FAMILY, lambda g: FAMILY.space.nodes(4), sizes=FEW)
+    problem = TaskProblem(FAMILY, FAMILY.space.nodes(4), sizes=FEW)
     history = PublishedSchedule(20, 10, 5, sizes=FEW)(h, problem)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
 
@@ -311,21 +345,31 @@ def test_predict_certify_polish(base: nn.Module) -> None:
         solve(h, FAMILY, task(120), steps=1, sizes=SIZES)
 
 
-def test_polishing_ends_at_its_best_and_draws_anew_after_a_veto(base: nn.Module) -> None:
+def test_polishing_ends_at_its_best_and_draws_anew_after_a_step_in_vain(
+    base: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(8,))
-    model, sizes = h.pinn(task(60)), {"interior": 3, "boundary": 2}
-    few = drawing(FAMILY.problem(task(60)), model, sizes, Generator().manual_seed(0))
-    judges, drawn = few(100), []
+    seen: list[float] = []
+    batches: list[Batch] = []
 
-    def draw(times: int) -> Closure:
-        drawn.append(times)
-        return few(times)
+    class Watched(certified.Best):
+        def on_step(self, run: Run) -> None:
+            super().on_step(run)
+            seen.append(held_out_loss(self.judges))
+            batches.append(run.batch)
 
-    start = held_out_loss(judges)
-    loss, taken = polish(model, judges, draw, 0.0, 12)
-    assert taken == 12 and loss < start
-    assert held_out_loss(judges) == pytest.approx(loss, rel=1e-12)  # the model is left there
-    assert len(drawn) > 1  # five points are soon exhausted
+        def on_end(self, run: Run) -> None:
+            super().on_end(run)
+            seen.append(held_out_loss(self.judges))
+
+    monkeypatch.setattr(certified, "Best", Watched)
+    few = {"interior": 3, "boundary": 2}
+    solved = solve(h, FAMILY, 60, steps=12, sizes=few)
+    assert solved.steps == 12 and batches[0] is not batches[-1]  # five points are soon exhausted
+    assert solved.loss == min(solved.predicted, *seen) == seen[-1]  # the model is left there
+    first = next(loss for loss in seen if loss < solved.predicted)
+    early = solve(h, FAMILY, 60, tolerance=1.0001 * first, steps=12, sizes=few)
+    assert early.steps == 1 + seen.index(first) and early.loss == first
 
 
 def test_a_task_is_solved_with_the_familys_own_points() -> None:
@@ -394,7 +438,7 @@ def test_ranks_of_a_family_are_the_largest_of_its_tasks(base: nn.Module) -> None
 
 def test_an_aimed_adapter_starts_as_the_base_along_the_full_step(base: nn.Module) -> None:
     problem, x = FAMILY.problem(task(60)), torch.rand(9, 2, dtype=F64)
-    v = aimed(base, problem, 2, points=60)
+    v = adapt(base, 2, aimed=problem)
     assert torch.equal(v(x), base(x))
     for adapter in adapters(v).values():  # singular vectors
         assert (adapter.A @ adapter.A.T - torch.eye(adapter.rank)).abs().max() < 1e-12
@@ -404,7 +448,7 @@ def test_an_aimed_adapter_starts_as_the_base_along_the_full_step(base: nn.Module
 
 def test_hypernetworks_are_trained_by_levenberg_marquardt_directly(base: nn.Module) -> None:
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
-    problem = task_problem(FAMILY, lambda g: FAMILY.space.nodes(4), sizes=FEW)
+    problem = TaskProblem(FAMILY, FAMILY.space.nodes(4), sizes=FEW)
     optimizer = LevenbergMarquardt(h.parameters())
     closure = problem.sample(Generator().manual_seed(0), dtype=F64).residuals(h)
     losses = [float(optimizer.step(closure)) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""A closure that linearises itself is compared with autograd as any other, and on no laxer terms."""
+"""A closure that linearises itself is compared with autograd as any other, no more laxly."""
 
 from __future__ import annotations
 

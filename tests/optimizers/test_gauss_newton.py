@@ -124,23 +124,9 @@ def test_a_sketch_of_everything_is_exact(linear_term):
     model, residuals = setting(sizes=(2, 6, 1))
     lin = linearize(ritz(model) if linear_term else residuals, list(model.parameters()))
     exact = Exact()(lin, Generator(), 0.0)
-    whole = Sketch(rows=10**6, columns=lin.size)(lin, Generator().manual_seed(0), 0.0)
+    whole = Sketch(rows=10**6)(lin, Generator().manual_seed(0), 0.0)
     for damping in (1e-4, 1.0):
         torch.testing.assert_close(whole.step(damping), exact.step(damping), rtol=1e-9, atol=1e-9)
-
-
-def test_sketched_columns_give_the_minimiser_in_their_subspace():
-    model, residuals = setting()
-    lin = linearize(residuals, list(model.parameters()))
-    decomposition = Sketch(columns=30)(lin, Generator().manual_seed(1), 0.0)
-    p, J, damping = decomposition.step(0.1), lin.rows(), 0.1
-    gradient = J.mT @ (J @ p + lin.residual) + damping * p
-    generator = Generator().manual_seed(1)
-    basis = Sketch(columns=30)(lin, generator, 0.0)  # the same sketch: its steps span the subspace
-    directions = torch.stack([basis.step(d) for d in (1e-3, 1e-2, 1.0, 10.0)])
-    assert (directions @ gradient).abs().max() <= 1e-10 * gradient.norm() * directions.norm()
-    length = float(decomposition.norm(torch.tensor(0.1, dtype=torch.float64)))
-    assert float(p.norm()) == pytest.approx(length, rel=1e-10)
 
 
 def test_sketched_rows_approach_the_whole():
@@ -168,7 +154,7 @@ def test_the_order_of_the_points_does_not_matter():
     torch.testing.assert_close(*trajectories, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("compression", [Exact(), Sketch(40, 60)], ids=["exact", "sketch"])
+@pytest.mark.parametrize("compression", [Exact(), Sketch(40, hashes=2)], ids=["exact", "sketch"])
 def test_a_restored_run_continues_as_if_never_stopped(compression):
     def make(model):
         schedule = TargetSchedule(patience=2)  # the second stage begins within the test

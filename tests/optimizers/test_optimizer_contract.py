@@ -340,16 +340,16 @@ def test_trials_that_are_not_finite_are_not_taken(make: Any) -> None:
     problem = Inverse()
     optimizer = make(problem.parameters())
     run(optimizer, problem, 2)
-    theta, trials = problem.flat(), 0
+    theta = problem.flat()
 
     def closure() -> dict[str, Tensor]:
-        nonlocal trials
-        trials += 1
-        factor = 1.0 if trials == 1 else float("nan")
+        factor = (
+            1.0 if torch.is_grad_enabled() else float("nan")
+        )  # with gradients, it is linearised
         return {key: factor * r for key, r in problem.residuals().items()}
 
     optimizer.step(closure)
-    if trials > 1:
+    if optimizer.stats["evaluations"]:
         assert torch.equal(problem.flat(), theta)
         assert optimizer.stats["reason"]
         assert optimizer.stats["step_norm"] == 0
@@ -372,15 +372,13 @@ def test_a_failed_trial_raises_the_damping(make: Any, bad: float) -> None:
     problem = Inverse()
     optimizer = make(problem.parameters())
     run(optimizer, problem, 2)
-    trials, levels = 0, [caution(optimizer)]
+    levels = [caution(optimizer)]
 
     def closure() -> dict[str, Tensor]:
-        nonlocal trials
-        trials += 1
-        return {k: (1.0 if trials == 1 else bad) * r for k, r in problem.residuals().items()}
+        factor = 1.0 if torch.is_grad_enabled() else bad
+        return {key: factor * r for key, r in problem.residuals().items()}
 
     for _ in range(3):
-        trials = 0
         optimizer.step(closure)
         levels.append(caution(optimizer))
         assert optimizer.stats["reason"] == Outcome.NO_DECREASE.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,18 +15,26 @@ from torch import Tensor, nn
 X = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+@dataclass(frozen=True)
+class Count:
+    """What it remembers."""
+
+    count: int = 0
+
+
 class Changing(Steepest):
     """Writes to everything that it has before it goes nowhere: raises, or steps to infinity."""
 
     fails = False
     finite = True
+    memory = Count()
 
     def direction(self, linearization: Any) -> Tensor:
         first, second = self.param_groups
         first["lr"] *= 0.5
         second["damping"] = first.pop("damping", 0.0) + 1.0
         second["new"] = "setting"
-        self.common["count"] = self.common.get("count", 0) + 1
+        self.memory = Count(self.memory.count + 1)
         for p in self.parameters:
             self.state[p]["mean"] = self.state[p].get("mean", 0.0) + torch.ones_like(p)
         if self.fails:

@@ -473,5 +473,6 @@ def test_a_state_that_could_not_be_read_again(tmp_path: Path) -> None:
 
 
 def test_periods() -> None:
-    with pytest.raises(ValueError, match="Checkpoint: every must be at least 1 step, found 0"):
-        Checkpoint("run.pt", every=0)
+    for every in (0, "9", 1.5):
+        with pytest.raises(ValueError, match=f"every must be a number of steps, found '?{every}"):
+            Checkpoint("run.pt", every=every)  # type: ignore[arg-type]

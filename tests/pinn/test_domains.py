@@ -112,6 +112,56 @@ def test_without_a_generator_the_global_one_is_used():
     assert torch.equal(x, torch.rand(4, 2, dtype=x.dtype))
 
 
+@pytest.mark.parametrize("fill", [uniform, sobol])
+def test_every_draw_is_new(fill):
+    """From one generator, from generators with other seeds, and from the global one."""
+    sampler, generator = Box.cube(2, fill=fill).interior, Generator().manual_seed(0)
+    draws = [sampler(16, generator) for _ in range(3)]
+    draws += [sampler(16, Generator().manual_seed(seed)) for seed in (1, 2)]
+    torch.manual_seed(7)
+    draws += [sampler(16) for _ in range(2)]
+    torch.manual_seed(8)
+    draws.append(sampler(16))
+    for i, first in enumerate(draws):
+        assert not any(torch.equal(first, other) for other in draws[:i])
+    torch.manual_seed(8)
+    assert torch.equal(draws[-1], sampler(16))
+
+
+def test_corners_are_numbers():
+    box = Box(torch.zeros(2), [1, 2])
+    assert box == Box((0.0, 0.0), (1.0, 2.0)) and hash(box) == hash(Box([0, 0], [1, 2]))
+
+
+MISUSED = {
+    "numbers": (lambda: Box(0.0, 1.0), r"in one dimension write \(0.0,\), for a cube Box.cube"),
+    "a 0-d tensor": (lambda: Box(torch.tensor(0.0), torch.tensor(1.0)), "Box.cube"),
+    "names": (lambda: Box("a", "b"), "one number a dimension, found 'a'"),
+    "pairs": (lambda: Box([(0.0, 1.0)], [(0.0, 1.0)]), "one number a dimension"),
+    "None": (lambda: Box(None, None), "one number a dimension, found None"),
+    "nothing": (lambda: Box((), ()), "finite numbers"),
+    "nan": (lambda: Box((math.nan,), (1.0,)), "finite numbers"),
+    "infinite": (lambda: Box((0.0,), (math.inf,)), "finite numbers"),
+    "a fill by name": (lambda: Box((0.0,), (1.0,), "sobol"), "uniform, sobol or grid, not 'sobol'"),
+    "a center": (lambda: Ball(0.0), "one number a dimension"),
+    "a radius": (lambda: Ball((0.0,), 0.0), "radius > 0"),
+    "no space": (lambda: TimeSpace(0.0, 1.0, (0.0, 1.0)), r"found \(0.0, 1.0\): TimeSpace"),
+    "time runs back": (lambda: TimeSpace(1.0, 0.0, Box.cube(1)), "start < end"),
+    "negative": (lambda: Box.cube(2).interior(-3), "must not be negative, found -3"),
+    "a fraction": (lambda: Box.cube(2).boundary(2.5), "an integer, found 2.5"),
+    "text": (lambda: Box.cube(2).interior("5"), "an integer, found '5'"),
+    "nothing asked": (lambda: Ball((0.0,)).interior(None), "an integer, found None"),
+    "true": (lambda: TimeSpace(0.0, 1.0, Box.cube(1)).initial(True), "an integer, found True"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_misuse_is_named(name):
+    call, message = MISUSED[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
 def test_a_box_needs_ordered_corners():
     with pytest.raises(ValueError, match="lower < upper"):
         Box((0.0, 1.0), (1.0, 0.0))

@@ -20,6 +20,7 @@ from kfac_pinn.pinn.training import (
     Checkpoint,
     Every,
     Fixed,
+    Patience,
     Progress,
     Schedule,
     StopAtError,
@@ -307,5 +308,10 @@ def test_periods_are_positive():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="every must be at least 1 step, found 0"):
         fit(model, poisson_2d(), optimizer, steps=1, every=0)
-    with pytest.raises(ValueError, match=r"every 0 steps: give at least 1, or Fixed\(\)"):
-        Every(0)
+    for steps in (0, "9", 0.5):
+        with pytest.raises(ValueError, match=r"steps: give 1, 2, ..., or Fixed\(\)"):
+            Every(steps)
+        with pytest.raises(ValueError, match="Patience needs a number of steps, found"):
+            Patience(steps)
+    with pytest.raises(TypeError, match=r"Schedule needs a scheduler of torch, found 0\.9"):
+        Schedule(0.9)

@@ -87,7 +87,10 @@ def test_mlp_is_the_sequential_of_the_published_code():
 def test_siren_keeps_the_variance_of_its_layers():
     siren = SIREN((2, 512, 512, 512, 1), omega=30.0).double()
     x = 2 * torch.rand(400, 2, dtype=torch.float64) - 1
-    for layer in siren.layers[:-1]:
+    for index, layer in enumerate(siren.layers[:-1]):
+        if index:  # W x times omega, without the bias, has unit variance inside the sine
+            inside = 30.0 * nn.functional.linear(x, layer.weight)
+            assert abs(inside.square().mean() - 1) < 0.1
         x = torch.sin(30.0 * layer(x))
         assert abs(x.var() - 0.5) < 0.06  # the arcsine distribution's
 
@@ -129,6 +132,31 @@ def test_hard_constraints_hold_exactly():
     torch.testing.assert_close(network(x), x.sum(1, True), rtol=0, atol=1e-15)
     middle = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     assert math.isclose(wall_distance(BOX)(middle).item(), 1.0)
+
+
+MISUSED = {
+    "one size": (lambda: MLP((3,)), "at least two"),
+    "no sizes": (lambda: MLP(3), "one tuple"),
+    "sizes one by one": (lambda: MLP(2, 64), "one tuple"),
+    "sizes by name": (lambda: MLP("2-64-1"), "one tuple"),
+    "a size of zero": (lambda: MLP((2, 0, 1)), "positive integers"),
+    "a fraction": (lambda: MLP((2, 8.5, 1)), "positive integers"),
+    "a class": (lambda: MLP((2, 4, 1), nn.GELU), r"class GELU: pass an instance, GELU\(\)"),
+    "a name": (lambda: MLP((2, 4, 1), "tanh"), "function such as torch.tanh, not 'tanh'"),
+    "no frequency": (lambda: SIREN((2, 4, 1), 0.0), "omega must be positive"),
+    "no period": (lambda: PeriodicFeatures((None, None)), "one number a coordinate"),
+    "one period": (lambda: PeriodicFeatures(2.0), "one number a coordinate"),
+    "values": (lambda: HardConstraint(MLP((2, 1)), 0.0, wall_distance(BOX)), "functions of the"),
+    "widths": (lambda: ModifiedMLP((2, 4, 5, 1)), "one width"),
+    "odd": (lambda: FourierFeatures(2, 5), "odd"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_misuse_is_named(name):
+    call, message = MISUSED[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
 
 
 def test_errors_name_the_fix():

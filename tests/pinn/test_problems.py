@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator
 
-from kfac_pinn.pinn.domains import Box
+from kfac_pinn.pinn.domains import Box, grid
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, Term, relative_l2, root_mean_square_error
 from kfac_pinn.pinn.problems import (
@@ -23,6 +23,7 @@ from kfac_pinn.pinn.problems import (
     poisson_5d,
     poisson_10d,
     poisson_100d,
+    poisson_ritz,
 )
 from kfac_pinn.pinn.problems.burgers import cole_hopf
 
@@ -74,6 +75,87 @@ def test_a_wrong_solution_has_one(problem):
 
     wrong.diffusivity = 0.25
     assert all(r.abs().max() > 1e-3 for r in draw(problem).residuals(wrong)().values())
+
+
+def walls(problem, x):
+    """Which faces each point lies on, by (coordinate, end); the start of time is (0, 0)."""
+    domain = problem.domain
+    space = getattr(domain, "space", domain)
+    first = domain.dim - space.dim
+    bounds = zip(space.lower, space.upper, strict=True)
+    found = {
+        (first + i, end): x[:, first + i] == b
+        for i, ends in enumerate(bounds)
+        for end, b in enumerate(ends)
+    }
+    return found | ({(0, 0): x[:, 0] == domain.start} if first else {})
+
+
+def conditions_of(problem):
+    """The faces on which the published problem says what u is."""
+    if problem.name == "inverse heat":
+        return set()
+    if "Fokker" in problem.name:
+        return {(0, 0)}
+    faces = {(i, end) for i in range(problem.domain.dim) for end in (0, 1)}
+    return faces - {(0, 1)} if hasattr(problem.domain, "initial") else faces
+
+
+@pytest.mark.parametrize("problem", [*PROBLEMS, poisson_ritz()], ids=lambda p: p.name)
+def test_each_face_is_covered_and_nothing_else(problem):
+    batch = draw(problem, 3000 if problem.domain.dim < 50 else 6000)
+    u = exact(problem)
+    moved = batch.residuals(plus_one(u))()
+    covered = set()
+    for name, x in batch.points.items():
+        if name in ("interior", "energy", "measurements"):
+            assert not any(on.any() for on in walls(problem, x).values())
+            continue
+        residual = batch.residuals(u)()[name]
+        assert residual.abs().max() < 1e-9
+        assert (moved[name] - residual).abs().min() > 0.5  # u enters at every point
+        faces = {face: on for face, on in walls(problem, x).items() if on.any()}
+        assert sum(on.long() for on in faces.values()).eq(1).all()  # on one face each
+        for face, on in faces.items():
+            spread = x[on].max(0).values - x[on].min(0).values
+            width = [hi - lo for lo, hi in bounds_of(problem.domain)]
+            free = [i for i in range(problem.domain.dim) if i != face[0]]
+            assert all(spread[i] > 0.5 * width[i] for i in free)  # all over it, at all times
+        covered |= set(faces)
+    assert covered == conditions_of(problem)
+
+
+def plus_one(u):
+    """u + 1, with its diffusivity."""
+
+    def moved(x):
+        return u(x) + 1
+
+    moved.diffusivity = u.diffusivity
+    return moved
+
+
+def bounds_of(domain):
+    space = getattr(domain, "space", domain)
+    time = [(domain.start, domain.end)] if hasattr(domain, "start") else []
+    return [*time, *zip(space.lower, space.upper, strict=True)]
+
+
+def test_the_ritz_energy_is_stationary_at_the_solution():
+    """Its derivative in a direction v that vanishes on the boundary, by the midpoint rule."""
+    problem = poisson_ritz()
+    x = Box.cube(2, fill=grid).interior(100**2, None, torch.float64)
+    energy = problem.terms["energy"].residual
+
+    def loss(t):
+        def v(x):
+            return x[:, :1] * torch.sin(math.pi * x[:, :1]) * torch.sin(2 * math.pi * x[:, 1:] ** 2)
+
+        return energy(lambda x: problem.solution(x) + t * v(x), x).loss()
+
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(t), t)
+    assert abs(slope) < 1e-3 < loss(torch.tensor(0.3)) - loss(torch.tensor(0.0))
 
 
 @problems

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.levenberg import LevenbergMarquardt
-from hyperlora_ext.lora import adapt, adapters
-from hyperlora_ext.serialization import load, state
-from kfac_pinn import taylor
+from hyperlora_ext.adaptation import adapt
+from hyperlora_ext.lora import adapters
+from hyperlora_ext.serialization import state, with_factors
+from kfac_pinn import LevenbergMarquardt, taylor
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 from kfac_pinn.pinn.problem import Problem, Term
@@ -89,13 +89,13 @@ def test_windows_of_adapters_share_their_base_and_are_kept_as_factors(base: nn.M
         assert all(a.frozen.weight.data_ptr() == b.frozen.weight.data_ptr() for a, b in shared)
         assert any(not torch.equal(a, b) for a, b in zip(*map(factors, (one, other)), strict=True))
     kept = [state(piece) for piece in solved.pieces]
-    again = Windows(solved.ends, [load(base, factors) for factors in kept])
+    again = Windows(solved.ends, [with_factors(base, factors) for factors in kept])
     x = DOMAIN.interior(50, dtype=F64)
     assert torch.equal(again(x), solved(x))
 
 
 def factors(piece: nn.Module) -> list[Tensor]:
-    return [value for name, value in state(piece).items() if name != "offset"]
+    return list(state(piece)["factors"].values())
 
 
 def test_a_window_has_its_own_time_and_initial_condition() -> None:

@@ -68,3 +68,20 @@ def test_the_queue_calls_networks_as_the_command_does() -> None:
     assert stages
     for stage in stages:
         assert run.widths("-".join(map(str, stage.network)), stage.problem) == stage.network
+
+
+def test_a_run_at_rest_holds_its_last_value() -> None:
+    """Two of three runs end early, far below the third: the median stays where they are."""
+    figures, pandas = load("published.figures"), load("pandas")
+    ends = {0: (10, 1e-14), 1: (20, 3e-14), 2: (100, 3e-9)}
+    rows = pandas.DataFrame(
+        [
+            {"seed": seed, "step": step, "relative_l2": error}
+            for seed, (last, least) in ends.items()
+            for step, error in ((1, 1.0), (last, least))
+        ]
+    )
+    times, (low, middle, high) = figures.quartiles(rows, "step")
+    assert times[-1] == pytest.approx(100)
+    assert middle[-1] == pytest.approx(3e-14) and high[-1] > low[-1] > 1e-15
+    assert (middle[1:] <= middle[:-1] * (1 + 1e-9)).all(), "no median jumps up"

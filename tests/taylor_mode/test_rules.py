@@ -621,6 +621,30 @@ def test_one_decorated_function_adds_a_rule():
         RULES.update(before)
 
 
+DEFAULTS = {
+    "layer_norm": lambda x: F.layer_norm(x, (d,)),
+    "batch_norm": lambda x: F.batch_norm(x, 1e-3 * row, 1e-5 * row),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "instance_norm": lambda x: F.instance_norm(x[:, None]),
+    "rms_norm": lambda x: F.rms_norm(1e-4 * x, (d,)),
+    "normalize": lambda x: F.normalize(1e-9 * x),
+    "pairwise_distance": lambda x: F.pairwise_distance(x, x * x),
+    "cosine_similarity": lambda x: F.cosine_similarity(x, x * x),
+    "leaky_relu": lambda x: F.leaky_relu(x - 5e-4) + F.hardshrink(1e3 * x) + F.softshrink(1e3 * x),
+    "elu": lambda x: F.elu(x - 5e-4) + F.celu(x - 5e-4) + F.softplus(2e4 * x) + F.rrelu(x - 5e-4),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_default_arguments_are_those_of_torch(name):
+    """On small entries, where what is added for safety counts."""
+    u, x = DEFAULTS[name], 1e-3 * points_and_directions()[0]
+    slopes = torch.autograd.functional.jvp(u, x, row.expand(N, d))[1]
+    value, (first,) = taylor(u, x, 1, row[None])
+    torch.testing.assert_close(value, u(x), rtol=1e-12, atol=0)
+    torch.testing.assert_close(first, slopes, rtol=1e-10, atol=1e-10 * slopes.abs().max())
+
+
 ERRORS = {
     "largest entry": (lambda x: torch.linalg.vector_norm(x, float("inf"), 1), "torch.amax"),
     "spectral norm": (lambda x: torch.linalg.norm(x, 2), "one dim"),

@@ -21,7 +21,7 @@ from tables import RANKS, arguments, benchmark_of, polished
 from torch import Tensor
 
 from hyperlora_ext.family import Family, values
-from hyperlora_ext.lora import widest
+from hyperlora_ext.ranks import widest
 
 __all__ = ["error_maps", "maps", "ranks", "tasks"]
 

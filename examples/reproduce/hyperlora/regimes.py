@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from hyperlora_ext.adaptation import adapt
+from hyperlora_ext.condition import Condition
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.lora import Ranks
-from hyperlora_ext.rank import aimed
+from hyperlora_ext.ranks import Ranks
 from hyperlora_ext.schedules import Train
-from hyperlora_ext.task_problem import Data, Weights, task_problem
+from hyperlora_ext.task_problem import TaskProblem, known_fields
 from kfac_pinn.linalg import damped_solve
 from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.training import History
@@ -54,16 +55,15 @@ def l_pinn(
     problem: Problem,
     train: Train,
     rank: Ranks = 4,
-    start: Callable[[nn.Module, Problem, Ranks], nn.Module] = aimed,
+    aimed: bool = True,
     **budget: Any,
 ) -> nn.Module:
     """L-PINN: the factors A, B of every layer; weights and biases of the base are frozen.
 
     Args:
-        start: makes the adapters: `aimed`, or `lambda base, problem, rank: adapt(base, rank)` for
-            the paper's random A.
+        aimed: A starts along the full Gauss-Newton step, instead of the paper's random one.
     """
-    return pinn(start(base, problem, rank), problem, train, **budget)
+    return pinn(adapt(base, rank, aimed=problem if aimed else None), problem, train, **budget)
 
 
 def by_physics(
@@ -75,15 +75,15 @@ def by_physics(
     **budget: Any,
 ) -> History:
     """HyperPINN + LoRA: the residuals of all tasks; no solutions are needed."""
-    return train(hyper, task_problem(family, tasks, sizes=sizes), **budget)
+    return train(hyper, TaskProblem(family, tasks, sizes=sizes), **budget)
 
 
 def by_data(
     hyper: HyperLoRA, family: Family, tasks: Tasks, train: Train, size: int = 200, **budget: Any
 ) -> History:
     """Benchmark 1: mean squared error against the true solutions, at `size` points a task."""
-    data = Data(family, family.references, size)
-    return train(hyper, task_problem(family, tasks, data), **budget)
+    problem = TaskProblem(family, tasks, known_fields(family), {"field": size})
+    return train(hyper, problem, **budget)
 
 
 def by_pinns(
@@ -100,12 +100,12 @@ def by_pinns(
         known: the tasks (T, p) and their networks (`teachers`).
     """
     like = next(hyper.network.parameters())
-    tasks, networks = known[0].to(like), known[1]
+    tasks, networks = known
     grid = family.grid.to(like)
     with torch.no_grad():
         fields = torch.stack([network(grid).cpu() for network in networks])
-    data = Data(family, lambda tasks: fields, size)
-    return train(hyper, task_problem(family, lambda generator: tasks, data), **budget)
+    terms = known_fields(family, lambda tasks: fields)
+    return train(hyper, TaskProblem(family, tasks, terms, {"field": size}), **budget)
 
 
 def by_weights(
@@ -129,9 +129,26 @@ def by_weights(
     if train is None:
         fit_last_layer(hyper, tasks, numbers)
     else:
-        train(hyper, task_problem(family, lambda generator: tasks, Weights(numbers)), **budget)
+        train(hyper, TaskProblem(family, tasks, known_weights(numbers), {"theta": 1}), **budget)
     with torch.no_grad():
         return float((numbers - hyper.factors(tasks)).square().mean().sqrt())
+
+
+def known_weights(numbers: Tensor) -> dict[str, Condition]:
+    """The term of regression on the numbers (T, size) of trained networks, whatever they make.
+
+    Its residuals do not pass through the networks: for torch's optimizers only.
+    """
+
+    def points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:
+        """No points: the numbers themselves, (T, size, 1)."""
+        return numbers[..., None].cpu()
+
+    def residual(u: Any, known: Tensor, task: Tensor) -> Tensor:
+        """All entries of H(task) - theta."""
+        return u.theta.reshape(-1, 1) - known
+
+    return {"theta": Condition(points, residual, 1)}
 
 
 @torch.no_grad()

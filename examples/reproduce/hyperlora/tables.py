@@ -23,9 +23,10 @@ from cache import Cache, Row
 from configs import CONFIGS
 from torch import Tensor, nn
 
+from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.certified import solve
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.lora import adapt, count
+from hyperlora_ext.lora import count
 
 __all__ = [
     "RANKS",

@@ -29,6 +29,8 @@ class Patience(Callback):
     """Stops when the held-out loss of the history has not improved for so many steps."""
 
     def __init__(self, steps: int) -> None:
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"Patience needs a number of steps, found {steps!r}")
         self.steps, self.best, self.since = steps, math.inf, 0
 
     def on_step(self, run: Run) -> None:
@@ -49,12 +51,15 @@ class Schedule(Callback):
     """Steps a learning rate scheduler after every step; `ReduceLROnPlateau` is told the loss.
 
     Raises:
+        TypeError: if it is no scheduler.
         ValueError: at the start, if the scheduler is another optimizer's.
     """
 
     ends = False
 
     def __init__(self, scheduler: LRScheduler) -> None:
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"Schedule needs a scheduler of torch, found {scheduler!r}")
         self.scheduler = scheduler
 
     def on_start(self, run: Run) -> None:

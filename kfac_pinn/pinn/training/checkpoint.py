@@ -36,8 +36,8 @@ class Checkpoint(Callback):
     ends = False
 
     def __init__(self, path: str | Path, every: int = 1000, resume: bool = True) -> None:
-        if every < 1:
-            raise ValueError(f"Checkpoint: every must be at least 1 step, found {every}")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"Checkpoint: every must be a number of steps, found {every!r}")
         self.path, self.every, self.resume = Path(path), every, resume
         self.facts: dict[str, str] = {}
 

@@ -253,8 +253,8 @@ class Every:
     sizes: Sizes = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"new points every {self.steps} steps: give at least 1, or Fixed()")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"new points every {self.steps!r} steps: give 1, 2, ..., or Fixed()")
 
     def __call__(self, run: Run) -> Batch | None:
         return run.draw(self.sizes) if run.step % self.steps == 0 else None

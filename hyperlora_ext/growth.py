@@ -1,8 +1,7 @@
 """The rank of an adapter, chosen: grown along Gauss-Newton directions until it no longer pays.
 
-The full Gauss-Newton step of all weights says where a low-rank update should act: the top right
-singular vectors of its layers are good rows of A. How many are needed it does not say, for A and B
-keep turning; so the rank is grown, layer by layer, and judged on held-out points.
+The full Gauss-Newton step says where a low-rank update should act (`directions`), not how many rows
+it needs; so the rank is grown, layer by layer, and judged on held-out points.
 """
 
 from __future__ import annotations
@@ -15,81 +14,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.certified import held_out_loss
+from hyperlora_ext.directions import Direction, direction
 from hyperlora_ext.family import Family
-from hyperlora_ext.levenberg import Solver
-from hyperlora_ext.lora import LoRALinear, Ranks, adapt, adapters, linear_layers, merge
+from hyperlora_ext.lora import LoRALinear, adapters
 from hyperlora_ext.schedules import LevenbergSchedule
-from kfac_pinn import linearize
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.search.step import Objective
 
-__all__ = ["Direction", "Growth", "aimed", "common_ranks", "direction", "grow"]
-
-DAMPINGS = [10.0**-k for k in range(1, 8)]
-
-
-@dataclass(frozen=True)
-class Direction:
-    """The full Gauss-Newton step of the linear layers.
-
-    Attributes:
-        rows: right singular vectors of each layer's step, by falling singular value: (k, d_in).
-        spectrum: the singular values, relative to the first, (k,).
-        share: of each layer in the first-order decrease -g . p; they sum to one.
-    """
-
-    rows: dict[str, Tensor]
-    spectrum: dict[str, Tensor]
-    share: dict[str, float]
-
-
-def direction(model: nn.Module, batch: Batch, judges: Batch) -> Direction:
-    """Where a low-rank update of the model (adapted or not) should act next.
-
-    Args:
-        model: a network of linear layers; adapters are merged first. It is not changed.
-        batch: the points of the step.
-        judges: points on which its damping is chosen.
-    """
-    adapted = any(isinstance(m, LoRALinear) for m in model.modules())
-    plain = (merge(model) if adapted else copy.deepcopy(model)).requires_grad_(False)
-    weights = {n: layer.weight.requires_grad_() for n, layer in linear_layers(plain).items()}
-    found = linearize(batch.residuals(plain), list(weights.values()))
-    solver = Solver(found)
-    objective = Objective(judges.residuals(plain), found.parameters)
-    steps = [solver.step(damping * solver.mean_diagonal) for damping in DAMPINGS]
-    step = min(steps, key=objective)
-    blocks = dict(zip(weights, found.unflatten(step), strict=True))
-    slopes = [float(part.sum()) for part in found.unflatten(found.gradient * step)]
-    shares = [slope / sum(slopes) for slope in slopes]
-    factored = {
-        name: torch.linalg.svd(block, full_matrices=False) for name, block in blocks.items()
-    }
-    return Direction(
-        {name: right for name, (_, _, right) in factored.items()},
-        {name: values / values[0] for name, (_, values, _) in factored.items()},
-        dict(zip(weights, shares, strict=True)),
-    )
-
-
-def aimed(base: nn.Module, problem: Problem, rank: Ranks = 4, points: int = 100) -> nn.Module:
-    """`adapt`, with A starting along the full Gauss-Newton step of the problem.
-
-    It costs one step of all weights on few points, and does not depend on a seed. On Kovasznay flow
-    the error after four seconds is that of the better ones of several random A.
-
-    Args:
-        points: of each condition, for that step; five times as many judge its damping.
-    """
-    like, generator = next(base.parameters()), Generator().manual_seed(0)
-
-    def draw(most: int) -> Batch:
-        sizes = {name: min(most, term.size) for name, term in problem.terms.items()}
-        return problem.sample(generator, sizes, like.dtype, like.device)
-
-    rows = direction(base, draw(points), draw(5 * points)).rows
-    return adapt(base, rank, directions=rows)
+__all__ = ["Growth", "common_ranks", "grow"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +75,7 @@ def grow(
     model, losses = base, [held_out_loss(judges.residuals(base))]
     for rank in range(1, most + 1):
         found = direction(model, draw(train.sizes), judges)
-        grown = adapt(base, 1, directions=found.rows) if rank == 1 else extended(model, found)
+        grown = adapt(base, 1, aimed=found.rows) if rank == 1 else extended(model, found)
         train(grown, problem, steps=steps, seed=seed + rank)
         losses.append(held_out_loss(judges.residuals(grown)))
         if rank == 1 or losses[-1] < losses[-2]:

@@ -1,0 +1,130 @@
+"""What may be handed to an optimizer: numbers in their range, and names that it knows.
+
+An argument that would be ignored is refused, with what to write instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+__all__ = ["Common", "check_group", "natural_lr", "refuse_unknown", "whole_number"]
+
+
+class Common(TypedDict, total=False):
+    """What every optimizer takes besides its own arguments.
+
+    Attributes:
+        weight_decay: w >= 0, adds w/2 ||theta||^2 to the loss, exactly; may differ by group.
+        max_iter: steps in one call of `step(closure)`, at most, as in `torch.optim.LBFGS`.
+    """
+
+    weight_decay: float
+    max_iter: int
+
+
+Range = tuple[Callable[[float], bool], str]
+POSITIVE: Range = (lambda value: value > 0, "positive")
+NOT_NEGATIVE: Range = (lambda value: value >= 0, "not be negative")
+RANGES: dict[str, Range] = {
+    "lr": POSITIVE,
+    "damping": NOT_NEGATIVE,
+    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "weight_decay": NOT_NEGATIVE,
+}
+
+# What other optimizers take: what to write here.
+ADVICE: dict[str, str] = {
+    "betas": "the step is solved for, not averaged from gradients; leave it out",
+    "eps": "what it stands for is called damping, where there is one to be chosen",
+    "damping": "the damping follows from what each step achieves; leave it out",
+    "momentum": "take KFAC(momentum=...) or SPRING(momentum=...), or leave it out",
+    "search": "the step length is part of the method; leave it out",
+    "nesterov": "leave it out",
+    "dampening": "leave it out",
+    "amsgrad": "leave it out",
+    "maximize": "a sum of squares can only be minimised; leave it out",
+    "foreach": "all parameters move together anyway; leave it out",
+    "fused": "all parameters move together anyway; leave it out",
+    "capturable": "a step depends on values, which a CUDA graph cannot; leave it out",
+    "differentiable": "a step cannot be differentiated; leave it out",
+    "max_eval": "max_iter=... bounds the steps of one call; leave it out",
+    "tolerance_grad": "stop by the loss that step returns, or by optimizer.stats",
+    "tolerance_change": "stop by the loss that step returns, or by optimizer.stats",
+    "history_size": "KFACPINN(memory=...) is the nearest to it; leave it out",
+    "line_search_fn": "pass an object where there is a search=..., e.g. search=Armijo()",
+}
+# Entries that torch's schedulers and averages keep in a group.
+SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
+
+
+def check_number(owner: str, name: str, value: Any, allowed: Range) -> None:
+    """Raise unless the value is a number in its range: `TypeError` for text and the like."""
+    scalar = isinstance(value, Tensor) and value.ndim == 0
+    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
+        raise TypeError(f"{owner}: {name} must be a number, found {value!r}{as_number(value)}")
+    holds, words = allowed
+    if not holds(float(value)):
+        must = "must" if words.startswith("not") else "must be"
+        raise ValueError(f"{owner}: {name} {must} {words}, found {value}")
+
+
+def as_number(value: Any) -> str:
+    """What to write for a number given as text."""
+    try:
+        return f"; write {float(value)}" if isinstance(value, str) else ""
+    except ValueError:
+        return ""
+
+
+def check_group(
+    owner: type, group: Mapping[str, Any], defaults: Mapping[str, Any], positive: Collection[str]
+) -> None:
+    """A parameter group holds numbers in their range, and none that the optimizer would ignore.
+
+    Raises:
+        TypeError, ValueError: naming the entry, or a parameter that is held twice.
+    """
+    for key in RANGES.keys() & defaults.keys():
+        allowed = POSITIVE if key in positive else RANGES[key]
+        check_number(owner.__name__, key, group[key], allowed)
+    known = {"params", "param_names", *defaults, *SCHEDULED}
+    for key, value in group.items():  # text is somebody's label; a number is meant to count
+        if key not in known and (key in ADVICE or isinstance(value, (numbers.Number, tuple))):
+            raise TypeError(f"a parameter group has {key!r}, but {unknown(owner, key)}")
+    if len({id(p) for p in group["params"]}) < len(group["params"]):
+        raise ValueError("a parameter group holds a parameter twice; pass each once")
+
+
+def refuse_unknown(owner: type, names: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for the first argument that no optimizer here has."""
+    for name in names:
+        raise TypeError(unknown(owner, name))
+
+
+def unknown(owner: type, name: str) -> str:
+    """That there is no such argument, what to do, and which there are."""
+    own = inspect.signature(owner).parameters.values()
+    arguments = ", ".join([p.name for p in own if p.kind is not p.VAR_KEYWORD][1:])
+    common = ", ".join(Common.__annotations__)
+    advice = f" ({ADVICE[name]})" if name in ADVICE else ""
+    return f"{owner.__name__} has no {name}{advice}. Its arguments are {arguments}, {common}"
+
+
+def whole_number(name: str, value: Any) -> int:
+    """The value, a whole number of at least 1."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < 1:
+        error = ValueError if whole else TypeError
+        raise error(f"{name} must be a whole number, at least 1, found {value!r}")
+    return int(value)
+
+
+def natural_lr(owner: type) -> Any:
+    """The default lr of an optimizer, None where it has none."""
+    parameter = inspect.signature(owner).parameters.get("lr")
+    return None if parameter is None else parameter.default

@@ -1,0 +1,130 @@
+"""What one call of `step` reads: a closure, or losses that were sent backwards before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.check import CheckSchedule
+from kfac_pinn.jacobian.closure import linearize, linearize_loss
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.search.step import Objective
+
+__all__ = ["ByClosure", "ByLosses", "Reading", "depends_on", "release"]
+
+Check = bool | CheckSchedule
+
+
+class Reading(Protocol):
+    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether losses at other parameters can be evaluated."""
+
+    @property
+    def waiting(self) -> int:
+        """How many gradients wait in `.grad` that it does not know of."""
+
+    def linearize(
+        self, parameters: list[Tensor], check: Check, names: Sequence[str]
+    ) -> Linearization:
+        """r and J at the current parameters."""
+
+    def objective(
+        self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
+    ) -> Objective:
+        """The loss as a function of the displacement."""
+
+
+class ByClosure:
+    """`step(closure)`.
+
+    Args:
+        waiting: how many losses were sent backwards before it.
+    """
+
+    repeatable = True
+
+    def __init__(self, closure: Callable[[], Any], waiting: int = 0) -> None:
+        self.closure, self.waiting = closure, waiting
+
+    def linearize(
+        self, parameters: list[Tensor], check: Check, names: Sequence[str]
+    ) -> Linearization:
+        """By evaluating the closure."""
+        return linearize(self.closure, parameters, check, names)
+
+    def objective(
+        self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
+    ) -> Objective:
+        """By evaluating the closure."""
+        return Objective(self.closure, parameters, names, ridge)
+
+
+class ByLosses:
+    """`loss.backward(); step()`: losses of the current parameters, with their graphs."""
+
+    repeatable, waiting = False, 0
+
+    def __init__(self, losses: Sequence[Tensor]) -> None:
+        self.losses = list(losses)
+
+    def linearize(
+        self, parameters: list[Tensor], check: Check, names: Sequence[str]
+    ) -> Linearization:
+        """Of the sum of the losses."""
+        try:
+            return linearize_loss(self.losses, parameters, check, names)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(CHANGED) from error
+
+    def objective(
+        self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
+    ) -> Objective:
+        """Known at the current parameters only."""
+        here = [p.detach().clone() for p in parameters]
+
+        def loss() -> Tensor:
+            if not all(torch.equal(p, q) for p, q in zip(parameters, here, strict=True)):
+                raise RuntimeError(NO_CLOSURE)
+            return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
+
+        return Objective(loss, parameters, names, ridge)
+
+
+def release(losses: Iterable[Tensor]) -> None:
+    """Let the graphs go, which `backward()` would have freed, even if the losses are still held."""
+    for loss in losses:
+        if not loss.is_leaf and loss._base is None:  # a view cannot be detached in place
+            loss.detach_()
+
+
+def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether the graph of a tensor ends in one of the parameters."""
+    wanted = {id(p) for p in parameters}
+    seen, stack = set(), [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:  # of AccumulateGrad
+            return True
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+NO_CLOSURE = (
+    "this optimizer evaluates the loss at trial parameters, for which step() needs a closure: "
+    "write `optimizer.step(closure)`, or construct it with search=OneEvaluation()"
+)
+CHANGED = (
+    "a parameter, or another tensor that the loss was computed from, was changed in place between "
+    "the forward pass and optimizer.step(): do that after the step"
+)

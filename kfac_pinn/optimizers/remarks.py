@@ -1,0 +1,195 @@
+"""What an optimizer remarks on, each once: the step is right, but perhaps not what was meant."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.search.step import Objective
+
+__all__ = ["Remarks", "Stopwatch", "without_hooks"]
+
+JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
+CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
+SMALL_LR = 1e-2  # of a step that is solved for
+FIRST_STEPS, BUSY, LONG = 5, 3.0, 0.05  # steps watched, wall seconds a second of work, seconds
+
+
+class Remarks:
+    """What has been remarked on, and what there was to compare with."""
+
+    def __init__(self) -> None:
+        self.made: set[str] = set()
+        self.used: set[int] = set()  # parameters that some residual has depended on
+
+    def once(self, subject: str, message: str) -> None:
+        """Warn at the line of the user's code that led here, unless done before."""
+        if subject not in self.made:
+            self.made.add(subject)
+            warnings.warn(message, stacklevel=outside())
+
+    def small_lr(self, lr: float) -> None:
+        """A learning rate of Adam makes a thousandth of a Gauss-Newton step."""
+        if lr <= SMALL_LR:
+            self.once(
+                "lr",
+                f"lr={lr:g} takes {lr:g} of every step: these steps are solved for and have the "
+                "right length already; leave lr at 1 unless parts of the model are to move less",
+            )
+
+    def jump(self, left: float, linearization: Linearization) -> None:
+        """The last step fitted its points, and the next ones show it."""
+        found = linearization.loss
+        rounding = torch.finfo(linearization.residual.dtype).eps
+        if left > 0 and found > max(JUMP * left, rounding):
+            self.once(
+                "jump",
+                f"the last step left a loss of {left:.1e}, this one found {found:.1e}: if the "
+                "points are new, the last ones were fitted, not the equation. Draw more of them "
+                f"(now {len(linearization.residual)} residuals for {linearization.size} "
+                "parameters), keep them for fewer steps, or take a smaller network; hold some out "
+                "to see the error",
+            )
+
+    def lost(self, linearization: Linearization, names: Sequence[str]) -> None:
+        """A parameter that residuals depended on is out of the closure's sight.
+
+        Raises:
+            RuntimeError: if all of them are.
+        """
+        used = {id(p) for block in linearization.blocks for p in block.parameters}
+        pairs = zip(linearization.parameters, names, strict=True)
+        gone = [name for p, name in pairs if id(p) in self.used - used]
+        if not used:
+            raise RuntimeError(f"no residual depends on any parameter: {REPLACED}")
+        if gone:
+            self.once(
+                "lost",
+                f"no residual depends on parameter {', '.join(gone)} any longer: " + REPLACED,
+            )
+        self.used |= used
+
+    def differing(self, steps: int, objective: Objective, linearization: Linearization) -> None:
+        """Two evaluations at the same parameters differ: looked at in steps 1, 2, 4, ..., 100 k."""
+        step, first = steps + 1, linearization.loss
+        if "differing" in self.made or (step & (step - 1) and step % 100):
+            return
+        second = objective(torch.zeros_like(objective.origin))
+        allowed = torch.finfo(objective.origin.dtype).eps ** 0.25 * abs(first)
+        if math.isfinite(second) and abs(second - first) > allowed:
+            self.once(
+                "differing",
+                f"two evaluations of the closure at the same parameters differ ({first:.6g} and "
+                f"{second:.6g}): the search compares losses that mean different things. Draw "
+                "points between the steps, not inside the closure; call model.eval() where there "
+                "is dropout; or take a search that does not look (FixedStep, NormConstraint)",
+            )
+
+    def clipped(self, parameters: Sequence[Tensor], gradient: Tensor) -> None:
+        """The gradients were changed between backward() and step(), which steps do not read."""
+        grads = [p.grad.reshape(-1) for p in parameters if p.grad is not None]
+        found = float(torch.cat(grads).norm()) if grads else 0.0
+        expected = float(gradient.norm())
+        if grads and abs(found - expected) > CLIPPED * expected:
+            self.once(
+                "clipped",
+                f"the gradients were changed between backward() and step() (norm {found:.3g}, of "
+                f"the loss {expected:.3g}), {NO_EFFECT}",
+            )
+
+    def clipped_inside(self, linearization: Linearization) -> None:
+        """The closure itself clips the gradients, as Lightning's does."""
+        if linearization.changes_gradients:
+            self.once("clipped", f"the closure changes the gradients after backward(), {NO_EFFECT}")
+
+    def busy(self, steps: int, watch: Stopwatch, like: Tensor) -> None:
+        """A step that mostly waited for its own threads."""
+        if steps > FIRST_STEPS or like.device.type != "cpu" or torch.get_num_threads() == 1:
+            return
+        wall, worked = watch.read()
+        if wall > LONG and wall > BUSY * worked:
+            self.once(
+                "busy",
+                f"a step took {wall:.2g} s, of which this thread worked {worked:.2g} s: if nothing "
+                f"in the closure waits, the machine is too busy for {torch.get_num_threads()} "
+                "threads, which then wait for each other. Set OMP_NUM_THREADS=1 before Python "
+                "starts, or call torch.set_num_threads(1)",
+            )
+
+    def hooked(self, parameters: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Gradient hooks, which are not called: there is no backward pass to hook."""
+        found = [n for p, n in zip(parameters, names, strict=True) if p._backward_hooks]
+        if found:
+            self.once(
+                "hooked",
+                f"parameter {', '.join(found)} has a gradient hook, which has no effect on the "
+                "step and is not called in it: remove it (handle.remove())",
+            )
+
+    def precision(self, before: str, now: str) -> None:
+        """Parameters in another dtype or on another device than the state."""
+        warnings.warn(
+            f"the parameters are {now} now and were {before} in the steps before: the optimizer's "
+            "state starts afresh",
+            stacklevel=outside(),
+        )
+
+
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradient hooks suspended: derivatives are what they are."""
+    hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
+    kept = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, entries in zip(hooks, kept, strict=True):
+            each.update(entries)
+
+
+class Stopwatch:
+    """Seconds since it was made: of the wall, and of work of this thread."""
+
+    def __init__(self) -> None:
+        self.start = self.now()
+
+    def read(self) -> tuple[float, float]:
+        """(wall, work)."""
+        wall, work = self.now()
+        return wall - self.start[0], work - self.start[1]
+
+    @staticmethod
+    def now() -> tuple[float, float]:
+        """Both clocks."""
+        return time.perf_counter(), time.thread_time()
+
+
+def outside() -> int:
+    """The `stacklevel`, seen from the caller, of the first frame outside this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        if not str(frame.f_globals.get("__name__", "")).startswith(("kfac_pinn.", "torch.")):
+            break
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+NO_EFFECT = (
+    "which has no effect: the step is solved for from the residuals. Leave out clip_grad_norm_ and "
+    "the like, and zero the gradients before backward()"
+)
+REPLACED = (
+    "was it replaced by another object (model.weight = nn.Parameter(...))? It is not trained. Copy "
+    "new values into it (with torch.no_grad(): model.weight.copy_(...)), or construct the "
+    "optimizer from the new parameters"
+)

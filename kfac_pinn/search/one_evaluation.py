@@ -1,0 +1,133 @@
+"""One evaluation a step: take it, and judge it by the loss that the next linearisation finds.
+
+A search evaluates the closure several times a step. A training loop without a closure cannot, and
+a framework that logs every evaluation should not have to. Then a step is taken unseen; the next
+one begins with the loss there. If it fell, the ratio of actual to predicted decrease says how bold
+the next step may be. If it rose, the parameters go back along the step, to where a parabola through
+what is known has its minimum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.search.damping import DampingLaw, Towards
+from kfac_pinn.search.model import decrease_ratio
+from kfac_pinn.search.step import Objective, Outcome, Step
+
+__all__ = ["OneEvaluation", "Trial", "Unseen"]
+
+TOWARDS = Towards()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A step that was taken before its loss was known, theta = origin + displacement.
+
+    Attributes:
+        origin, displacement: shape (P,).
+        loss, slope: L and grad L . displacement at the origin.
+        predicted: the decrease of the loss that the model promised for the displacement.
+        retreats: how often it was shortened so far.
+    """
+
+    origin: Tensor
+    displacement: Tensor
+    loss: float
+    slope: float
+    predicted: float
+    retreats: int = 0
+
+    @classmethod
+    def of(cls, step: Step, linearization: Linearization, origin: Tensor) -> Trial | None:
+        """What is remembered of a step; nothing of one that stays or promises nothing."""
+        if step.displacement is None or not step.is_finite or not step.predicted > 0:
+            return None
+        slope = float(linearization.gradient @ step.displacement)
+        return cls(origin, step.displacement, linearization.loss, slope, step.predicted)
+
+    def ratio(self, loss: float) -> float:
+        """(actual decrease) / (predicted decrease), from the loss after the step."""
+        return decrease_ratio(self.loss, loss, self.predicted)
+
+    def scaled(self, s: float) -> Trial:
+        """The trial of s times its displacement: -predicted = slope s + curvature s^2 / 2."""
+        curvature = -2 * (self.predicted + self.slope)
+        return replace(
+            self,
+            displacement=s * self.displacement,
+            slope=s * self.slope,
+            predicted=-(s * self.slope + s * s * curvature / 2),
+            retreats=self.retreats + 1,
+        )
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What an optimizer remembers between steps that it judges by the next loss.
+
+    Attributes:
+        trial: the last step, until it is judged.
+        reach: the longest step length, where lengths follow from the ratio.
+    """
+
+    trial: Trial | None = None
+    reach: float = 1.0
+
+
+@dataclass(frozen=True)
+class OneEvaluation:
+    """Take the step; judge it by the next loss; go back if it rose. Instead of a search.
+
+    Every call of `optimizer.step` evaluates the closure once, and `step` without a closure goes by
+    this rule anyway. The damping (where there is none, the step length) follows the ratio of actual
+    to predicted decrease towards a target at which few steps fail.
+
+    Keep the points for several steps: losses at different points say little about a step. After
+    `retreats` shortenings the parameters are back where they were, and the loss there is found
+    anew.
+
+    Args:
+        law: (damping, ratio) -> damping.
+        retreats: how often a step is shortened before it is given up.
+        shortest, longest: what is left of a step that is shortened, at least and at most.
+
+    Measured: docs/notes_one_evaluation.md.
+    """
+
+    evaluates: ClassVar[bool] = False
+    law: DampingLaw = TOWARDS
+    retreats: int = 2
+    shortest: float = 0.1
+    longest: float = 0.5
+
+    def __call__(
+        self, objective: Objective, linearization: Linearization, direction: Tensor
+    ) -> Step:
+        """The direction as it is, as a `Search`; never evaluates the loss."""
+        return Step(direction, length=1.0)
+
+    def shortened(self, trial: Trial, loss: float) -> Trial | None:
+        """What to try next after a trial that raised the loss; None: go back to its origin.
+
+        The minimum of the parabola with the loss and slope at the origin and the loss after it.
+        """
+        if trial.retreats >= self.retreats:
+            return None
+        rise = loss - trial.loss - trial.slope
+        s = -trial.slope / (2 * rise) if math.isfinite(rise) and rise > 0 else 0.0
+        return trial.scaled(min(max(s, self.shortest), self.longest))
+
+    def back(self, trial: Trial, loss: float, here: Tensor) -> tuple[Trial | None, Step]:
+        """The way back from here, after a trial that raised the loss, and the trial it leads to."""
+        shorter = self.shortened(trial, loss)
+        left = torch.zeros_like(here) if shorter is None else shorter.displacement
+        known = trial.loss if shorter is None else math.nan
+        step = Step(trial.origin + left - here, known, outcome=Outcome.WENT_BACK)
+        return shorter, step.noting(ratio=trial.ratio(loss))
