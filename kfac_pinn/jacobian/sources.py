@@ -29,9 +29,10 @@ __all__ = ["Source"]
 
 COST = (
     "the points of {names} are mixed (a mean over them, BatchNorm, attention, a matrix times the "
-    "values, ...), so part of the Jacobian is left to autograd. Products with it are exact and "
-    "cost a backward pass each, its rows (GaussNewton, ENGD, SPRING) one a residual; Kronecker "
-    "factors of these layers are estimated by a random cotangent"
+    "values, or jets outside of a closure: call step(closure) there), so part of the Jacobian is "
+    "left to autograd. Products with it are exact and cost a backward pass each, its rows "
+    "(GaussNewton, ENGD, SPRING) one a residual; Kronecker factors of these layers are estimated "
+    "by a random cotangent"
 )
 CALLS, GRAPH, AUTOGRAD = range(3)
 PROGRAMS = 64
