@@ -229,6 +229,11 @@ class LayerJacobian:
 
     def rows(self, points: slice = slice(None)) -> Tensor:
         """J_n with [W, b] flattened, shape (N, size)."""
+        parts = self.parts(points)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def parts(self, points: slice = slice(None)) -> list[Tensor]:
+        """The same, weight and bias apart."""
         parts = []
         if self.layer.weight is not None:
             g, z = self.g[:, points], self.inputs.z[:, points]
@@ -236,7 +241,7 @@ class LayerJacobian:
             parts.append(torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1))
         if self.layer.bias is not None:
             parts.append(self.bias_gradient[points])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return parts
 
     def kernel(self, other: LayerJacobian) -> Tensor:
         """J J'^T = sum_ss' (z_ns . z'_ms' + e_s e'_s') (g_ns . g'_ms'), shape (N, M)."""
@@ -263,7 +268,7 @@ class ManyPositions(LayerJacobian):
     @cached_property
     def dense(self) -> Tensor:
         """J, shape (N, size)."""
-        return super().rows()
+        return torch.cat(super().parts(), dim=1)
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (N,) or (N, m)."""
@@ -280,6 +285,10 @@ class ManyPositions(LayerJacobian):
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (N, size)."""
         return self.dense[points]
+
+    def parts(self, points: slice = slice(None)) -> list[Tensor]:
+        """The rows, weight and bias apart."""
+        return list(self.dense[points].split([p.numel() for p in self.layer.parameters], dim=1))
 
 
 class EntriesJacobian:
