@@ -74,7 +74,8 @@ def solve(
     judges = problem.sample(generator, many, like.dtype, like.device).residuals(model)
     best = Best(judges, tolerance)
     predicted = best.judge(model)
-    optimizer = LevenbergMarquardt(model.parameters(), held_out=judges)
+    # With more trials a step that hardly moves passes the veto, and the points are kept too long
+    optimizer = LevenbergMarquardt(model.parameters(), held_out=judges, trials=6)
     taken = 0
     if predicted > tolerance and steps > 0:
         history = fit(
