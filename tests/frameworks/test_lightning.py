@@ -17,9 +17,8 @@ heat = body("lightning_heat")
 lightning = heat.lightning
 
 
-@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
-def test_automatic_optimization_ends_below_adam(kind: type[Optimizer]) -> None:
-    assert heat.solve(kind, 30) < heat.solve(torch.optim.Adam, 300, lr=1e-3) / 10
+def test_automatic_optimization_ends_below_adam() -> None:
+    assert heat.solve(KFACPINN, 20) < heat.solve(torch.optim.Adam, 200, lr=1e-3) / 10
 
 
 class Manual(heat.Heat):
@@ -45,7 +44,7 @@ def fitted(model: Any, steps: int, resume: str | None = None, **options: Any) ->
 @pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
 def test_manual_optimization(kind: type[Optimizer]) -> None:
     lightning.seed_everything(0)
-    assert fitted(Manual(kind), 100).error() < heat.solve(torch.optim.Adam, 300, lr=1e-3) / 3
+    assert fitted(Manual(kind), 60).error() < 0.1  # Adam's is 0.43 after 200 steps
 
 
 @pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])

@@ -19,8 +19,8 @@ def _double() -> None:
 
 
 @pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
-def test_laplace_ends_below_adam(kind: type[Optimizer]) -> None:
-    assert laplace.solve(kind, 50) < laplace.solve(torch.optim.Adam, 250, lr=1e-3) / 5
+def test_laplace_ends_far_below_adam(kind: type[Optimizer]) -> None:
+    assert laplace.solve(kind, 40) < 1e-3  # Adam's is 0.1 after 250 steps
 
 
 def test_an_ode() -> None:

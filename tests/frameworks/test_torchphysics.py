@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from installed import body
-from torch.optim import Optimizer
 
-from kfac_pinn import KFACPINN, GaussNewton
+from kfac_pinn import KFACPINN
 
 poisson = body("torchphysics_poisson")
 
 
-@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
-def test_poisson_ends_below_adam(kind: type[Optimizer]) -> None:
-    assert poisson.solve(kind, 30, lr=1.0) < poisson.solve(torch.optim.Adam, 300, lr=1e-3) / 10
+def test_poisson_ends_below_adam() -> None:
+    assert poisson.solve(KFACPINN, 20, lr=1.0) < poisson.solve(torch.optim.Adam, 200, lr=1e-3) / 10
 
 
 def test_the_lr_of_adam_is_named() -> None:
