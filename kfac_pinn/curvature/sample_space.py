@@ -30,6 +30,7 @@ NaturalGradient: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
 
 def sample_space(linearization: Linearization, solve: Solve, damping: float) -> NaturalGradient:
     """(u, e) -> (J^T J + damping I)^-1 (J^T u + e), from solve(u) = (J J^T + damping I)^-1 u.
+    Eq. (24) of docs/mathematics.md.
 
     Both identities above in one solve: J^T solve(u - J e / damping) + e / damping.
     """

@@ -129,7 +129,7 @@ def apart(places: Sequence[slice], rows: Tensor) -> Iterator[tuple[slice, Tensor
 
 
 class Linearization:
-    """Residual r and Jacobian J of a closure at the current parameters.
+    """Residual r and Jacobian J of a closure at the current parameters, eqs. (1), (2).
 
     Attributes:
         parameters: the tensors, in the order of the flat vector.

@@ -16,6 +16,7 @@ __all__ = ["Pairs"]
 @dataclass(frozen=True)
 class Pairs:
     """Known products y_i = G s_i of a symmetric positive semi-definite G, rows of S and Y (m, n).
+    Eq. (22) of docs/mathematics.md.
 
     They correct an approximate inverse H_0 of A = G + damping I by one BFGS update each:
 

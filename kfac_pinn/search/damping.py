@@ -32,7 +32,7 @@ class DampingLaw(Protocol):
 
 @dataclass(frozen=True)
 class Marquardt:
-    """Damping falls while the model is trusted, rises where it fails.
+    """Damping falls while the model is trusted, rises where it fails, eq. (27).
 
         lambda <- lambda / fall if ratio > high,    lambda rise if ratio < low,    else lambda
 
