@@ -308,7 +308,10 @@ class Factors:
         return KroneckerPair(self.average(old.A, new.A), self.average(old.B, new.B))
 
 
-@dataclass(frozen=True)
+# What stands in `optimizer.state` is not frozen: Lightning moves it between devices field by field.
+
+
+@dataclass
 class KroneckerPair:
     """A (d_in, d_in) and B (d_out, d_out) of one layer and one term."""
 
@@ -316,21 +319,21 @@ class KroneckerPair:
     B: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerFactors:
     """The pairs of a layer by the number of the term, sum_k A_k (x) B_k."""
 
     pairs: dict[int, KroneckerPair]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LeafGramian:
     """The exact block of J^T J of any other leaf, (size, size), or of a large one its diagonal."""
 
     gramian: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class DenseInverse:
     """The damped inverse of a `LeafGramian`, of its shape."""
 
@@ -341,7 +344,7 @@ BlockFactors: TypeAlias = LayerFactors | LeafGramian
 BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
 
 
-@dataclass(frozen=True)
+@dataclass
 class BlockCurvature:
     """What is kept of a block between two steps.
 

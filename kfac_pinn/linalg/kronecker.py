@@ -63,7 +63,7 @@ class KroneckerSum:
         return KroneckerInverse(left, right, eigenvalues, self.A, self.B)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: it stands in the state of optimizers, see curvature.kronecker_factors
 class KroneckerInverse:
     """The inverse of a `KroneckerSum`: five tensors.
 
