@@ -46,10 +46,12 @@ def start() -> tuple[nn.Module, Changing]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     groups = [
-        {"params": model[0].parameters(), "lr": 0.1, "damping": 1e-3},
+        {"params": model[0].parameters(), "lr": 0.1},
         {"params": model[2].parameters(), "lr": 0.2},
     ]
-    return model, Changing(groups)
+    optimizer = Changing(groups)
+    optimizer.param_groups[0]["damping"] = 1e-3
+    return model, optimizer
 
 
 def everything(model: nn.Module, optimizer: Changing) -> Any:
