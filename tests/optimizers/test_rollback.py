@@ -55,7 +55,9 @@ def start() -> tuple[nn.Module, Changing]:
 
 
 def everything(model: nn.Module, optimizer: Changing) -> Any:
-    return copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    state = optimizer.state_dict()
+    state.pop("precision", None)  # is known from the first step on, wherever that led
+    return copy.deepcopy((model.state_dict(), state))
 
 
 def same(a: Any, b: Any) -> bool:
