@@ -49,12 +49,14 @@ def start() -> tuple[nn.Module, Changing]:
         {"params": model[0].parameters(), "lr": 0.1, "note": "first"},
         {"params": model[2].parameters(), "lr": 0.2},
     ]
-    return model, Changing(groups)
+    optimizer = Changing(groups)
+    optimizer.param_groups[0]["damping"] = 1e-3
+    return model, optimizer
 
 
 def everything(model: nn.Module, optimizer: Changing) -> Any:
     state = optimizer.state_dict()
-    state.pop("precision", None)  # that of the parameters it saw
+    state.pop("precision", None)  # is known from the first step on, wherever that led
     return copy.deepcopy((model.state_dict(), state))
 
 
