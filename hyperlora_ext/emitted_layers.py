@@ -46,8 +46,8 @@ def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 @rule(task_linear)
 def task_linear_of_jets(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     """Linear in x: every coefficient alike, the bias on the value only."""
-    rows = x.data.unflatten(1, (len(weight), -1)).transpose(0, 1).flatten(1, 2)
-    product = torch.bmm(rows, weight.mT).unflatten(1, (len(x.data), -1)).transpose(0, 1)
+    rows = x.rows.unflatten(1, (len(weight), -1)).transpose(0, 1).flatten(1, 2)
+    product = torch.bmm(rows, weight.mT).unflatten(1, (len(x.rows), -1)).transpose(0, 1)
     if bias is not None:
         value = product[:1] + bias.reshape(-1, 1, bias.shape[-1])
         product = torch.cat([value, product[1:]])

@@ -73,7 +73,7 @@ class Windows(nn.Module):
         """u at points (t, x) of shape (N, 1 + d), or at a jet of them, each by its own window:
         (N, C). So it is judged by residuals, as any network is.
         """
-        times = (x.data[0] if isinstance(x, Jet) else x)[:, 0].contiguous()
+        times = (x.rows[0] if isinstance(x, Jet) else x)[:, 0].contiguous()
         places = torch.bucketize(times, times.new_tensor(self.ends[:-1]))[:, None]
         return sum(u(x) * (places == i).to(times) for i, u in enumerate(self.pieces))
 

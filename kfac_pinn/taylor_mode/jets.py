@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, resolve_name
 
-from kfac_pinn.taylor_mode.detached import LOST, NO_NUMPY, Detached
+from kfac_pinn.taylor_mode.detached import LOST, NO_NUMPY, Detached, detached
 
 __all__ = ["RULES", "Basis", "Jet", "register", "rule"]
 
@@ -66,7 +66,8 @@ class Basis:
 
 
 class Jet:
-    """A value with its derivatives: `data` is (S, *shape), first the value, then as `Basis` says.
+    """A value with its derivatives: `rows` is (S, *shape), first the value, then as `Basis` says.
+
     Eq. (3) of docs/mathematics.md.
 
     The rows are *derivatives* (not divided by k!).  A jet goes wherever a tensor of shape `shape`
@@ -80,8 +81,8 @@ class Jet:
         ValueError: where jets of different bases meet.
     """
 
-    def __init__(self, data: Tensor, basis: Basis) -> None:
-        self.data, self.basis = data, basis
+    def __init__(self, rows: Tensor, basis: Basis) -> None:
+        self.rows, self.basis = rows, basis
         # Views share `memory`, a count of in-place changes; `seen` is the count this jet knows of.
         self.memory, self.seen = [0], 0
         # Directions (D, d) where the jet is a straight line with the same ones at all points.
@@ -93,13 +94,13 @@ class Jet:
         zeros = value.new_zeros(()).expand(sum(basis.sizes) - 1, *value.shape)
         return cls(torch.cat([value.unsqueeze(0), zeros]), basis)
 
-    def like(self, data: Tensor) -> Jet:
+    def like(self, rows: Tensor) -> Jet:
         """A jet of the same basis."""
-        return Jet(data, self.basis)
+        return Jet(rows, self.basis)
 
-    def view_of(self, data: Tensor) -> Jet:
+    def view_of(self, rows: Tensor) -> Jet:
         """A jet of the same basis whose rows may share this one's memory."""
-        view = Jet(data, self.basis)
+        view = Jet(rows, self.basis)
         view.memory, view.seen = self.memory, self.seen
         return view
 
@@ -121,13 +122,13 @@ class Jet:
             found, own = tuple(other.shape), tuple(self.shape)
             raise RuntimeError(f"the in-place result has shape {found}, the jet {own}")
         self.memory[0] += 1
-        self.data, self.seen, self.velocity = other.data, self.memory[0], other.velocity
+        self.rows, self.seen, self.velocity = other.rows, self.memory[0], other.velocity
         return self
 
     def orders(self) -> tuple[Tensor, ...]:
         """The rows by order: value (1, *shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
         # One split: its backward is one concatenation, that of a slice is a stack full of zeros.
-        return self.data.split(self.basis.sizes)
+        return self.rows.split(self.basis.sizes)
 
     def coefficients(self) -> list[Tensor]:
         """The K + 1 tensors value (*shape), orders 1..K-1 (D, *shape), top (C, *shape)."""
@@ -137,47 +138,52 @@ class Jet:
     @property
     def value(self) -> Tensor:
         """The value, (*shape)."""
-        return self.data[0]
+        return self.rows[0]
+
+    @property
+    def data(self) -> Tensor:
+        """What `detach` gives: the value, marked as having lost its derivatives."""
+        return detached(self.value)
 
     @property
     def shape(self) -> torch.Size:
         """The shape of the value."""
-        return self.data.shape[1:]
+        return self.rows.shape[1:]
 
     @property
     def ndim(self) -> int:
         """The number of dimensions of the value."""
-        return self.data.ndim - 1
+        return self.rows.ndim - 1
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating type."""
-        return self.data.dtype
+        return self.rows.dtype
 
     @property
     def device(self) -> torch.device:
         """The device."""
-        return self.data.device
+        return self.rows.device
 
     @property
     def is_cuda(self) -> bool:
         """Whether the rows are on a GPU."""
-        return self.data.is_cuda
+        return self.rows.is_cuda
 
     @property
     def requires_grad(self) -> bool:
         """Whether autograd follows the rows, to parameters."""
-        return self.data.requires_grad
+        return self.rows.requires_grad
 
     @property
     def real(self) -> Jet:
         """The real part."""
-        return self.view_of(self.data.real)
+        return self.view_of(self.rows.real)
 
     @property
     def imag(self) -> Jet:
         """The imaginary part, of a complex jet."""
-        return self.view_of(self.data.imag)
+        return self.view_of(self.rows.imag)
 
     @property
     def T(self) -> Jet:
@@ -210,11 +216,11 @@ class Jet:
 
     def is_floating_point(self) -> bool:
         """Whether the type is real."""
-        return self.data.is_floating_point()
+        return self.rows.is_floating_point()
 
     def is_complex(self) -> bool:
         """Whether the type is complex, after a Fourier transform say."""
-        return self.data.is_complex()
+        return self.rows.is_complex()
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -254,9 +260,9 @@ class Jet:
 
     def __getattr__(self, name: str) -> Any:
         if name in FACTS:
-            return getattr(self.data, name)
+            return getattr(self.rows, name)
         if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
-            raise AttributeError(f"a Jet has no {name!r}; its value is .value, all its rows .data")
+            raise AttributeError(f"a Jet has no {name!r}; its value is .value, all its rows .rows")
         return partial(call, name, self)
 
 

@@ -288,7 +288,7 @@ def test_a_jet_looks_like_its_value():
     assert jet.dtype == f64 and jet.device == x.device and not jet.is_cuda
     assert jet.is_floating_point() and not jet.requires_grad and jet.value.equal(x)
     assert "order=2" in repr(jet)
-    assert jet.data.shape == (1 + 2 * d, N, d)
+    assert jet.rows.shape == (1 + 2 * d, N, d)
     assert [tuple(c.shape) for c in jet.coefficients()] == [(N, d), (d, N, d), (d, N, d)]
     with pytest.raises(AttributeError, match="value"):
         jet.nothing

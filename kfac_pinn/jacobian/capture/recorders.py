@@ -43,12 +43,12 @@ def stacked(value: Tensor | Jet) -> Tensor:
     """
     if not isinstance(value, (Tensor, Jet)):
         raise NotImplementedError
-    return value.data if isinstance(value, Jet) else value.as_subclass(Tensor)[None]
+    return value.rows if isinstance(value, Jet) else value.as_subclass(Tensor)[None]
 
 
 def edge_of(value: Tensor | Jet) -> GradientEdge:
     """Where the output stands in the graph now, before any in-place activation moves it on."""
-    return get_gradient_edge(value.data if isinstance(value, Jet) else value)
+    return get_gradient_edge(value.rows if isinstance(value, Jet) else value)
 
 
 def value_indicator(coefficients: int, extra: int, like: Tensor) -> Tensor:

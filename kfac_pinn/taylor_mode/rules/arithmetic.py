@@ -37,14 +37,14 @@ def add(x: Operand, y: Operand, *, alpha: float = 1) -> Operand:
     if not isinstance(x, Jet):
         return shift(y, x)
     ndim = max(x.ndim, y.ndim)
-    return x.like(aligned(x.data, ndim) + aligned(y.data, ndim))
+    return x.like(aligned(x.rows, ndim) + aligned(y.rows, ndim))
 
 
 @rule(torch.sub, torch.subtract)
 def sub(x: Operand, y: Operand, *, alpha: float = 1) -> Operand:
     if isinstance(x, Jet) and isinstance(y, Jet) and alpha == 1:
         ndim = max(x.ndim, y.ndim)
-        return x.like(aligned(x.data, ndim) - aligned(y.data, ndim))
+        return x.like(aligned(x.rows, ndim) - aligned(y.rows, ndim))
     return x + (-alpha) * y
 
 
@@ -55,7 +55,7 @@ def rsub(x: Operand, y: Operand, *, alpha: float = 1) -> Operand:
 
 @rule(torch.neg, torch.negative)
 def neg(x: Operand) -> Operand:
-    return x.like(-x.data)
+    return x.like(-x.rows)
 
 
 @rule(torch.positive)
@@ -72,9 +72,9 @@ def mul(x: Operand, y: Operand) -> Operand:
         return mul(y, x)
     if isinstance(y, Jet):
         ndim = max(x.ndim, y.ndim)
-        x, y = x.like(aligned(x.data, ndim)), y.like(aligned(y.data, ndim))
+        x, y = x.like(aligned(x.rows, ndim)), y.like(aligned(y.rows, ndim))
         return multiply(torch.mul, x, y)
-    return x.like(aligned(x.data, y.ndim) * y if isinstance(y, Tensor) else x.data * y)
+    return x.like(aligned(x.rows, y.ndim) * y if isinstance(y, Tensor) else x.rows * y)
 
 
 @rule(torch.div, torch.divide, torch.true_divide)
@@ -84,7 +84,7 @@ def div(x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Operand:
         return Jet.constant(rounded, jets_among([x, y])[0].basis)
     if isinstance(y, Jet):
         return mul(y.reciprocal(), x)
-    return x.like(aligned(x.data, y.ndim) / y if isinstance(y, Tensor) else x.data / y)
+    return x.like(aligned(x.rows, y.ndim) / y if isinstance(y, Tensor) else x.rows / y)
 
 
 @rule(torch.floor_divide, torch.Tensor.__floordiv__)
@@ -126,7 +126,7 @@ def rdiv(x: Operand, y: Operand) -> Operand:
 def matmul(x: Operand, y: Operand) -> Operand:
     ndim = max(x.ndim, y.ndim)
     if min(x.ndim, y.ndim) >= 2:  # matrices, maybe in batches: rows are one more batch axis
-        x, y = (e.like(aligned(e.data, ndim)) if isinstance(e, Jet) else e for e in (x, y))
+        x, y = (e.like(aligned(e.rows, ndim)) if isinstance(e, Jet) else e for e in (x, y))
         return multiply(torch.matmul, x, y)
     return multiply(over_rows(torch.matmul), x, y)
 
@@ -187,7 +187,7 @@ def einsum(equation: str, *operands: Any) -> Operand:
     x, *others = unpack(operands)
     inputs, out = indices_of(spelled_out(equation, [x, *others]))
     if not others:
-        return x.like(torch.einsum(f"...{inputs[0]}->...{out}", x.data))
+        return x.like(torch.einsum(f"...{inputs[0]}->...{out}", x.rows))
     a, b, *rest = inputs
     kept = "".join(i for i in dict.fromkeys(a + b) if i in out + "".join(rest)) if rest else out
     product = contract(f"...{a},...{b}->...{kept}", x, others[0])
@@ -294,7 +294,7 @@ def power(x: Operand, exponent: Operand) -> Operand:
         base: Operand = x if isinstance(x, Jet) else tensor_like(x, exponent)
         return base.log().mul(exponent).exp()
     ndim = exponent.ndim if isinstance(exponent, Tensor) else 0
-    return composition(torch.pow, power_derivatives, x.like(aligned(x.data, ndim)), [exponent])
+    return composition(torch.pow, power_derivatives, x.like(aligned(x.rows, ndim)), [exponent])
 
 
 def power_derivatives(v: Tensor, y: Tensor, order: int, exponent: Any) -> list[Tensor]:

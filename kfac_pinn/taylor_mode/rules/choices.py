@@ -30,9 +30,9 @@ from kfac_pinn.taylor_mode.rules.shapes import gather
 @rule(torch.where)
 def where(condition: Tensor, x: Operand, y: Operand) -> Operand:
     jet = jets_among([x, y])[0]
-    x, y = as_jets([e if isinstance(e, Jet) else tensor_like(e, jet).to(jet.data) for e in (x, y)])
+    x, y = as_jets([e if isinstance(e, Jet) else tensor_like(e, jet).to(jet.rows) for e in (x, y)])
     ndim = max(condition.ndim, x.ndim, y.ndim)
-    return x.like(torch.where(condition, aligned(x.data, ndim), aligned(y.data, ndim)))
+    return x.like(torch.where(condition, aligned(x.rows, ndim), aligned(y.rows, ndim)))
 
 
 @rule(torch.Tensor.where)

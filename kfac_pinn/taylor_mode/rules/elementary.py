@@ -86,7 +86,7 @@ def followed(v: Tensor, order: int, slope: Callable[[Any], Any]) -> Derivatives:
         return [slope(v)]
     ones, zeros = torch.ones_like(v), torch.zeros_like(v)
     line = torch.stack([v, ones, *[zeros] * (order - 2)])
-    return list(slope(Jet(line, Basis(order - 1, 1))).data.unbind())
+    return list(slope(Jet(line, Basis(order - 1, 1))).rows.unbind())
 
 
 def masked(mask: Tensor, inside: Derivatives, order: int, slope: float) -> Derivatives:

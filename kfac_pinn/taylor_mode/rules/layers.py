@@ -26,7 +26,7 @@ def linear_layer(x: Operand, weight: Any, bias: Any = None) -> Operand:
         return product if bias is None else product + bias
     if x.velocity is not None:
         return first_layer(x, x.velocity, weight, bias)
-    y = x.like(F.linear(x.data, weight))
+    y = x.like(F.linear(x.rows, weight))
     return y if bias is None else shift(y, bias, fresh=True)
 
 
@@ -35,7 +35,7 @@ def first_layer(x: Operand, velocity: Any, weight: Any, bias: Any) -> Any:
     value = F.linear(x.value, weight, bias)
     slope = F.linear(x.basis.collapse(velocity) if x.basis.order == 1 else velocity, weight)
     rows = [value[None], slope[:, None].expand(-1, *value.shape)]
-    rest = len(x.data) - 1 - len(slope)
+    rest = len(x.rows) - 1 - len(slope)
     return x.like(torch.cat([*rows, value.new_zeros(()).expand(rest, *value.shape)]))
 
 
@@ -49,9 +49,9 @@ def convolution(function: Any) -> None:
         if isinstance(weight, Jet) or not isinstance(x, Jet):  # the weights depend on x
             out = multiply(over_rows(plain), x, weight)
         else:
-            batch = x.data.reshape(-1, *x.shape[-1 - spatial :])
+            batch = x.rows.reshape(-1, *x.shape[-1 - spatial :])
             y = plain(batch, weight)
-            out = x.like(y.reshape(len(x.data), *x.shape[: -1 - spatial], *y.shape[1:]))
+            out = x.like(y.reshape(len(x.rows), *x.shape[: -1 - spatial], *y.shape[1:]))
         return out if bias is None else out + bias.view(-1, *[1] * spatial)
 
 

@@ -85,7 +85,7 @@ def assembled(bent: Sequence[Any], slopes: Sequence[Any], basis: Basis) -> Any:
         top = top + basis.collapse(torch.stack([each[-1] for each in bent]))
     middle = [torch.stack([each[k] for each in bent]) for k in range(1, basis.order)]
     jet = Jet(torch.cat([slopes[0][0].unsqueeze(0), *middle, top]), basis)
-    return jet if basis.differentiable else jet.like(jet.data.detach())
+    return jet if basis.differentiable else jet.like(jet.rows.detach())
 
 
 def along(

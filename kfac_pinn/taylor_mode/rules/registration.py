@@ -59,7 +59,7 @@ def composition(
     seen = tensors_among([*args, *kwargs.values()]) or x.is_complex()
     closed = not (seen or transformed(x.basis))
     run = Composition.apply if closed else compose
-    return x.like(run(x.data, value, slopes, x.basis))
+    return x.like(run(x.rows, value, slopes, x.basis))
 
 
 def linear(*functions: Any) -> None:
@@ -73,7 +73,7 @@ def rowwise(function: Any) -> Callable[..., Any]:
     def apply(x: Jet, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Jet) or jets_among([*args, *kwargs.values()]):
             raise TypeError(f"{function.__name__}: only the first argument may depend on x")
-        rows = torch.vmap(lambda row: function(row, *args, **kwargs))(x.data)
+        rows = torch.vmap(lambda row: function(row, *args, **kwargs))(x.rows)
         return tree_map(x.view_of, rows)
 
     return apply
@@ -97,7 +97,7 @@ def _jointly(function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*given, **named)
 
     jets = as_jets([leaves[i] for i in places], basis)
-    rows = torch.vmap(apply)(*(jet.data for jet in jets))
+    rows = torch.vmap(apply)(*(jet.rows for jet in jets))
     return tree_map(lambda each: Jet(each, basis), rows)
 
 
@@ -115,9 +115,9 @@ def multiply(product: Bilinear, x: Any, y: Any) -> Jet:
     or one, it leaves first.
     """
     if not isinstance(y, Jet):
-        return x.like(product(x.data, y[None]))
+        return x.like(product(x.rows, y[None]))
     if not isinstance(x, Jet):
-        return y.like(product(x[None], y.data))
+        return y.like(product(x[None], y.rows))
     return x.like(torch.cat(leibniz(product, x.orders(), y.orders(), x.basis)))
 
 
@@ -126,7 +126,7 @@ def shift(x: Jet, c: Any, fresh: bool = False) -> Jet:
     c = tensor_like(c, x)
     fits = c.dtype == x.dtype and torch.broadcast_shapes(c.shape, x.shape) == x.shape
     if fits and not transformed(x.basis):
-        return x.like(Shift.apply(x.data if fresh else x.data.clone(), c))
+        return x.like(Shift.apply(x.rows if fresh else x.rows.clone(), c))
     value, *derivatives = x.orders()
     value = (value[0] + c).unsqueeze(0)
     rows = (aligned(each, value.ndim - 1).expand(-1, *value.shape[1:]) for each in derivatives)

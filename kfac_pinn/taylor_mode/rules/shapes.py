@@ -49,12 +49,12 @@ def all_dims(x: Jet, dim: Any) -> Any:
 
 @rule(torch.reshape)
 def reshape(x: Jet, *shape: Any) -> Jet:
-    return x.view_of(x.data.reshape(len(x.data), *sizes_of(shape)))
+    return x.view_of(x.rows.reshape(len(x.rows), *sizes_of(shape)))
 
 
 @rule(torch.Tensor.view)
 def view(x: Jet, *shape: Any) -> Jet:
-    return x.view_of(x.data.view(len(x.data), *sizes_of(shape)))
+    return x.view_of(x.rows.view(len(x.rows), *sizes_of(shape)))
 
 
 @rule(torch.Tensor.reshape_as, torch.Tensor.view_as)
@@ -64,29 +64,29 @@ def reshape_as(x: Jet, other: Any) -> Jet:
 
 @rule(torch.flatten)
 def flatten(x: Jet, start_dim: int = 0, end_dim: int = -1) -> Jet:
-    return x.view_of(x.data.flatten(after(start_dim), after(end_dim)))
+    return x.view_of(x.rows.flatten(after(start_dim), after(end_dim)))
 
 
 @rule(torch.unflatten)
 def unflatten(x: Jet, dim: int, sizes: Any) -> Jet:
-    return x.view_of(x.data.unflatten(after(dim), sizes))
+    return x.view_of(x.rows.unflatten(after(dim), sizes))
 
 
 @rule(torch.squeeze)
 def squeeze(x: Jet, dim: Any = None) -> Jet:
     ones = [i for i, size in enumerate(x.shape) if size == 1]
-    return x.view_of(x.data.squeeze(after(ones if dim is None else dim)))
+    return x.view_of(x.rows.squeeze(after(ones if dim is None else dim)))
 
 
 @rule(torch.unsqueeze)
 def unsqueeze(x: Jet, dim: int) -> Jet:
-    return x.view_of(x.data.unsqueeze(after(dim)))
+    return x.view_of(x.rows.unsqueeze(after(dim)))
 
 
 @rule(torch.Tensor.expand, torch.broadcast_to)
 def expand(x: Jet, *sizes: Any) -> Jet:
     shape = sizes_of(sizes)
-    return x.view_of(aligned(x.data, len(shape)).expand(-1, *shape))
+    return x.view_of(aligned(x.rows, len(shape)).expand(-1, *shape))
 
 
 @rule(torch.Tensor.expand_as)
@@ -104,7 +104,7 @@ def broadcast_tensors(*tensors: Any) -> list[Jet]:
 def repeat(x: Jet, *sizes: Any) -> Jet:
     times = sizes_of(sizes)
     times = [1] * (x.ndim - len(times)) + [*times]
-    return x.like(aligned(x.data, len(times)).repeat(1, *times))
+    return x.like(aligned(x.rows, len(times)).repeat(1, *times))
 
 
 # --- another order ----------------------------------------------------------------------------
@@ -112,27 +112,27 @@ def repeat(x: Jet, *sizes: Any) -> Jet:
 
 @rule(torch.t, torch.adjoint)
 def transpose_matrix(x: Jet) -> Jet:
-    return x.view_of(x.data.mT) if x.ndim >= 2 else x
+    return x.view_of(x.rows.mT) if x.ndim >= 2 else x
 
 
 @rule(torch.transpose, torch.swapaxes, torch.swapdims)
 def transpose(x: Jet, dim0: int, dim1: int) -> Jet:
-    return x.view_of(x.data.transpose(after(dim0), after(dim1)))
+    return x.view_of(x.rows.transpose(after(dim0), after(dim1)))
 
 
 @rule(torch.permute)
 def permute(x: Jet, *given: Any, dims: Any = None) -> Jet:
-    return x.view_of(x.data.permute(0, *after(sizes_of(given) if dims is None else dims)))
+    return x.view_of(x.rows.permute(0, *after(sizes_of(given) if dims is None else dims)))
 
 
 @rule(torch.movedim, torch.moveaxis)
 def movedim(x: Jet, source: Any, destination: Any) -> Jet:
-    return x.view_of(x.data.movedim(after(source), after(destination)))
+    return x.view_of(x.rows.movedim(after(source), after(destination)))
 
 
 @rule(torch.flip)
 def flip(x: Jet, *given: Any, dims: Any = None) -> Jet:
-    return x.like(x.data.flip(after(sizes_of(given) if dims is None else dims)))
+    return x.like(x.rows.flip(after(sizes_of(given) if dims is None else dims)))
 
 
 # --- parts ------------------------------------------------------------------------------------
@@ -144,8 +144,8 @@ def getitem(x: Jet, index: Any) -> Jet:
     # Two tensors in an index would bring their axis to the front, before the rows.
     if all(isinstance(i, (int, slice, type(None), type(...))) for i in index):
         rows = (slice(None), *index)
-        return x.view_of(x.data[rows])
-    return x.like(rows_last(x.data)[all_rows(index)].movedim(-1, 0))
+        return x.view_of(x.rows[rows])
+    return x.like(rows_last(x.rows)[all_rows(index)].movedim(-1, 0))
 
 
 @rule(torch.Tensor.__setitem__)
@@ -156,8 +156,8 @@ def setitem(x: Jet, index: Any, value: Any) -> None:
             "with torch.zeros_like of something that depends on x, or use torch.cat / torch.stack."
         )
     index = all_rows(index if isinstance(index, tuple) else (index,))
-    value = value if isinstance(value, Jet) else tensor_like(value, x).to(x.data)
-    rows, data = as_jets([value, x])[0].data, x.data.clone()
+    value = value if isinstance(value, Jet) else tensor_like(value, x).to(x.rows)
+    rows, data = as_jets([value, x])[0].rows, x.rows.clone()
     target = rows_last(data)[index]
     rows_last(data)[index] = rows_last(aligned(rows, target.ndim - 1))
     x.replace(x.like(data))
@@ -175,42 +175,42 @@ def all_rows(index: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @rule(torch.narrow)
 def narrow(x: Jet, dim: int, start: int, length: int) -> Jet:
-    return x.view_of(x.data.narrow(after(dim), start, length))
+    return x.view_of(x.rows.narrow(after(dim), start, length))
 
 
 @rule(torch.select)
 def select(x: Jet, dim: int, index: int) -> Jet:
-    return x.view_of(x.data.select(after(dim), index))
+    return x.view_of(x.rows.select(after(dim), index))
 
 
 @rule(torch.unbind)
 def unbind(x: Jet, dim: int = 0) -> tuple[Jet, ...]:
-    return tuple(map(x.view_of, x.data.unbind(after(dim))))
+    return tuple(map(x.view_of, x.rows.unbind(after(dim))))
 
 
 @rule(torch.chunk)
 def chunk(x: Jet, chunks: int, dim: int = 0) -> tuple[Jet, ...]:
-    return tuple(map(x.view_of, x.data.chunk(chunks, after(dim))))
+    return tuple(map(x.view_of, x.rows.chunk(chunks, after(dim))))
 
 
 @rule(torch.split, torch.split_with_sizes, torch.Tensor.split)
 def split(x: Jet, split_size: Any, dim: int = 0) -> tuple[Jet, ...]:
-    return tuple(map(x.view_of, x.data.split(split_size, after(dim))))
+    return tuple(map(x.view_of, x.rows.split(split_size, after(dim))))
 
 
 @rule(torch.tensor_split)
 def tensor_split(x: Jet, sections: Any, dim: int = 0) -> tuple[Jet, ...]:
-    return tuple(map(x.view_of, x.data.tensor_split(sections, after(dim))))
+    return tuple(map(x.view_of, x.rows.tensor_split(sections, after(dim))))
 
 
 @rule(torch.index_select)
 def index_select(x: Jet, dim: int, index: Tensor) -> Jet:
-    return x.like(x.data.index_select(after(dim), index))
+    return x.like(x.rows.index_select(after(dim), index))
 
 
 @rule(torch.gather)
 def gather(x: Jet, dim: int, index: Tensor) -> Jet:
-    return x.like(x.data.gather(after(dim), index.expand(len(x.data), *index.shape)))
+    return x.like(x.rows.gather(after(dim), index.expand(len(x.rows), *index.shape)))
 
 
 # --- joined -----------------------------------------------------------------------------------
@@ -219,13 +219,13 @@ def gather(x: Jet, dim: int, index: Tensor) -> Jet:
 @rule(torch.cat, torch.concat, torch.concatenate)
 def cat(tensors: Sequence[Any], dim: int = 0) -> Jet:
     jets = as_jets(tensors)
-    return jets[0].like(torch.cat([each.data for each in jets], after(dim)))
+    return jets[0].like(torch.cat([each.rows for each in jets], after(dim)))
 
 
 @rule(torch.stack)
 def stack(tensors: Sequence[Any], dim: int = 0) -> Jet:
     jets = as_jets(tensors)
-    return jets[0].like(torch.stack([each.data for each in jets], after(dim)))
+    return jets[0].like(torch.stack([each.rows for each in jets], after(dim)))
 
 
 @rule(torch.atleast_1d)
@@ -293,12 +293,12 @@ def column_stack(tensors: Sequence[Any]) -> Jet:
 
 @rule(torch.sum)
 def total(x: Jet, dim: Any = None, keepdim: bool = False) -> Jet:
-    return x.like(x.data.sum(after(all_dims(x, dim)), keepdim)) if x.ndim else x
+    return x.like(x.rows.sum(after(all_dims(x, dim)), keepdim)) if x.ndim else x
 
 
 @rule(torch.mean)
 def mean(x: Jet, dim: Any = None, keepdim: bool = False) -> Jet:
-    return x.like(x.data.mean(after(all_dims(x, dim)), keepdim)) if x.ndim else x
+    return x.like(x.rows.mean(after(all_dims(x, dim)), keepdim)) if x.ndim else x
 
 
 linear(
@@ -322,7 +322,7 @@ linear(F.unfold, F.fold, F.pixel_shuffle)
 def pad(x: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
     if value:
         return F.pad(x - value, pad) + value
-    return x.like(torch.vmap(lambda row: F.pad(row, pad, mode))(x.data))
+    return x.like(torch.vmap(lambda row: F.pad(row, pad, mode))(x.rows))
 
 
 # --- copies, types and constants --------------------------------------------------------------
@@ -330,7 +330,7 @@ def pad(x: Any, pad: Any, mode: str = "constant", value: float | None = None) ->
 
 @rule(torch.clone)
 def clone(x: Jet, *, memory_format: Any = torch.preserve_format) -> Jet:
-    return x.like(x.data.clone())
+    return x.like(x.rows.clone())
 
 
 @rule(torch.Tensor.copy_)
@@ -353,12 +353,12 @@ IN_PLACE.update((torch.Tensor.copy_, torch.Tensor.fill_, torch.Tensor.zero_))
 
 @rule(torch.Tensor.contiguous)
 def contiguous(x: Jet, *, memory_format: Any = torch.contiguous_format) -> Jet:
-    return x.view_of(x.data.contiguous())
+    return x.view_of(x.rows.contiguous())
 
 
 @rule(torch.Tensor.to)
 def to(x: Any, *args: Any, memory_format: Any = None, **kwargs: Any) -> Any:
-    rows = (x.data if isinstance(x, Jet) else x).to(*map(value_of, args), **kwargs)
+    rows = (x.rows if isinstance(x, Jet) else x).to(*map(value_of, args), **kwargs)
     return x.view_of(rows) if isinstance(x, Jet) else rows
 
 
@@ -369,7 +369,7 @@ def type_as(x: Any, other: Any) -> Any:
 
 def on_rows(function: Any) -> None:
     """Register a method that casts or moves the rows."""
-    rule(function)(lambda x, *_, memory_format=None, **kw: x.view_of(function(x.data, *_, **kw)))
+    rule(function)(lambda x, *_, memory_format=None, **kw: x.view_of(function(x.rows, *_, **kw)))
 
 
 for _cast in ("double", "float", "half", "bfloat16", "cpu", "cuda", "cdouble", "cfloat"):

@@ -36,7 +36,7 @@ def solved(v: Tensor, y: Tensor, order: int, slope: Callable[[Any, Any], Any]) -
         basis = Basis(k, 1)
         path = line + [torch.zeros_like(v)] * (k - 1)
         known = Jet(torch.stack(path), basis), Jet(torch.stack(rows), basis)
-        rows.append(slope(*known).data[k])
+        rows.append(slope(*known).rows[k])
     return rows[1:]
 
 
