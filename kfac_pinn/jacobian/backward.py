@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BackwardWatch"]
+__all__ = ["BackwardWatch", "depends_on"]
 
 
 class BackwardWatch:
@@ -28,12 +28,14 @@ class BackwardWatch:
     Attributes:
         losses: those scalars, in order.
         versions: of the parameters' gradients after the last of those calls.
+        values: versions of the parameters themselves at that time.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = (), run: bool = True) -> None:
         self.parameters, self.run = list(parameters), run
         self.losses: list[Tensor] = []
         self.versions: list[int] = []
+        self.values: list[int] = []
 
     def start(self) -> None:
         """Watch from now on."""
@@ -75,12 +77,40 @@ class BackwardWatch:
 
     def saw(self, losses: Sequence[Tensor], weights: Sequence[Tensor | None]) -> None:
         """Remember a call of backward."""
+        self._forget_stale()
         pairs = zip(losses, weights, strict=True)
-        self.losses += [loss if weight is None else loss * weight for loss, weight in pairs]
+        weighted = [loss if weight is None else loss * weight for loss, weight in pairs]
+        self.losses += [each for each in weighted if not self.run or self._concerns(each)]
         if not self.run:
             for p in self.parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             self.versions = [p.grad._version for p in self.parameters if p.grad is not None]
+
+    def _concerns(self, loss: Tensor) -> bool:
+        """Whether it is a loss of these parameters, not of another model in the same process."""
+        return not self.parameters or depends_on(loss, self.parameters)
+
+    def _forget_stale(self) -> None:
+        """Losses of parameters that moved since, by another optimizer, are no part of a step."""
+        values = [p._version for p in self.parameters]
+        if values != self.values:
+            self.clear()
+        self.values = values
+
+
+def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether the graph of a tensor ends in one of the parameters."""
+    wanted = {id(p) for p in parameters}
+    seen, stack = set(), [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:  # of AccumulateGrad
+            return True
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
 
 
 WATCHES: list[BackwardWatch] = []

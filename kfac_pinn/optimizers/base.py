@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kfac_pinn.jacobian.backward import BackwardWatch
+from kfac_pinn.jacobian.backward import BackwardWatch, depends_on
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
 from kfac_pinn.jacobian.linearization import Linearization
@@ -26,7 +26,7 @@ from kfac_pinn.optimizers.arguments import (
     refuse_unknown,
     whole_number,
 )
-from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, depends_on, release
+from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, release
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
 from kfac_pinn.search.damping import DampingLaw
@@ -169,6 +169,8 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        if "_watch" in vars(self):
+            self._watch.parameters = self.parameters
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or pickle, which watches for itself."""
@@ -448,7 +450,7 @@ class LeastSquaresOptimizer(Optimizer, ABC):
 
     def _begin_to_watch(self) -> None:
         """For losses that are sent backwards, until the first step with a closure."""
-        self._watch = BackwardWatch()
+        self._watch = BackwardWatch(self.parameters)
         self._watch.start()
         weakref.finalize(self, self._watch.stop)
 

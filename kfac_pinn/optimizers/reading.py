@@ -13,7 +13,7 @@ from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.search.step import Objective
 
-__all__ = ["ByClosure", "ByLosses", "Reading", "depends_on", "release"]
+__all__ = ["ByClosure", "ByLosses", "Reading", "release"]
 
 Check = bool | CheckSchedule
 
@@ -103,21 +103,6 @@ def release(losses: Iterable[Tensor]) -> None:
     for loss in losses:
         if not loss.is_leaf and loss._base is None:  # a view cannot be detached in place
             loss.detach_()
-
-
-def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Whether the graph of a tensor ends in one of the parameters."""
-    wanted = {id(p) for p in parameters}
-    seen, stack = set(), [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:  # of AccumulateGrad
-            return True
-        stack.extend(parent for parent, _ in node.next_functions)
-    return False
 
 
 NO_CLOSURE = (

@@ -417,6 +417,22 @@ def test_steps_with_a_closure_keep_no_graph_of_other_losses() -> None:
     assert not optimizer._watch.losses
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_losses_that_other_optimizers_descend_are_not_kept(other: bool) -> None:
+    """Both optimizers constructed first, Adam for a while, then ours: no graph piles up."""
+    plain = Plain()
+    optimizer = KFACPINN(plain.model.parameters())
+    model = Plain().model if other else plain.model
+    adam = torch.optim.Adam(model.parameters())
+    for _ in range(4):
+        adam.zero_grad()
+        (model(plain.x) - 1).square().mean().backward()
+        adam.step()
+    assert len(optimizer._watch.losses) == (0 if other else 1)
+    losses = train(optimizer, plain.loss, 4)
+    assert min(losses[1:]) < losses[0]
+
+
 # Which optimizers
 
 
