@@ -13,11 +13,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
-from hyperlora_ext.schedules import Exhausted
 from hyperlora_ext.task_spaces import Task
 from kfac_pinn import LevenbergMarquardt
-from kfac_pinn.jacobian.losses import total_loss
-from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.jacobian.terms import total_loss
+from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now
 
@@ -61,7 +60,7 @@ def solve(
 
     Args:
         sizes: points of a step, by condition, the family's own unless given; twice as many are held
-            out. When these refuse a step, new points are drawn for the next.
+            out. After a step that does not lower their loss, new points are drawn for the next.
 
     Raises:
         ValueError: for a task of the wrong size. Warns where it lies outside the trained range.
@@ -75,7 +74,8 @@ def solve(
     judges = problem.sample(generator, many, like.dtype, like.device).residuals(model)
     best = Best(judges, tolerance)
     predicted = best.judge(model)
-    optimizer = LevenbergMarquardt(model.parameters(), held_out=judges)
+    # With more trials a step that hardly moves passes the veto, and the points are kept too long
+    optimizer = LevenbergMarquardt(model.parameters(), held_out=judges, trials=6)
     taken = 0
     if predicted > tolerance and steps > 0:
         history = fit(
@@ -84,7 +84,7 @@ def solve(
             optimizer,
             steps=steps,
             seed=seed,
-            sampling=Exhausted(every=steps),
+            sampling=best.points,
             callbacks=[best],
         )
         taken = history.last["step"]
@@ -115,14 +115,20 @@ class Best(Callback):
 
     def __init__(self, judges: Closure, tolerance: float) -> None:
         self.judges, self.tolerance = judges, tolerance
-        self.loss, self.numbers = math.inf, torch.empty(0)
+        self.loss, self.numbers, self.fruitless = math.inf, torch.empty(0), False
 
     def judge(self, model: nn.Module) -> float:
         """The held-out loss now; remembers where it is smallest."""
-        if (loss := held_out_loss(self.judges)) < self.loss:
+        loss = held_out_loss(self.judges)
+        self.fruitless = not loss < self.loss
+        if not self.fruitless:
             self.loss = loss
             self.numbers = parameters_to_vector(trained(model)).detach().clone()
         return loss
+
+    def points(self, run: Run) -> Batch | None:
+        """For `fit`: new points after a step that was vetoed, or did not lower the loss."""
+        return run.draw() if run.step == 0 or self.fruitless else None
 
     def on_step(self, run: Run) -> None:
         if self.judge(run.model) <= self.tolerance:

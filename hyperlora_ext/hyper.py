@@ -35,11 +35,11 @@ class HyperLoRA(nn.Module):
         space: of the tasks (`family.space`): what they are, and the range trained on.
         rank: of every layer, or by name, as in `adapt`; None emits the whole base instead, weights
             and biases (the paper's starred rows).
-        network: H: a module that maps embedded tasks (T, space.inputs) to (T, size), each by
-            itself, or what makes one, called as network(space.inputs, size). Give its last layer
-            small weights.
-        hidden: widths of the tanh network otherwise.
+        hidden: widths of the tanh network.
         cap: as in `adapt`.
+        network: another H: a module that maps embedded tasks (T, space.inputs) to (T, size), each
+            by itself, or what makes one, called as network(space.inputs, size). Give its last layer
+            small weights.
 
     Raises:
         ValueError: as `adapt`, and for a network that emits another number of numbers.
@@ -54,10 +54,10 @@ class HyperLoRA(nn.Module):
         base: nn.Module,
         space: TaskSpace,
         rank: Ranks | None = 4,
-        *,
-        network: nn.Module | Maker | None = None,
         hidden: Sequence[int] = HIDDEN,
         cap: bool = True,
+        *,
+        network: nn.Module | Maker | None = None,
     ) -> None:
         super().__init__()
         self.space = space

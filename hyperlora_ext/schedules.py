@@ -78,7 +78,9 @@ class LevenbergSchedule:
         first = next(p for p in model.parameters() if p.requires_grad)
         generator = Generator().manual_seed(seed + 1)
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
-        optimizer = LevenbergMarquardt(model.parameters(), held_out=judges.residuals(model))
+        held_out = judges.residuals(model)
+        # With more trials a step that hardly moves passes the veto, and points are kept too long
+        optimizer = LevenbergMarquardt(model.parameters(), held_out=held_out, trials=6)
         options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
         sampling = Exhausted(self.every, self.sizes, self.start)
         return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from hyperlora_ext.lora import LoRALinear, adapters
 from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted
-from kfac_pinn.pinn.training import storage
+from kfac_pinn.pinn.training.storage import load as read
+from kfac_pinn.pinn.training.storage import save as write
+from kfac_pinn.pinn.training.storage import writable
 
 __all__ = ["load", "save", "state", "with_factors"]
 
@@ -34,8 +36,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     for name, factor in content["factors"].items():
         if not factor.isfinite().all():
             raise ValueError(f"factor {name} is not finite: {path} is not written")
-    storage.writable(Path(path))
-    storage.save(content, Path(path))
+    writable(Path(path))
+    write(content, Path(path))
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -46,7 +48,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         RuntimeError: if it is damaged, or was not written by `save`.
         ValueError: if it belongs to another base.
     """
-    return with_factors(model, storage.load(Path(path)), str(path))
+    return with_factors(model, read(Path(path)), str(path))
 
 
 def state(model: nn.Module) -> dict[str, Any]:

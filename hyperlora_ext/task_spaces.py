@@ -293,7 +293,7 @@ def _stacked(tasks: Task, inputs: int) -> Tensor:
             f"one task ({inputs},) or a stack (T, {inputs})"
         )
     tasks = tasks.reshape(-1, inputs)
-    if not tasks.isfinite().all():
+    if not tasks.is_meta and not tasks.isfinite().all():
         first = int((~tasks.isfinite()).any(1).nonzero()[0])
         raise ValueError(
             f"task {first} of {len(tasks)} is not finite: {tasks[first].tolist()[:4]}. A task is "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn import Linearization, linearize
-from kfac_pinn.jacobian.losses import as_terms
+from kfac_pinn.jacobian.terms import as_terms
 
 
 def derivative(y: Tensor, z: Tensor) -> Tensor:

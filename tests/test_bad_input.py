@@ -390,3 +390,19 @@ def test_modules_still_say_where_they_are_applied() -> None:
     W = nn.Parameter(torch.rand(2, 1, dtype=torch.float64))
     lin = linearize(lambda: F.linear(x, W.T), [W], check=True)
     torch.testing.assert_close(lin.rows() * len(x) ** 0.5, x)
+
+
+def test_create_graph_may_be_given_by_position() -> None:
+    model, z = network(), x.clone().requires_grad_()
+
+    def slope(*how: Any, **named: Any) -> Tensor:
+        u = model(z)
+        (du,) = torch.autograd.grad(u, z, torch.ones_like(u), *how, **named)
+        return du[:, 0] - 1
+
+    by_name = linearize(lambda: slope(create_graph=True), list(model.parameters()), check=True)
+    by_place = linearize(lambda: slope(None, True), list(model.parameters()), check=True)
+    torch.testing.assert_close(by_place.rows(), by_name.rows())
+    optimizer = GaussNewton(model.parameters())
+    losses = [optimizer.step(lambda: slope(None, True)).item() for _ in range(5)]
+    assert losses[-1] < 0.01 * losses[0]

@@ -175,7 +175,7 @@ def test_families(name: str, device: torch.device) -> None:
     sizes, train = small(family)
     hyper = hl.HyperLoRA(new().double().to(device), family.space, rank=1, hidden=(4, 4)).to(device)
     regimes.by_physics(hyper, family, lambda _: tasks, train, sizes, steps=1)
-    regimes.by_data(hyper, family, lambda _: tasks, train, 5, steps=1)
+    regimes.by_data(hyper, family, tasks, LevenbergSchedule(every=2), 5, steps=1)
     regimes.by_physics(
         hyper, family, lambda g: family.space.sample(2, g), StochasticSchedule(), sizes, steps=1
     )
@@ -196,7 +196,7 @@ def test_regimes(device: torch.device) -> None:
     whole = regimes.f_pinn(base, family.problem(tasks[1]), train, steps=1)
     hyper = hl.HyperLoRA(base, family.space, rank=1, hidden=(4, 4)).to(device)
     teachers = regimes.teachers(hyper, family, tasks, train, steps=1)
-    regimes.by_pinns(hyper, family, (tasks, teachers), train, 5, steps=1)
+    regimes.by_pinns(hyper, family, (tasks, teachers), LevenbergSchedule(), 5, steps=1)
     regimes.by_weights(hyper, family, (tasks, teachers))
     for model in (adapted, whole, hyper):
         assert all(p.device == device for p in model.parameters())

@@ -27,8 +27,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 STAGES = [m.name for m in pkgutil.iter_modules(kfac_pinn.__path__) if m.ispkg]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-# Where a user looks; a family of equations is a module of its own in the extension.
-OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems"}
+# Where a user looks; families to start from and schedules are modules of the extension.
+OBVIOUS = {"kfac_pinn", "hyperlora_ext", "hyperlora_ext.problems", "hyperlora_ext.schedules"}
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -60,6 +60,18 @@ def test_docs_and_examples_import_from_the_obvious_place(path: Path) -> None:
     for module, name in ours(source):
         assert module in OBVIOUS, f"{path.name}: from {module} import {name}"
         assert not name or name in importlib.import_module(module).__all__, f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext])
+def test_every_public_name_is_on_the_page_of_the_api(package: Any) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^::: (\S+)", page, re.MULTILINE)
+    for module in listed:
+        importlib.import_module(module)
+    for name in package.__all__:
+        source = getattr(getattr(package, name), "__module__", "")
+        ours = source.startswith(package.__name__)  # an alias of types is the library's
+        assert not ours or source.startswith(tuple(listed)), f"{name} of {source} is not listed"
 
 
 @pytest.mark.parametrize("stage", STAGES)

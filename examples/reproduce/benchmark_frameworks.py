@@ -14,7 +14,6 @@ import importlib
 import importlib.metadata
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 import typer
 
 from kfac_pinn import KFACPINN, GaussNewton
+from kfac_pinn.pinn.training.clock import now
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 HERE = Path(__file__).parent
@@ -76,9 +76,9 @@ def deepxde(name: str, dtype: str, runs: list[list[Run]]) -> Iterator[Row]:
         demo, seconds, steps, labels = demos.DEMOS[name](), 0.0, 0, []
         for run in phases:
             labels.append(run.label)
-            begin = time.process_time()
+            begin = now()
             train_deepxde(demo, run)
-            seconds += time.process_time() - begin
+            seconds += now() - begin
             steps = demo.model.train_state.iteration
             label = " + ".join(dict.fromkeys(labels))
             yield Row(f"{name}, {dtype}", label, steps, seconds, demo.error())
@@ -103,9 +103,9 @@ def script(module: str, function: str, example: str, runs: list[Run]) -> Iterato
     """Each run trains anew."""
     solve: Callable[..., float] = getattr(importlib.import_module(module), function)
     for run in runs:
-        begin = time.process_time()
+        begin = now()
         error = solve(run.kind, run.steps, **run.settings)
-        yield Row(example, run.label, run.steps, time.process_time() - begin, error)
+        yield Row(example, run.label, run.steps, now() - begin, error)
 
 
 def deepxde_demos() -> Iterator[Row]:

@@ -63,7 +63,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Sketch:
-    """S J and S r, at most `rows` random sums of the rows of J (`CountSketch`).
+    """S J and S r, at most `rows` random sums of the rows of J (`CountSketch`), eq. (30).
 
     New ones every step, so that in the long run nothing is missed. With rows to spare J stays as
     it is.

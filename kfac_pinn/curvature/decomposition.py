@@ -65,7 +65,10 @@ class Decomposition:
         return (inside.square().sum(-1) + self.outside.square().sum() / damping.square()).sqrt()
 
     def decrease(self, damping: float) -> float:
-        """m(0) - m(p(lambda)) = sum b^2 (S^2/2 + lambda) / (S^2 + lambda)^2 + ||e'||^2 / lambda."""
+        """m(0) - m(p(lambda)) = sum b^2 (S^2/2 + lambda) / (S^2 + lambda)^2 + ||e'||^2 / lambda.
+
+        Eq. (28) of docs/mathematics.md.
+        """
         curvature = self.S.square()
         inside = (self.b / (curvature + damping)).square() * (curvature / 2 + damping)
         return float(inside.sum() + self.outside.square().sum() / damping)

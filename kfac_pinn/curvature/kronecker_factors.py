@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
 from kfac_pinn.jacobian.linearization import Block, Linearization
-from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
+from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve, generator_for
 
 __all__ = [
     "Average",
@@ -62,7 +62,7 @@ class Sharing(Protocol):
 
 @dataclass(frozen=True)
 class Expand:
-    """Each position counts as a point: A = 1/(NS) sum_ns z z^T, B = 1/N sum_ns g g^T."""
+    """Each position counts as a point: A = 1/(NS) sum_ns z z^T, B = 1/N sum_ns g g^T, eq. (13)."""
 
     def inputs(self, inputs: LayerInputs) -> Tensor:
         return inputs.second_moment / (inputs.z.shape[0] * inputs.z.shape[1])
@@ -73,7 +73,7 @@ class Expand:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Positions are summed first: A = 1/N sum_n zbar zbar^T, B = 1/N sum_n gbar gbar^T.
+    """Positions are summed first: A = 1/N sum_n zbar zbar^T, B = 1/N sum_n gbar gbar^T, eq. (14).
 
     zbar_n = 1/S sum_s [z_ns; e_s] and gbar_n = sum_s g_ns.
     """
@@ -87,7 +87,7 @@ class Reduce:
 
 
 class Fisher(Protocol):
-    """Which vector of the residual space is sent backwards through the network."""
+    """Which vector of the residual space is sent backwards through the network, eq. (15)."""
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         """One entry a term, (N,) or a number: g_n is multiplied by it; None: B is the identity."""
@@ -112,7 +112,7 @@ class MonteCarlo:
     seed: int = 0
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
+        generator = generator_for(self.seed, step)
         like = linearization.residual
         sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
         return linearization.split(sample.to(like))
@@ -143,7 +143,7 @@ class DampingRule(Protocol):
 
 @dataclass(frozen=True)
 class EqualDamping:
-    """(A + lambda I, B + lambda I)."""
+    """(A + lambda I, B + lambda I), eq. (16)."""
 
     def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         return shifted(A, damping), shifted(B, damping)
@@ -199,7 +199,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Factors:
-    """Everything about the curvature of one optimizer; the numbers live in its state.
+    """Everything about the curvature of one optimizer; the numbers live in its state, eq. (12).
 
     Args:
         fisher: what is sent backwards.
@@ -308,7 +308,10 @@ class Factors:
         return KroneckerPair(self.average(old.A, new.A), self.average(old.B, new.B))
 
 
-@dataclass(frozen=True)
+# What stands in `optimizer.state` is not frozen: Lightning moves it between devices field by field.
+
+
+@dataclass
 class KroneckerPair:
     """A (d_in, d_in) and B (d_out, d_out) of one layer and one term."""
 
@@ -316,21 +319,21 @@ class KroneckerPair:
     B: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerFactors:
     """The pairs of a layer by the number of the term, sum_k A_k (x) B_k."""
 
     pairs: dict[int, KroneckerPair]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LeafGramian:
     """The exact block of J^T J of any other leaf, (size, size), or of a large one its diagonal."""
 
     gramian: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class DenseInverse:
     """The damped inverse of a `LeafGramian`, of its shape."""
 
@@ -341,7 +344,7 @@ BlockFactors: TypeAlias = LayerFactors | LeafGramian
 BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
 
 
-@dataclass(frozen=True)
+@dataclass
 class BlockCurvature:
     """What is kept of a block between two steps.
 
@@ -364,7 +367,10 @@ class KroneckerCurvature:
     ridge: Tensor | None = None
 
     def inverse(self, v: Tensor) -> Tensor:
-        """F^-1 v, shape (P,); zero for parameters that neither residual nor ridge depends on."""
+        """F^-1 v, shape (P,); zero for parameters that neither residual nor ridge depends on.
+
+        Eq. (19) of docs/mathematics.md.
+        """
         out = torch.zeros_like(v)
         if self.ridge is not None:
             out = torch.where(self.ridge > 0, v / self.ridge, out)

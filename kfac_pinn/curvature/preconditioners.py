@@ -18,9 +18,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.sample_space import generator_for
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.linalg import nystrom
+from kfac_pinn.linalg import generator_for, nystrom
 
 __all__ = ["NystromPreconditioner", "Preconditioner"]
 
@@ -57,7 +56,7 @@ class NystromPreconditioner:
             lambda V: gramian_product(linearization, V),
             damping,
             self.tail * level,
-            generator_for(damping, self.seed, 0),
+            generator_for(self.seed, 0, damping.device),
         )
         return lambda v: found.precondition(v, level)
 

@@ -17,10 +17,10 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.linalg import aligned, damped_inverse, nystrom
+from kfac_pinn.linalg import aligned, damped_inverse, generator_for, nystrom
 
 __all__ = ["ExactKernel", "Kernel", "NystromKernel", "sample_space"]
 
@@ -30,6 +30,7 @@ NaturalGradient: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
 
 def sample_space(linearization: Linearization, solve: Solve, damping: float) -> NaturalGradient:
     """(u, e) -> (J^T J + damping I)^-1 (J^T u + e), from solve(u) = (J J^T + damping I)^-1 u.
+    Eq. (24) of docs/mathematics.md.
 
     Both identities above in one solve: J^T solve(u - J e / damping) + e / damping.
     """
@@ -81,14 +82,9 @@ class NystromKernel:
 
     def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
         product = partial(kernel_product, linearization)
-        generator = generator_for(linearization.residual, self.seed, step)
+        generator = generator_for(self.seed, step, linearization.residual.device)
         found = nystrom(product, linearization.residual, self.tail * damping, generator)
         return partial(found.solve, damping=damping)
-
-
-def generator_for(like: Tensor, seed: int, step: int) -> Generator:
-    """Random numbers that depend on seed and step only, so that resumed runs are exact."""
-    return Generator(like.device).manual_seed((seed << 32) + step)
 
 
 def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:

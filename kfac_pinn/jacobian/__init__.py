@@ -1,10 +1,14 @@
 """From any closure to its residuals r and their Jacobian J.
 
 losses         what a closure may return: residuals, or outputs with a convex loss
-capture        every use of a trained weight while the closure runs
+scalar_losses  the residuals behind a scalar loss; backward: watching calls of backward()
+capture        every use of a trained weight, seen by a mode or read off the autograd graph
 blocks         the Jacobian of one layer, in factored form, or of one other tensor
 dense_rows     the Jacobian of tensors that are no layer's weight
-assembly       from captured uses to the Jacobian
+matrix_free    products by autograd, where points are mixed; sampled: factors for K-FAC there
+partition      which parameters make a block
+assembly       from captured uses to the Jacobian; graph_assembly: from the graph
+sources        which of the three ways a residual takes
 linearization  residual and Jacobian: products, rows, Gramian, kernel
 check          the Jacobian against autograd's, now and then
 closure        the linearisation of a closure
@@ -12,7 +16,8 @@ closure        the linearisation of a closure
 
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, SelfLinearizing, linearize
-from kfac_pinn.jacobian.losses import ConvexLoss, total_loss
+from kfac_pinn.jacobian.losses import ConvexLoss
+from kfac_pinn.jacobian.terms import total_loss
 
 __all__ = [
     "CheckSchedule",

@@ -27,11 +27,13 @@ class BackwardWatch:
 
     Attributes:
         losses: those scalars, in order.
+        versions: of the parameters' gradients after the last of those calls.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = (), run: bool = True) -> None:
         self.parameters, self.run = list(parameters), run
         self.losses: list[Tensor] = []
+        self.versions: list[int] = []
 
     def start(self) -> None:
         """Watch from now on."""
@@ -58,6 +60,12 @@ class BackwardWatch:
             return None
         return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
 
+    @property
+    def gradients_were_changed(self) -> bool:
+        """Whether the gradients were changed in place since: clipped, for one."""
+        now = [p.grad._version for p in self.parameters if p.grad is not None]
+        return bool(self.losses) and not self.run and now != self.versions
+
     def __enter__(self) -> BackwardWatch:
         self.start()
         return self
@@ -72,6 +80,7 @@ class BackwardWatch:
         if not self.run:
             for p in self.parameters:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self.versions = [p.grad._version for p in self.parameters if p.grad is not None]
 
 
 WATCHES: list[BackwardWatch] = []

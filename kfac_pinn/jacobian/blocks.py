@@ -187,7 +187,10 @@ class LayerJacobian:
         return weighted_sum(self.inputs.unit, self.g)
 
     def jvp(self, v: Tensor) -> Tensor:
-        """(J v)_n = sum_s g_ns . (W z_ns + e_s b); several v (P, m) share the passes over z."""
+        """(J v)_n = sum_s g_ns . (W z_ns + e_s b); several v (P, m) share the passes over z.
+
+        Eq. (10) of docs/mathematics.md.
+        """
         product = v.new_zeros(self.g.shape[1], *v.shape[1:])
         if self.layer.weight is not None:
             product += self._weight_times(v[self.layer.weight_slice])
@@ -212,7 +215,7 @@ class LayerJacobian:
         return total.sum(-1)
 
     def add_vjp(self, u: Tensor, out: Tensor) -> None:
-        """J^T u = sum_ns u_n g_ns [z_ns; e_s]^T, added into the flat vector `out`."""
+        """J^T u = sum_ns u_n g_ns [z_ns; e_s]^T, added into the flat vector `out`, eq. (10)."""
         if self.layer.weight is not None:
             narrow, wide, swap = self._sides()
             target = self.layer.stored(out[self.layer.weight_slice])
@@ -228,7 +231,12 @@ class LayerJacobian:
         return (self.inputs.z, self.g, True) if swap else (self.g, self.inputs.z, False)
 
     def rows(self, points: slice = slice(None)) -> Tensor:
-        """J_n with [W, b] flattened, shape (N, size)."""
+        """J_n with [W, b] flattened, shape (N, size), eq. (9)."""
+        parts = self.parts(points)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def parts(self, points: slice = slice(None)) -> list[Tensor]:
+        """The same, weight and bias apart."""
         parts = []
         if self.layer.weight is not None:
             g, z = self.g[:, points], self.inputs.z[:, points]
@@ -236,10 +244,10 @@ class LayerJacobian:
             parts.append(torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1))
         if self.layer.bias is not None:
             parts.append(self.bias_gradient[points])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return parts
 
     def kernel(self, other: LayerJacobian) -> Tensor:
-        """J J'^T = sum_ss' (z_ns . z'_ms' + e_s e'_s') (g_ns . g'_ms'), shape (N, M)."""
+        """J J'^T = sum_ss' (z_ns . z'_ms' + e_s e'_s') (g_ns . g'_ms'), shape (N, M), eq. (11)."""
         kernel = self.g.new_zeros(self.g.shape[1], other.g.shape[1])
         weight, bias = self.layer.weight is not None, self.layer.bias is not None
         if weight:
@@ -263,7 +271,7 @@ class ManyPositions(LayerJacobian):
     @cached_property
     def dense(self) -> Tensor:
         """J, shape (N, size)."""
-        return super().rows()
+        return torch.cat(super().parts(), dim=1)
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (N,) or (N, m)."""
@@ -280,6 +288,10 @@ class ManyPositions(LayerJacobian):
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (N, size)."""
         return self.dense[points]
+
+    def parts(self, points: slice = slice(None)) -> list[Tensor]:
+        """The rows, weight and bias apart."""
+        return list(self.dense[points].split([p.numel() for p in self.layer.parameters], dim=1))
 
 
 class EntriesJacobian:

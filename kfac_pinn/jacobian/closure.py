@@ -21,8 +21,9 @@ from kfac_pinn.jacobian.check import (
     warn_of_unused,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term, as_terms, total_loss
+from kfac_pinn.jacobian.losses import Residuals, Term
 from kfac_pinn.jacobian.sources import Source
+from kfac_pinn.jacobian.terms import as_terms, total_loss
 
 __all__ = [
     "Block",
@@ -50,6 +51,10 @@ class SelfLinearizing(Protocol):
 
     def linearize(self, parameters: Sequence[Tensor]) -> Linearization:
         """r and J at the current parameters, the rows in the order of the residuals."""
+
+
+class NothingReturnedError(TypeError):
+    """A closure returned None and sent no loss backwards."""
 
 
 def linearize(
@@ -96,10 +101,17 @@ def linearize(
             returned = closure()
         refuse_changes(known, before)
         output = returned if watch.loss is None else watch.loss
+        if output is None:
+            raise NothingReturnedError(
+                "the closure returned nothing (NoneType), nor did it call backward(). It must "
+                "return its residuals, e.g. `return laplacian(model, x) + f, model(xb) - g`, or "
+                "their loss"
+            )
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
             result = linearized(output, known, source)
             result.needs_gradients = capture.calls_autograd or is_loss(output)
+            result.changes_gradients = watch.gradients_were_changed
     return result
 
 

@@ -74,16 +74,10 @@ class TermJacobian:
         for block in (*self.blocks.values(), *self._rests):
             block.add_vjp(self.scale * u, out)
 
-    def rows(self, points: slice, size: int) -> Tensor:
-        """The scaled rows (n, P) of some points, for P = size."""
-        out = self.residual.new_zeros(len(self.residual[points]), size)
-        for slices, rows in self._columns(points):
-            start = 0
-            for columns in slices:
-                width = columns.stop - columns.start
-                torch.mul(rows[:, start : start + width], self.scale, out=out[:, columns])
-                start += width
-        return out
+    def write_rows(self, points: slice, out: Tensor) -> None:
+        """Write the scaled rows of some points into zeros (n, P)."""
+        for columns, rows in self._columns(points):
+            torch.mul(rows, self.scale, out=out[:, columns])
 
     def block_rows(self, points: slice, block: Block) -> Tensor:
         """The scaled rows of some points, one block's columns."""
@@ -118,15 +112,24 @@ class TermJacobian:
     def _rests(self) -> list[AutogradJacobian]:
         return [] if self.rest is None else [self.rest]
 
-    def _columns(self, points: slice) -> Iterator[tuple[list[slice], Tensor]]:
+    def _columns(self, points: slice) -> Iterator[tuple[slice, Tensor]]:
         for block, jacobian in self.blocks.items():
-            yield block.slices, jacobian.rows(points)
+            if isinstance(jacobian, LayerJacobian):
+                yield from zip(block.slices, jacobian.parts(points), strict=True)
+            else:
+                yield from apart(block.slices, jacobian.rows(points))
         if self.rest is not None:
-            yield self.rest.places, self.rest.rows(points)
+            yield from apart(self.rest.places, self.rest.rows(points))
+
+
+def apart(places: Sequence[slice], rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of several tensors, one after the other."""
+    widths = [place.stop - place.start for place in places]
+    return zip(places, rows.split(widths, dim=1), strict=True)
 
 
 class Linearization:
-    """Residual r and Jacobian J of a closure at the current parameters.
+    """Residual r and Jacobian J of a closure at the current parameters, eqs. (1), (2).
 
     Attributes:
         parameters: the tensors, in the order of the flat vector.
@@ -135,11 +138,13 @@ class Linearization:
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
         ridge: the weights w of a term 1/2 sum_i w_i theta_i^2 of the loss (P,), or None. It adds w
             to the diagonal of the Gauss-Newton matrix, and its gradient to `linear_term`.
+        changes_gradients: whether the closure changed the gradients after backward(): clipped them.
         needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
             with gradients disabled.
     """
 
     ridge: Tensor | None = None
+    changes_gradients: bool = False
     needs_gradients: bool = False
     _sample: tuple[int, Tensor] | None = None
 
@@ -222,7 +227,12 @@ class Linearization:
 
     def rows(self, block: Block | None = None) -> Tensor:
         """J, shape (R, P), or its columns of one block, shape (R, block.size)."""
-        return torch.cat([self._rows(t, slice(None), block) for t in self.terms])
+        if block is not None:
+            return torch.cat([self._rows(t, slice(None), block) for t in self.terms])
+        out = self.residual.new_zeros(len(self.residual), self.size)
+        for term, part in zip(self.terms, self.split(out), strict=True):
+            term.write_rows(slice(None), part)
+        return out
 
     def batches(
         self, size: int | None = None, block: Block | None = None
@@ -279,7 +289,11 @@ class Linearization:
         return kernel
 
     def _rows(self, term: TermJacobian, points: slice, block: Block | None = None) -> Tensor:
-        return term.rows(points, self.size) if block is None else term.block_rows(points, block)
+        if block is not None:
+            return term.block_rows(points, block)
+        out = term.residual.new_zeros(len(term.residual[points]), self.size)
+        term.write_rows(points, out)
+        return out
 
     def _factored_is_cheaper(self, block: Block) -> bool:
         jacobians = [t.blocks.get(block) for t in self.terms if block in t.depends_on]

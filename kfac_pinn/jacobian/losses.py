@@ -7,14 +7,13 @@ before those rows in the gradient.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ConvexLoss", "LeastSquares", "Residuals", "as_terms", "total_loss"]
+__all__ = ["BROADCAST", "ConvexLoss", "LeastSquares", "Residuals", "Term"]
 
 
 class LeastSquares:
@@ -43,7 +42,7 @@ class LeastSquares:
 
 
 class ConvexLoss:
-    """A term whose loss is L = mean_n l(y_n), l convex in the outputs y_n of one point.
+    """A term whose loss is L = mean_n l(y_n), l convex in the outputs y_n of one point, eq. (32).
 
     The Gauss-Newton matrix is mean_n J_n^T H_n J_n with H_n the Hessian of l at y_n. With
     H = U U^T it is the Gramian of the tangents U^T y (U held constant), so every optimizer runs
@@ -86,7 +85,10 @@ class ConvexLoss:
         return list(zip(tangent.unbind(-1), values.unbind(-1), strict=True))
 
     def linear_term(self) -> Tensor | None:
-        """mean_n e_n . y_n with e = l' - U U^+ l' held constant, or None where e vanishes."""
+        """mean_n e_n . y_n with e = l' - U U^+ l' held constant, or None where e vanishes.
+
+        Eq. (33) of docs/mathematics.md.
+        """
         slope, hessian = self._derivatives()
         root, pseudo_inverse = square_root(hessian)
         rest = slope - (root @ (pseudo_inverse @ slope[..., None]))[..., 0]
@@ -177,78 +179,3 @@ def square_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
     root = torch.where(kept, values, 0).sqrt()
     inverse = torch.where(kept, root, 1).reciprocal() * kept
     return vectors * root[..., None, :], inverse[..., :, None] * vectors.mT
-
-
-def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]:
-    """The terms of whatever a closure returned: a tensor, a tuple or list, or a dict.
-
-    A tensor of shape (N, C) is a system: one term a column. One of shape () is a loss, whose
-    residuals are read off its graph (`scalar_losses`).
-
-    Args:
-        output: what it returned.
-        trained: the parameters, should it be a loss; None: every leaf counts as one.
-
-    Raises:
-        TypeError: if it is anything else, with the line that would be right.
-        ValueError: for a residual of another shape, or a loss that is not a sum of squares.
-    """
-    if isinstance(output, Mapping):
-        named = [(f"residual {key!r}", value) for key, value in output.items()]
-    elif isinstance(output, (tuple, list)):
-        named = [(f"residual {index}", value) for index, value in enumerate(output)]
-    else:
-        named = [("residual", output)]
-    if not named:
-        raise TypeError("the closure returned no residuals; return at least one tensor")
-    trained = None if trained is None else list(trained)
-    return [term for name, value in named for term in terms_of(value, name, trained)]
-
-
-def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
-    """The terms of one entry; a tensor means least squares."""
-    from kfac_pinn.jacobian import scalar_losses  # it is made of terms itself
-
-    if isinstance(value, (ConvexLoss, LeastSquares)):
-        return [value]
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} is of type {type(value).__name__}. The closure must return its residuals: a "
-            "tensor, a tuple or a dict of tensors, e.g. `return laplacian(model, x) + f, model(xb) "
-            "- g`; or their loss, one tensor of shape ()"
-        )
-    value = value.as_subclass(Tensor)  # a label or a unit would get in the way of the arithmetic
-    if value.ndim == 0:
-        return loss_terms(value, name, trained)
-    scalar_losses.refuse_broadcast(value, name)
-    if value.ndim == 2 and 1 < value.shape[1] < value.shape[0] and not value.is_complex():
-        return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
-    if value.shape == (1,) and scalar_losses.ends_in_squares(value):
-        warnings.warn(
-            f"{name} of shape (1,) is a sum of squares, and a residual is squared once more. If it "
-            "is the loss, return it with shape (), or call backward() on it",
-            stacklevel=2,
-        )
-    return [LeastSquares(value, name)]
-
-
-def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
-    """Those of a tensor of shape ()."""
-    from kfac_pinn.jacobian.scalar_losses import residual_terms
-
-    try:
-        return list(residual_terms(loss, trained))
-    except ValueError as error:
-        if name == "residual":
-            raise
-        raise ValueError(
-            f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
-            "prior on a coefficient say, has shape (1,): write r.reshape(1)"
-        ) from error
-
-
-def total_loss(output: Any) -> Tensor:
-    """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
-    if isinstance(output, Tensor) and output.ndim == 0:
-        return output
-    return torch.stack([term.loss() for term in as_terms(output)]).sum()

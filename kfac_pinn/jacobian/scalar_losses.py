@@ -425,7 +425,8 @@ BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "B
 
 WAYS_OUT = (
     "Return the residuals themselves (a tensor, a tuple or a dict of them: the optimizer squares "
-    "them), or a kfac_pinn.ConvexLoss of the outputs for a loss that is not a square"
+    "them; for one number, a prior say, r.reshape(1)), or a kfac_pinn.ConvexLoss of the outputs "
+    "for a loss that is not a square"
 )
 HINTS = {
     "Sqrt": ": a root of a mean of squares; minimise the mean itself",

@@ -29,9 +29,10 @@ __all__ = ["Source"]
 
 COST = (
     "the points of {names} are mixed (a mean over them, BatchNorm, attention, a matrix times the "
-    "values, ...), so part of the Jacobian is left to autograd. Products with it are exact and "
-    "cost a backward pass each, its rows (GaussNewton, ENGD, SPRING) one a residual; Kronecker "
-    "factors of these layers are estimated by a random cotangent"
+    "values, or jets outside of a closure: call step(closure) there), so part of the Jacobian is "
+    "left to autograd. Products with it are exact and cost a backward pass each, its rows "
+    "(GaussNewton, ENGD, SPRING) one a residual; Kronecker factors of these layers are estimated "
+    "by a random cotangent"
 )
 CALLS, GRAPH, AUTOGRAD = range(3)
 PROGRAMS = 64
@@ -98,11 +99,12 @@ class Source:
         pairs = [Pair(call.weight, call.bias) for call in calls]
         partition = Partition(self.names, [*pairs, *graph.pairs], graph.alone())
         graph.partition = partition
+        seen = None if self.capture is None else Assembly(partition, self.capture)
         found, mixed = [], []
         for k, (level, triple) in enumerate(zip(levels, triples, strict=True)):
             try:
-                if level == CALLS and self.capture is not None:
-                    found.append(Assembly(partition, self.capture).term(*triple))
+                if level == CALLS and seen is not None:
+                    found.append(seen.term(*triple))
                 elif level == GRAPH:
                     found.append(graph.term(k, triple[0], triple[2]))
                 else:

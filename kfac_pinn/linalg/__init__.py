@@ -29,7 +29,7 @@ from kfac_pinn.linalg.krylov import (
 )
 from kfac_pinn.linalg.limited_memory import Pairs
 from kfac_pinn.linalg.memory import rows_at_once
-from kfac_pinn.linalg.sketches import CountSketch, Nystrom, nystrom
+from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom
 
 __all__ = [
     "CountSketch",
@@ -46,6 +46,7 @@ __all__ = [
     "conjugate_gradients",
     "damped_inverse",
     "damped_solve",
+    "generator_for",
     "geometric_indices",
     "normal_equations",
     "nystrom",

@@ -63,7 +63,7 @@ class KroneckerSum:
         return KroneckerInverse(left, right, eigenvalues, self.A, self.B)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: it stands in the state of optimizers, see curvature.kronecker_factors
 class KroneckerInverse:
     """The inverse of a `KroneckerSum`: five tensors.
 
@@ -81,7 +81,10 @@ class KroneckerInverse:
     B: Tensor
 
     def diagonal_solve(self, V: Tensor) -> Tensor:
-        """T_B [(T_B^T V T_A) / eigenvalues] T_A^T: F^-1 V up to two pairs, close to it beyond."""
+        """T_B [(T_B^T V T_A) / eigenvalues] T_A^T: F^-1 V up to two pairs, close to it beyond.
+
+        Eq. (18) of docs/mathematics.md.
+        """
         return self.left @ (self.left.mT @ V @ self.right / self.eigenvalues) @ self.right.mT
 
     def solve(self, V: Tensor, tolerance: float | None = None, iterations: int = 500) -> Tensor:
@@ -141,7 +144,7 @@ def _diagonalise(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _against_sum(M: Tensor) -> tuple[Tensor, Tensor]:
-    """T and s with T^T (sum_k M_k) T = I and T^T M_1 T = diag(s)."""
+    """T and s with T^T (sum_k M_k) T = I and T^T M_1 T = diag(s), eq. (17)."""
     white = whitener(M.sum(0))
     if len(M) == 1:
         return white, white.new_ones(len(white))

@@ -83,6 +83,7 @@ class RelativeResidual:
 @dataclass(frozen=True)
 class RelativeProgress:
     """Stop once the last k iterations brought less than k tolerance of phi, k = max(least, i/10).
+    Eq. (26) of docs/mathematics.md.
 
     (phi_i - phi_{i-k}) / phi_i < k tolerance with phi_i < 0. Source: Martens (2010), section 4.4.
     """

@@ -16,6 +16,7 @@ __all__ = ["Pairs"]
 @dataclass(frozen=True)
 class Pairs:
     """Known products y_i = G s_i of a symmetric positive semi-definite G, rows of S and Y (m, n).
+    Eq. (22) of docs/mathematics.md.
 
     They correct an approximate inverse H_0 of A = G + damping I by one BFGS update each:
 
@@ -31,8 +32,10 @@ class Pairs:
 
     S: Tensor
     Y: Tensor
-    SY: Tensor  # the upper triangles of S Y^T and S S^T (m, m): new pairs add columns, and
-    SS: Tensor  # the products among the old ones, a third of a step, need not be made again
+    # The upper triangles of S Y^T and S S^T (m, m): new pairs add columns, and the products among
+    # the old ones, 2 m^2 n operations, need not be made again.
+    SY: Tensor
+    SS: Tensor
 
     @classmethod
     def none(cls, like: Tensor) -> Pairs:

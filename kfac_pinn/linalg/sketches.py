@@ -12,7 +12,14 @@ from torch import Generator, Tensor
 from kfac_pinn.linalg.dense import aligned
 from kfac_pinn.linalg.krylov import Operator
 
-__all__ = ["CountSketch", "Nystrom", "nystrom"]
+__all__ = ["CountSketch", "Nystrom", "generator_for", "nystrom"]
+
+
+def generator_for(seed: int, step: int, device: torch.device | str = "cpu") -> Generator:
+    """Random numbers that depend on seed and step only, so that resumed runs are exact."""
+    # A CPU generator reads 32 bits of its seed. The odd constant, 2^32 over the golden ratio,
+    # spreads the seeds over them: the streams of two seeds meet after millions of steps only.
+    return Generator(device).manual_seed((seed * 0x9E3779B1 + step) % 2**32)
 
 
 class CountSketch:

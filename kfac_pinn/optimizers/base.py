@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
+from kfac_pinn.jacobian.closure import NothingReturnedError
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.optimizers.arguments import (
     Common,
@@ -302,7 +303,12 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         """The linearisation, None where the last step led to no finite loss, and the next step."""
         rule = self._rule(reading)
         objective.repeatable = rule is None
-        linearization = self._linearized(reading, objective, rule)
+        try:
+            linearization = self._linearized(reading, objective, rule)
+        except NothingReturnedError:
+            if not self._zeroed:
+                raise
+            return None, Step.stay(Outcome.NOTHING, loss=math.nan, new_loss=math.nan)
         if linearization is not None:
             self._remark(reading, linearization)
             if objective.ridge is not None:
@@ -354,6 +360,7 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         """
         self._remarks.lost(linearization, self._names())
         self._remarks.jump(self._left, linearization)
+        self._remarks.clipped_inside(linearization)
         if not reading.repeatable:
             self._remarks.clipped(linearization.parameters, linearization.gradient)
         elif reading.waiting and not self._zeroed and has_gradient(linearization.parameters):

@@ -68,7 +68,7 @@ class ENGD(DirectionOptimizer):
         self.gramian = gramian or Full()
 
     def direction(self, linearization: Linearization) -> Tensor:
-        """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses."""
+        """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses, eq. (23)."""
         averages = self._averages(linearization)
         damping = torch.as_tensor(linearization.damped(self.expand("damping")))
         solve = self.gramian.factor(averages, linearization, damping, self.steps)

@@ -56,7 +56,8 @@ class LevenbergMarquardt(ModelOptimizer):
         lr: multiplies the step.
         held_out: a second closure, of other points; None: no veto.
         damping: mu of the first trial, as a fraction of the mean diagonal of J^T J.
-        trials: dampings tried in a step: 1, 2, 8, 64, ... times the first (Nielsen).
+        trials: dampings tried in a step: 1, 2, 8, 64, ... times the first (Nielsen). Six where a
+            veto is to come early: what is damped enough passes it, and hardly moves.
         slack: of the veto, as a fraction of the held-out loss.
         law: how mu follows the decrease ratio of a first trial.
         acceleration: bends the step; None: straight, as convex losses need it.

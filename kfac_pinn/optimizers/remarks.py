@@ -102,10 +102,13 @@ class Remarks:
             self.once(
                 "clipped",
                 f"the gradients were changed between backward() and step() (norm {found:.3g}, of "
-                f"the loss {expected:.3g}), which has no effect: the step is solved for from the "
-                "residuals. Leave out clip_grad_norm_ and the like, and zero the gradients before "
-                "backward()",
+                f"the loss {expected:.3g}), {NO_EFFECT}",
             )
+
+    def clipped_inside(self, linearization: Linearization) -> None:
+        """The closure itself clips the gradients, as Lightning's does."""
+        if linearization.changes_gradients:
+            self.once("clipped", f"the closure changes the gradients after backward(), {NO_EFFECT}")
 
     def busy(self, steps: int, watch: Stopwatch, like: Tensor) -> None:
         """A step that mostly waited for its own threads."""
@@ -181,6 +184,10 @@ def outside() -> int:
     return level
 
 
+NO_EFFECT = (
+    "which has no effect: the step is solved for from the residuals. Leave out clip_grad_norm_ and "
+    "the like, and zero the gradients before backward()"
+)
 REPLACED = (
     "was it replaced by another object (model.weight = nn.Parameter(...))? It is not trained. Copy "
     "new values into it (with torch.no_grad(): model.weight.copy_(...)), or construct the "

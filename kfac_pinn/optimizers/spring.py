@@ -67,7 +67,7 @@ class SPRING(DirectionOptimizer):
         self.bias_correction = bias_correction
 
     def direction(self, linearization: Linearization) -> Tensor:
-        """phi_k, with its bias corrected if asked for."""
+        """phi_k, with its bias corrected if asked for, eq. (25)."""
         mu, k = self.expand("momentum"), self.steps + 1
         phi = self._next(linearization, mu * self.gather("phi"), k)
         self.scatter("phi", phi)

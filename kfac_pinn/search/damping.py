@@ -32,7 +32,7 @@ class DampingLaw(Protocol):
 
 @dataclass(frozen=True)
 class Marquardt:
-    """Damping falls while the model is trusted, rises where it fails.
+    """Damping falls while the model is trusted, rises where it fails, eq. (27).
 
         lambda <- lambda / fall if ratio > high,    lambda rise if ratio < low,    else lambda
 
@@ -73,7 +73,7 @@ class Towards:
         least: the smallest lambda.
     """
 
-    target: float = 0.6
+    target: float = 0.7
     gain: float = 2.0
     rise: float = 4.0
     least: float = 1e-16

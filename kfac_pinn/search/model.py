@@ -110,7 +110,7 @@ class DampedModel:
 
 
 class QuadraticModel:
-    """The damped Gauss-Newton model on the span of a few directions.
+    """The damped Gauss-Newton model on the span of a few directions, eq. (20).
 
         m(c) = L + g.p + 1/2 p.(J^T J + diag(lambda)) p,    p = sum_i c_i d_i
 
@@ -131,7 +131,10 @@ class QuadraticModel:
         self.damping = (damping * directions) @ directions.T
 
     def minimiser(self) -> Tensor:
-        """c, shape (m,): (D J^T J D^T + D lambda D^T) c = -D g, of least norm where singular."""
+        """c, shape (m,): (D J^T J D^T + D lambda D^T) c = -D g, of least norm where singular.
+
+        Eq. (21) of docs/mathematics.md.
+        """
         matrix = self.images.T @ self.images + self.ridge + self.damping
         # Unit diagonal first: directions of very different lengths would leave no digits
         scale = matrix.diagonal().clamp_min(torch.finfo(matrix.dtype).tiny).rsqrt()

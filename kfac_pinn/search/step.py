@@ -34,6 +34,7 @@ class Outcome(Enum):
     ASCENT = "the direction does not descend"
     NOT_FINITE = "the step is not finite"
     VETOED = "the held-out loss rises"
+    NOTHING = "the closure returned nothing, and called zero_grad() without backward()"
     WENT_BACK = "the step before raised the loss: it was taken back, or part of it"
 
 

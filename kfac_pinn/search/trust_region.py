@@ -19,7 +19,7 @@ Attempt: TypeAlias = Callable[[float], Trial]
 
 @dataclass(frozen=True)
 class RatioControl:
-    """The longest step whose decrease ratio reaches a target: bracketed, then bisected.
+    """The longest step whose decrease ratio reaches a target: bracketed, then bisected, eq. (29).
 
     Hitting the target matters: the next point of a coarse grid of radii may have a ratio five
     times higher, and high ratios are what the low target is to avoid (docs/notes_gauss_newton.md).

@@ -67,6 +67,7 @@ class Basis:
 
 class Jet:
     """A value with its derivatives: `data` is (S, *shape), first the value, then as `Basis` says.
+    Eq. (3) of docs/mathematics.md.
 
     The rows are *derivatives* (not divided by k!).  A jet goes wherever a tensor of shape `shape`
     goes; plain tensors it meets are constants.

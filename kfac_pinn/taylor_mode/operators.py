@@ -251,6 +251,7 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float | Tensor]) ->
 
 def directions_of(terms: Mapping[Axes, Any], d: int) -> dict[Axes, Any]:
     """Integer directions v and weights w with sum_a c_a ξ_a1 ... ξ_ak = sum_v w_v (v . ξ)^k.
+    Eq. (7) of docs/mathematics.md.
 
     Polarisation, ξ_1 ... ξ_k = 1 / (2^(k-1) k!) sum_{s in {1} x {±1}^(k-1)} s_1 ... s_k (s . ξ)^k;
     directions that are multiples of one another are merged.

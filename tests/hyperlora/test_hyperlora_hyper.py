@@ -34,7 +34,7 @@ from kfac_pinn import (
     linearize,
 )
 from kfac_pinn.jacobian.closure import SelfLinearizing
-from kfac_pinn.jacobian.losses import total_loss
+from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.pinn.networks import MLP, ModifiedMLP
 from kfac_pinn.search.line import FixedStep
 from kfac_pinn.taylor_mode.operators import taylor

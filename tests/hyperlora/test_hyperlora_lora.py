@@ -338,6 +338,12 @@ def test_a_layer_whose_weight_is_read_is_adapted_and_gets_its_gradient() -> None
         network(x).sum().backward()
     pairs = zip(v.named_parameters(), w.parameters(), strict=True)
     assert all((p.grad - q.grad).abs().max() < 1e-14 for (_, p), q in pairs if p.requires_grad)
+    parameters = [[p for p in m.parameters() if p.requires_grad] for m in (v, w)]
+    rows = [
+        linearize(lambda m=m: taylor(m, x, weights=[1.0, 0.5])[2], some, check=True).rows()
+        for m, some in zip((v, w), parameters, strict=True)
+    ]
+    assert (rows[0] - rows[1]).abs().max() < 1e-12
     h = HyperLoRA(base, Interval(0, 1), {"b": 1}, hidden=(3,))
     with pytest.raises(RuntimeError, match=r"the base reads the weight of a linear layer itself"):
         h(torch.ones(1, 1, dtype=F64), x)

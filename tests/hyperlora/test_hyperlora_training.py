@@ -30,7 +30,7 @@ from hyperlora_ext.task_problem import TaskProblem, known_fields
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt, Solver
 from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Checkpoint, Run
 
 F64 = torch.float64
@@ -345,18 +345,18 @@ def test_predict_certify_polish(base: nn.Module) -> None:
         solve(h, FAMILY, task(120), steps=1, sizes=SIZES)
 
 
-def test_polishing_ends_at_its_best_and_draws_anew_after_a_veto(
+def test_polishing_ends_at_its_best_and_draws_anew_after_a_step_in_vain(
     base: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(8,))
     seen: list[float] = []
-    batches: set[int] = set()
+    batches: list[Batch] = []
 
     class Watched(certified.Best):
         def on_step(self, run: Run) -> None:
             super().on_step(run)
             seen.append(held_out_loss(self.judges))
-            batches.add(id(run.batch))
+            batches.append(run.batch)
 
         def on_end(self, run: Run) -> None:
             super().on_end(run)
@@ -365,7 +365,7 @@ def test_polishing_ends_at_its_best_and_draws_anew_after_a_veto(
     monkeypatch.setattr(certified, "Best", Watched)
     few = {"interior": 3, "boundary": 2}
     solved = solve(h, FAMILY, 60, steps=12, sizes=few)
-    assert solved.steps == 12 and len(batches) > 1  # five points are soon exhausted
+    assert solved.steps == 12 and batches[0] is not batches[-1]  # five points are soon exhausted
     assert solved.loss == min(solved.predicted, *seen) == seen[-1]  # the model is left there
     first = next(loss for loss in seen if loss < solved.predicted)
     early = solve(h, FAMILY, 60, tolerance=1.0001 * first, steps=12, sizes=few)

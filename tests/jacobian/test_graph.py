@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kfac_pinn import GaussNewton, laplacian, linearize
 from kfac_pinn.jacobian.blocks import EntriesJacobian, LayerJacobian
+from kfac_pinn.jacobian.closure import linearize_loss
 from kfac_pinn.jacobian.sources import REMEMBERED
 
 X = torch.rand(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -315,6 +316,48 @@ def test_what_is_remembered_is_bounded() -> None:
         for power in range(1, 10):
             linearize(lambda n=n, k=power: model(X[:n]) ** k, list(model.parameters()))  # type: ignore[misc]
     assert len(REMEMBERED) <= 64
+
+
+def test_jets_whose_closure_was_not_seen() -> None:
+    """All but the first layer, whose velocities all points share, are found in the graph."""
+    model = mlp(2, 5, 5, 1)
+    parameters = list(model.parameters())
+    loss = (laplacian(model, X) + 1).square().mean() + model(X).square().mean()
+    found = linearize_loss(loss, parameters)
+    truth = linearize(lambda: (laplacian(model, X) + 1, model(X)), parameters)
+    torch.testing.assert_close(found.gramian(), 2 * truth.gramian(), rtol=1e-12, atol=1e-14)
+    lost = [block for t in found.terms if t.rest is not None for block in t.rest.blocks]
+    assert [block.parameters[0] is model[0].weight for block in lost] == [True]
+
+
+def test_jets_beside_nested_derivatives() -> None:
+    model = mlp(2, 5, 1)
+    closure = lambda: (laplacian(model, X) + 1, derivative(model(z := leaf()), z)[:, 0])  # noqa: E731
+    assert in_factors(assert_exact(closure, list(model.parameters())))
+
+
+def test_a_compiled_model_without_a_closure() -> None:
+    """Its backward pass is one node, and is not differentiated again: rows by autograd."""
+    model = mlp(2, 5, 1)
+    parameters = list(model.parameters())
+    compiled = torch.compile(model, backend="aot_eager")
+    found = linearize_loss((compiled(X) - 1).square().mean(), parameters)
+    truth = linearize(lambda: model(X) - 1, parameters)
+    v = torch.rand(found.size, dtype=torch.float64)
+    torch.testing.assert_close(found @ v, 2**0.5 * (truth @ v))
+    torch.testing.assert_close(found.gramian(), 2 * truth.gramian())
+
+
+def test_half_precision_in_the_graph() -> None:
+    model = mlp(2, 5, 1).float()
+
+    def closure() -> Tensor:
+        x = X.float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (x @ model[0].weight.T).tanh().sum(1).float()
+
+    with pytest.raises(RuntimeError, match=r"bfloat16.*autocast.*float64"):
+        linearize(closure, [model[0].weight])
 
 
 def test_jets_and_graph_give_the_same_step() -> None:

@@ -17,6 +17,7 @@ from kfac_pinn.linalg import (
     CountSketch,
     KroneckerInverse,
     KroneckerSum,
+    Pairs,
     ProgressOfSolve,
     RelativeProgress,
     RelativeResidual,
@@ -417,3 +418,13 @@ def test_conjugate_directions_end_after_n_steps(n: int, spread: float, seed: int
     found = conjugate_gradients(A.__matmul__, b, stop=(), iterations=n, conjugate=True)
     error = (found.x - Q.sum(1)).norm() / Q.sum(1).norm()
     assert error < 1e-13 * 10**spread
+
+
+def test_products_of_remembered_pairs_are_kept_up_to_date():
+    pairs = Pairs.none(normal(0, 9))
+    for seed, count in enumerate((2, 3, 1, 5, 4)):  # the oldest of at most seven are dropped
+        S = normal(seed, count, 9)
+        pairs = pairs.join(list(zip(S, S + 0.1 * normal(seed + 9, count, 9), strict=True)), 7)
+        torch.testing.assert_close(pairs.SY.triu(), (pairs.S @ pairs.Y.T).triu())
+        torch.testing.assert_close(pairs.SS.triu(), (pairs.S @ pairs.S.T).triu())
+    assert len(pairs.S) == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable
@@ -522,3 +523,24 @@ def test_what_is_not_a_closure_is_named() -> None:
     model, closure = small_case()
     with pytest.raises(TypeError, match="pass the function"):
         KFACPINN(model.parameters()).step(closure())
+
+
+def moved(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """What Lightning does to an optimizer's state: tensors replaced, dataclasses field by field."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: moved(entry, function) for key, entry in value.items()}
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            setattr(value, field.name, moved(getattr(value, field.name), function))
+    return value
+
+
+@every_optimizer
+def test_frameworks_may_move_the_state(make: Any) -> None:
+    model, closure, optimizer = trained(make)
+    for p, state in optimizer.state.items():
+        optimizer.state[p] = moved(state, lambda t: t.clone())
+    optimizer.step(closure)
+    assert torch.isfinite(flat(model)).all()

@@ -32,7 +32,7 @@ class Changing(Steepest):
     def direction(self, linearization: Any) -> Tensor:
         first, second = self.param_groups
         first["lr"] *= 0.5
-        second["damping"] = first.pop("damping", 0.0) + 1.0
+        second["note"] = first.pop("note", "") + "x"
         second["new"] = "setting"
         self.memory = Count(self.memory.count + 1)
         for p in self.parameters:
@@ -46,14 +46,16 @@ def start() -> tuple[nn.Module, Changing]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     groups = [
-        {"params": model[0].parameters(), "lr": 0.1, "damping": 1e-3},
+        {"params": model[0].parameters(), "lr": 0.1, "note": "first"},
         {"params": model[2].parameters(), "lr": 0.2},
     ]
     return model, Changing(groups)
 
 
 def everything(model: nn.Module, optimizer: Changing) -> Any:
-    return copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    state = optimizer.state_dict()
+    state.pop("precision", None)  # that of the parameters it saw
+    return copy.deepcopy((model.state_dict(), state))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -28,10 +28,12 @@ from kfac_pinn.jacobian.capture.readers import (
     Product,
     Reader,
     Unknown,
+    dtype_at,
     name_of,
     shape_at,
     shape_of,
 )
+from kfac_pinn.jacobian.capture.unsupported import forbid_half
 
 __all__ = ["Graph"]
 
@@ -194,6 +196,8 @@ class Graph:
 
     def _reader(self, node: Node, slot: int) -> Reader:
         edge = GradientEdge(*node.next_functions[slot])
+        if name_of(node) in PRODUCTS:
+            forbid_half(dtype_at(GradientEdge(node, 0)))
         table = PRODUCTS if name_of(node) in PRODUCTS else ELEMENTWISE
         try:
             found = table[name_of(node)](node, slot, edge)

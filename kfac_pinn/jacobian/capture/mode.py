@@ -80,7 +80,7 @@ class Capture(TorchFunctionMode):
         if func in EXPANDING and isinstance(output, Tensor):
             return self.copies(args[0], output.shape).expand_as(output)
         if func in RECORDERS and any(map(self.trains, (*args[1:], *kwargs.values()))):
-            forbid_half(output)
+            forbid_half(output.dtype)
             if isinstance(output, Tensor) and is_functorch(output):
                 self.unseen = True
             elif output.requires_grad:

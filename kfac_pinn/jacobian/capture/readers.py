@@ -22,6 +22,7 @@ __all__ = [
     "Product",
     "Reader",
     "Unknown",
+    "dtype_at",
     "name_of",
     "shape_at",
     "shape_of",
@@ -247,6 +248,14 @@ def expand(node: Node, slot: int, edge: GradientEdge) -> Factor:
     return factor(node, edge, 1.0)
 
 
+def shift(node: Node, slot: int, edge: GradientEdge) -> Factor:
+    """A bias added to the value of a jet, the first of its stacked coefficients (S, ...)."""
+    out = shape_of(node, 0)
+    first = torch.zeros(out[0], *[1] * (len(out) - 1), dtype=dtype_at(edge))
+    first[0] = 1
+    return factor(node, edge, first.to(node._input_metadata[0].device))
+
+
 PRODUCTS: dict[str, Callable[[Node, int, GradientEdge], Reader]] = {
     "Mm": mm,
     "Bmm": mm,
@@ -264,4 +273,5 @@ ELEMENTWISE: dict[str, Callable[[Node, int, GradientEdge], Reader]] = {
     "Mul": mul,
     "Div": div,
     "Expand": expand,
+    "Shift": shift,
 }

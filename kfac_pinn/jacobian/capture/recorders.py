@@ -17,7 +17,7 @@ __all__ = ["RECORDERS", "LayerCall"]
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One application y_s = W z_s + e_s b of a weight to S shared positions of N points.
+    """One application y_s = W z_s + e_s b of a weight to S shared positions of N points, eq. (8).
 
     Attributes:
         weight, bias: as passed: parameters, tensors computed from parameters, or constants.

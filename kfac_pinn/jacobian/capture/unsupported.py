@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Jet
-
 __all__ = ["PRECISION", "UNSEEN", "forbid_half", "is_functorch"]
 
 Tracks = Callable[[Any], bool]
@@ -42,11 +40,11 @@ def is_functorch(value: Tensor) -> bool:
 PRECISION = "second-order steps need float32 or, better, float64"
 
 
-def forbid_half(output: Tensor | Jet) -> None:
+def forbid_half(dtype: torch.dtype) -> None:
     """In half precision there are no digits left for curvature."""
-    if torch.finfo(output.dtype).bits < 32:
+    if dtype.is_floating_point and torch.finfo(dtype).bits < 32:
         raise RuntimeError(
-            f"a trained layer computes in {output.dtype}, under torch.autocast maybe: {PRECISION}"
+            f"a trained layer computes in {dtype}, under torch.autocast maybe: {PRECISION}"
         )
 
 

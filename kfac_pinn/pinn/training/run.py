@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from kfac_pinn.jacobian.losses import total_loss
+from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.pinn.problem import Batch, Problem, relative_l2
 from kfac_pinn.pinn.training import clock

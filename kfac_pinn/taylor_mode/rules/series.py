@@ -38,7 +38,7 @@ def total(terms: Terms, out: Tensor | None = None) -> Tensor:
 
 
 def leibniz(product: Bilinear, x: Rows, y: Rows, basis: Basis) -> list[Tensor]:
-    """The rows z_0 .. z_K of a product z = x y, of any bilinear kind.
+    """The rows z_0 .. z_K of a product z = x y, of any bilinear kind, eq. (5).
 
     z_k = sum_j binom(k, j) x_j y_{k-j}.  In the top order only the terms 0 < j < K are still to be
     summed over directions: z_K = x_0 y_K + x_K y_0 + sum_{0<j<K} binom(K, j) sum_d w_d x_j y_{K-j}.
@@ -63,6 +63,7 @@ def add(tensors: Sequence[Tensor]) -> Tensor:
 
 def faa_di_bruno(f: Rows, x: Rows, basis: Basis) -> list[Terms]:
     """The rows y_1 .. y_K of y = f(x) from [f'(x_0), f''(x_0), ...] and [x_1, ..., x_K].
+    Eqs. (4), (6) of docs/mathematics.md.
 
     Derivatives missing at the end of the list vanish.
     y_k = sum_j f^(j) B_kj(x_1, x_2, ...), the partial Bell polynomials.  x_k itself only enters
@@ -77,7 +78,7 @@ def faa_di_bruno(f: Rows, x: Rows, basis: Basis) -> list[Terms]:
 
 
 def bell_polynomials(x: Rows) -> dict[tuple[int, int], Tensor]:
-    """B_kj(x_1, x_2, ...) for j <= k <= len(x) + 1, except the last B_k1, which is x_k.
+    """B_kj(x_1, x_2, ...) for j <= k <= len(x) + 1, except the last B_k1, which is x_k, eq. (4).
 
     B_k1 = x_k,  B_kj = sum_i binom(k - 1, i - 1) x_i B_{k-i,j-1}.
     """

@@ -1,0 +1,86 @@
+"""What a closure may return, taken apart into terms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Term
+from kfac_pinn.jacobian.scalar_losses import ends_in_squares, refuse_broadcast, residual_terms
+
+__all__ = ["as_terms", "total_loss"]
+
+
+def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]:
+    """The terms of whatever a closure returned: a tensor, a tuple or list, or a dict.
+
+    A tensor of shape (N, C) is a system: one term a column. One of shape () is a loss, whose
+    residuals are read off its graph (`scalar_losses`).
+
+    Args:
+        output: what it returned.
+        trained: the parameters, should it be a loss; None: every leaf counts as one.
+
+    Raises:
+        TypeError: if it is anything else, with the line that would be right.
+        ValueError: for a residual of another shape, or a loss that is not a sum of squares.
+    """
+    if isinstance(output, Mapping):
+        named = [(f"residual {key!r}", value) for key, value in output.items()]
+    elif isinstance(output, (tuple, list)):
+        named = [(f"residual {index}", value) for index, value in enumerate(output)]
+    else:
+        named = [("residual", output)]
+    if not named:
+        raise TypeError("the closure returned no residuals; return at least one tensor")
+    trained = None if trained is None else list(trained)
+    return [term for name, value in named for term in terms_of(value, name, trained)]
+
+
+def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
+    """The terms of one entry; a tensor means least squares."""
+    if isinstance(value, (ConvexLoss, LeastSquares)):
+        return [value]
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}. The closure must return its residuals: a "
+            "tensor, a tuple or a dict of tensors, e.g. `return laplacian(model, x) + f, model(xb) "
+            "- g`; or their loss, one tensor of shape ()"
+        )
+    value = value.as_subclass(Tensor)  # a label or a unit would get in the way of the arithmetic
+    if value.ndim == 0:
+        return loss_terms(value, name, trained)
+    refuse_broadcast(value, name)
+    if value.ndim == 2 and 1 < value.shape[1] < value.shape[0] and not value.is_complex():
+        return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
+    if value.shape == (1,) and ends_in_squares(value):
+        warnings.warn(
+            f"{name} of shape (1,) is a sum of squares, and a residual is squared once more. If it "
+            "is the loss, return it with shape (), or call backward() on it",
+            stacklevel=2,
+        )
+    return [LeastSquares(value, name)]
+
+
+def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
+    """Those of a tensor of shape ()."""
+    try:
+        return list(residual_terms(loss, trained))
+    except ValueError as error:
+        if name == "residual":
+            raise
+        raise ValueError(
+            f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
+            "prior on a coefficient say, has shape (1,): write r.reshape(1)"
+        ) from error
+
+
+def total_loss(output: Any) -> Tensor:
+    """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
+    if isinstance(output, Tensor) and output.ndim == 0:
+        return output
+    return torch.stack([term.loss() for term in as_terms(output)]).sum()

@@ -1,0 +1,101 @@
+"""Kernels and sketches against dense J, in batches too small to hold more than a row or two."""
+
+from itertools import combinations
+from unittest import mock
+
+import pytest
+import torch
+from small_problems import small_case
+from torch import Generator, nn
+
+from kfac_pinn import MonteCarlo, NystromKernel, Sketch, laplacian, linearize
+from kfac_pinn.curvature.compression import Exact
+from kfac_pinn.curvature.preconditioners import NystromPreconditioner, gramian_product
+from kfac_pinn.curvature.sample_space import kernel_product
+from kfac_pinn.linalg import CountSketch, rows_at_once
+
+
+@pytest.fixture
+def linearization():
+    model, residuals = small_case(n=20)
+    return linearize(residuals, list(model.parameters()))
+
+
+def in_batches_of(rows, linearization):
+    """Patches the memory policy; three batches and more are made of 20 points."""
+    return mock.patch("kfac_pinn.linalg.memory.NUMBERS", rows * linearization.size)
+
+
+def test_the_memory_policy_counts_numbers_and_allows_one_row():
+    with mock.patch("kfac_pinn.linalg.memory.NUMBERS", 12):
+        assert [rows_at_once(c) for c in (0, 1, 5, 12, 13)] == [12, 12, 2, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_in_batches(linearization, rows):
+    J = linearization.rows()
+    U, V = torch.randn(len(J), 3, dtype=J.dtype), torch.randn(J.shape[1], 3, dtype=J.dtype)
+    with in_batches_of(rows, linearization):
+        assert len(list(linearization.batches())) > 5
+        torch.testing.assert_close(kernel_product(linearization, U), J @ (J.mT @ U))
+        torch.testing.assert_close(gramian_product(linearization, V), J.mT @ (J @ V))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("hashes", [1, 2])
+def test_a_sketched_step_is_that_of_the_sketched_problem(linearization, rows, hashes):
+    J, r, size = linearization.rows(), linearization.residual, 12
+    S = CountSketch(len(r), size, Generator().manual_seed(5), hashes)
+    A, b = S(J), S(r)
+    expected = -torch.linalg.solve(A.mT @ A + 1e-3 * torch.eye(A.shape[1], dtype=A.dtype), A.mT @ b)
+    with in_batches_of(rows, linearization):
+        model = Sketch(size, hashes)(linearization, Generator().manual_seed(5), 0.0)
+    torch.testing.assert_close(model.step(1e-3), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_exact_in_batches(linearization):
+    for damping in (0.0, 1.0):  # by QR, and by the Gramian or kernel
+        whole = Exact()(linearization, Generator(), damping).step(1e-2)
+        with in_batches_of(3, linearization):
+            batched = Exact()(linearization, Generator(), damping).step(1e-2)
+        torch.testing.assert_close(batched, whole, rtol=1e-7, atol=1e-9)
+
+
+def test_random_numbers_follow_step_and_seed(linearization):
+    u = linearization.residual
+
+    def solution(seed, step):
+        return NystromKernel(tail=1e3, seed=seed).factor(linearization, 1e-3, step)(u)
+
+    assert torch.equal(solution(0, 1), solution(0, 1))
+    assert not torch.equal(solution(0, 1), solution(0, 2))
+    assert not torch.equal(solution(0, 1), solution(1, 1))
+    draws = [
+        torch.cat(MonteCarlo(seed).cotangents(linearization, step))
+        for seed, step in ((0, 1), (0, 2), (1, 1), (1, 2))
+    ]
+    assert all(not torch.equal(a, b) for a, b in combinations(draws, 2))
+    damping, v = (
+        torch.full((linearization.size,), 1e-3).to(u),
+        torch.randn(linearization.size).to(u),
+    )
+
+    def preconditioned(seed):
+        return NystromPreconditioner(tail=1e6, seed=seed).factor(linearization, damping)(v)
+
+    assert torch.equal(preconditioned(0), preconditioned(0))
+    assert not torch.equal(preconditioned(0), preconditioned(1))
+
+
+def test_kernel_of_a_frozen_weight_with_a_trained_bias():
+    torch.manual_seed(0)
+    layers = nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 1)
+    model, x = nn.Sequential(*layers).double(), torch.rand(6, 2, dtype=torch.float64)
+    model[2].weight.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = linearize(lambda: (laplacian(model, x), model(x)), trained)
+    J = found.rows()
+    assert J.shape[1] == sum(p.numel() for p in trained)
+    for factored in (True, False):
+        with mock.patch.object(type(found), "_factored_is_cheaper", lambda *_, f=factored: f):
+            torch.testing.assert_close(found.kernel(), J @ J.mT)
