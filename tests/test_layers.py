@@ -39,7 +39,14 @@ FLOORS = [
     ["search.damping", "search.trust_region"],
     ["search.one_evaluation"],
     ["search"],
-    ["optimizers.arguments", "optimizers.reading", "optimizers.remarks", "optimizers.saving"],
+    [
+        "optimizers.arguments",
+        "optimizers.flat",
+        "optimizers.precision",
+        "optimizers.reading",
+        "optimizers.remarks",
+        "optimizers.saving",
+    ],
     ["optimizers.base"],
     ["optimizers.direction", "optimizers.damped"],
     [

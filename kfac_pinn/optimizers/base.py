@@ -9,11 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from kfac_pinn.jacobian.backward import BackwardWatch, depends_on
 from kfac_pinn.jacobian.check import CheckSchedule
@@ -26,6 +25,8 @@ from kfac_pinn.optimizers.arguments import (
     refuse_unknown,
     whole_number,
 )
+from kfac_pinn.optimizers.flat import FlatOptimizer, Parameters
+from kfac_pinn.optimizers.precision import precision_of, refuse_autocast, refuse_scaler
 from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, release
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
@@ -43,10 +44,8 @@ __all__ = ["LeastSquaresOptimizer", "Parameters"]
 NO_DEFAULT: Any = inspect.Parameter.empty
 ONE_EVALUATION = OneEvaluation()
 
-Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
-
-class LeastSquaresOptimizer(Optimizer, ABC):
+class LeastSquaresOptimizer(FlatOptimizer, ABC):
     """An optimizer of L(theta) = sum_k 1/2 mean r_k^2: a subclass says which step it proposes.
 
     Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a
@@ -183,47 +182,6 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         left_out = {"step", "_watch"} | {key for key in vars(self) if key.endswith("_hooks")}
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        """All trained tensors in the order of the groups: the order of flat vectors."""
-        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-
-    def expand(self, key: str) -> Tensor:
-        """A hyper-parameter of the groups as a flat vector (P,)."""
-        parts = [
-            torch.full((p.numel(),), float(group[key]), dtype=p.dtype, device=p.device)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.requires_grad
-        ]
-        return torch.cat(parts)
-
-    def shared(self, key: str) -> float:
-        """A hyper-parameter that all groups must agree on.
-
-        Raises:
-            ValueError: if they do not.
-        """
-        values = {float(group[key]) for group in self.param_groups}
-        if len(values) > 1:
-            raise ValueError(
-                f"{type(self).__name__} works with one {key} for all parameters, but the groups "
-                f"have {sorted(values)}; set group[{key!r}] to one value"
-            )
-        return values.pop()
-
-    def gather(self, key: str) -> Tensor:
-        """The parameters' state tensors of one name as a flat vector (P,), zero where missing."""
-        parts = [self.state[p].get(key) for p in self.parameters]
-        pairs = zip(parts, self.parameters, strict=True)
-        return torch.cat([(torch.zeros_like(p) if s is None else s).reshape(-1) for s, p in pairs])
-
-    def scatter(self, key: str, flat: Tensor) -> None:
-        """The reverse of `gather`."""
-        parts = flat.split([p.numel() for p in self.parameters])
-        for p, part in zip(self.parameters, parts, strict=True):
-            self.state[p][key] = part.view_as(p).clone()
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and containers only: `torch.load(weights_only=True)` reads them."""
         saved = super().state_dict()
@@ -285,8 +243,8 @@ class LeastSquaresOptimizer(Optimizer, ABC):
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         refuse_autocast(parameters[0])
         self._renew(precision_of(parameters[0]))
-        self._remarks.hooked(parameters, self._names())
-        objective = reading.objective(parameters, self._names(), self._ridge())
+        self._remarks.hooked(parameters, self.names())
+        objective = reading.objective(parameters, self.names(), self._ridge())
         with without_hooks(parameters), self._undone_by_errors(objective) as before:
             linearization, step = self._proposal(reading, objective)
             self.steps += 1
@@ -360,7 +318,7 @@ class LeastSquaresOptimizer(Optimizer, ABC):
             RuntimeError: if no residual depends on any parameter, or the closure adds its gradient
                 to others that wait in `.grad`.
         """
-        self._remarks.lost(linearization, self._names())
+        self._remarks.lost(linearization, self.names())
         self._remarks.jump(self._left, linearization)
         self._remarks.clipped_inside(linearization)
         if not reading.repeatable:
@@ -408,15 +366,6 @@ class LeastSquaresOptimizer(Optimizer, ABC):
         if not any(group["weight_decay"] for group in self.param_groups):
             return None
         return self.expand("weight_decay")
-
-    def _names(self) -> list[str]:
-        names: list[str] = []
-        for group in self.param_groups:
-            known = group.get("param_names", [None] * len(group["params"]))
-            for name, p in zip(known, group["params"], strict=True):
-                if p.requires_grad:
-                    names.append(name or f"{len(names)} of shape {tuple(p.shape)}")
-        return names
 
     def _move(self, step: Step, objective: Objective) -> None:
         """Go where the step says, or back to the start."""
@@ -492,28 +441,6 @@ def has_gradient(parameters: Iterable[Tensor]) -> bool:
     return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
-def precision_of(parameter: Tensor) -> str:
-    """Its dtype and device."""
-    return f"{parameter.dtype} on {parameter.device}".removeprefix("torch.")
-
-
-def refuse_scaler(optimizer: Any) -> None:
-    """Raise `TypeError` under a `GradScaler`, which leaves its mark on an optimizer."""
-    if hasattr(optimizer, "found_inf"):
-        del optimizer.grad_scale, optimizer.found_inf
-        raise TypeError(f"GradScaler.step has no meaning here: {HALF}")
-
-
-def refuse_autocast(parameter: Tensor) -> None:
-    """Raise `ValueError` under autocast."""
-    if torch.is_autocast_enabled(parameter.device.type):
-        raise ValueError(f"step() was called under autocast: {HALF}")
-
-
-HALF = (
-    "second-order steps need all digits of float32, better float64. Leave out autocast and the "
-    "scaler, and call optimizer.step(closure), or loss.backward() and optimizer.step()"
-)
 OVERFLOW = (
     "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
     "the equations, the data or the weights of the terms"
