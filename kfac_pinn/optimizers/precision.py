@@ -1,0 +1,33 @@
+"""Second-order steps need digits: what dtype the parameters have, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["precision_of", "refuse_autocast", "refuse_scaler"]
+
+HALF = (
+    "second-order steps need all digits of float32, better float64. Leave out autocast and the "
+    "scaler, and call optimizer.step(closure), or loss.backward() and optimizer.step()"
+)
+
+
+def precision_of(parameter: Tensor) -> str:
+    """Its dtype and device."""
+    return f"{parameter.dtype} on {parameter.device}".removeprefix("torch.")
+
+
+def refuse_scaler(optimizer: Any) -> None:
+    """Raise `TypeError` under a `GradScaler`, which leaves its mark on an optimizer."""
+    if hasattr(optimizer, "found_inf"):
+        del optimizer.grad_scale, optimizer.found_inf
+        raise TypeError(f"GradScaler.step has no meaning here: {HALF}")
+
+
+def refuse_autocast(parameter: Tensor) -> None:
+    """Raise `ValueError` under autocast."""
+    if torch.is_autocast_enabled(parameter.device.type):
+        raise ValueError(f"step() was called under autocast: {HALF}")
