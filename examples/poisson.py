@@ -21,7 +21,7 @@ def main(
     """Train to a relative L2 error, print it, and draw the solution, the error and the run."""
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64)
-    problem, model = poisson_2d(), MLP((2, 64, 64, 48, 48, 1))
+    problem, model = poisson_2d(), MLP((2, 32, 32, 1))
     optimizer = KFACPINN(model.parameters())
     callbacks = [StopAtError(target), Progress()]
     history = fit(

@@ -64,7 +64,7 @@ def registered() -> torch.device:
 @pytest.fixture
 def device(registered: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The second device, entered."""
-    monkeypatch.setattr("kfac_pinn.curvature.sample_space.Generator", SecondGenerator)
+    monkeypatch.setattr("kfac_pinn.linalg.sketches.Generator", SecondGenerator)
     # the threads of autograd are those of the devices that there were at its first use
     with torch.autograd.set_multithreading_enabled(False), SecondDevice():
         yield registered

@@ -26,7 +26,7 @@ from kfac_pinn.optimizers.arguments import (
     whole_number,
 )
 from kfac_pinn.optimizers.flat import FlatOptimizer, Parameters
-from kfac_pinn.optimizers.precision import precision_of, refuse_autocast, refuse_scaler
+from kfac_pinn.optimizers.precision import on, precision_of, refuse_autocast, refuse_scaler
 from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, release
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
@@ -205,7 +205,8 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
                 kinds = {key: self.kinds.get(key) for key in entries}
                 self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
         self.steps = state_dict["steps"]
-        device, self._precision = order[0].device, state_dict["precision"]
+        device = order[0].device
+        self._precision = on(device, state_dict["precision"])
         self.memory = restored(type(self.memory), placed(state_dict["memory"], device))
         self.unseen = restored(Unseen, placed(state_dict["unseen"], device))
 

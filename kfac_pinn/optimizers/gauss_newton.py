@@ -16,6 +16,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
+from kfac_pinn.optimizers.remarks import outside
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation
@@ -195,7 +196,7 @@ class GaussNewton(ModelOptimizer):
             f"GaussNewton fits {free:.0f} of {rows} residuals freely: it interpolates the points, "
             "whatever the equation says between them; use more points (about ten residuals a "
             "parameter) or a smaller network, and hold some points out to see the error",
-            stacklevel=6,  # the line that calls `step`
+            stacklevel=outside(),
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["precision_of", "refuse_autocast", "refuse_scaler"]
+__all__ = ["on", "precision_of", "refuse_autocast", "refuse_scaler"]
 
 HALF = (
     "second-order steps need all digits of float32, better float64. Leave out autocast and the "
@@ -18,6 +18,11 @@ HALF = (
 def precision_of(parameter: Tensor) -> str:
     """Its dtype and device."""
     return f"{parameter.dtype} on {parameter.device}".removeprefix("torch.")
+
+
+def on(device: torch.device, precision: str) -> str:
+    """The same dtype on another device, to which a saved state is moved; "" stays."""
+    return precision and f"{precision.partition(' on ')[0]} on {device}"
 
 
 def refuse_scaler(optimizer: Any) -> None:

@@ -144,5 +144,5 @@ class QuadraticModel:
     def decrease(self, coefficients: Tensor) -> float:
         """L - m(c) without damping: the predicted decrease of p."""
         c = coefficients
-        square = (self.images @ c).square().sum() + c @ self.ridge @ c
+        square = (self.images @ c).square().sum() + c @ (self.ridge @ c)
         return -float(self.slope @ c + 0.5 * square)

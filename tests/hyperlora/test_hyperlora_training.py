@@ -323,7 +323,7 @@ def test_published_schedule_trains_and_stops_early(base: nn.Module) -> None:
     v = adapt(base, 2)
     history = PAPER(v, problem)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"] and "L-BFGS" in history.reason
-    stuck = PublishedSchedule(500, 100, 100, patience=0, sizes=FEW)
+    stuck = PublishedSchedule(500, 100, 100, patience=1, sizes=FEW)
     assert "no progress" in stuck(adapt(base, 2), problem, steps=300).reason
     h = HyperLoRA(base, FAMILY.space, 2, hidden=(16, 16))
     problem = TaskProblem(FAMILY, FAMILY.space.nodes(4), sizes=FEW)

@@ -10,7 +10,7 @@ from torch import nn
 
 import kfac_pinn
 from kfac_pinn.jacobian.losses import ConvexLoss
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer
+from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, Term, relative_l2
@@ -175,7 +175,7 @@ def test_torch_optimizers_lower_the_loss(name):
     assert history.last["loss"] < history.rows[0]["loss"]
 
 
-class SteepestDescent(LeastSquaresOptimizer):
+class SteepestDescent(DirectionOptimizer):
     """The least-squares optimizer whose direction is the negative gradient: SGD."""
 
     def __init__(self, params, lr):
