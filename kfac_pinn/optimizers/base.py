@@ -27,7 +27,7 @@ from kfac_pinn.optimizers.arguments import (
 )
 from kfac_pinn.optimizers.flat import FlatOptimizer, Parameters
 from kfac_pinn.optimizers.precision import on, precision_of, refuse_autocast, refuse_scaler
-from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, release
+from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, does_nothing, release
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
 from kfac_pinn.search.damping import DampingLaw
@@ -218,13 +218,19 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
         self._watch.stop()
         self._stepping, self._zeroed = True, False
         try:
-            yield self._by_losses(losses) if missing else ByClosure(closure, len(losses))
+            yield self._by_losses(losses) if missing else self._by_closure(closure, losses)
         finally:
             self._stepping = False
             release(self._watch.losses)
             self._watch.clear()
             if missing:
                 self._watch.start()
+
+    def _by_closure(self, closure: Any, losses: list[Tensor]) -> Reading:
+        """The losses, where some wait and the closure does nothing: Lightning hands one over."""
+        if losses and does_nothing(closure):
+            return self._by_losses(losses)
+        return ByClosure(closure, len(losses))
 
     def _by_losses(self, losses: list[Tensor]) -> ByLosses:
         """What a step without a closure reads."""

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.search.step import Objective
 
-__all__ = ["ByClosure", "ByLosses", "Reading", "release"]
+__all__ = ["ByClosure", "ByLosses", "Reading", "does_nothing", "release"]
 
 Check = bool | CheckSchedule
 
@@ -96,6 +97,12 @@ class ByLosses:
             return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
 
         return Objective(loss, parameters, names, ridge)
+
+
+def does_nothing(closure: Callable[[], Any]) -> bool:
+    """Whether a closure returns nothing and sends nothing backwards."""
+    with torch.enable_grad(), BackwardWatch(run=False) as watch:
+        return closure() is None and not watch.losses
 
 
 def release(losses: Iterable[Tensor]) -> None:

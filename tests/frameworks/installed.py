@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+import torch
 
 
 def body(name: str) -> Any:
@@ -14,6 +15,7 @@ def body(name: str) -> Any:
 
     With FRAMEWORKS=required, as in CI, a missing package is a failure and no skip.
     """
+    torch.set_default_dtype(torch.float32)  # neurodiffeq, imported before, sets another
     if os.environ.get("FRAMEWORKS") == "required":
         return importlib.import_module(name)
     reason = f"{name} needs a framework: pip install -e '.[frameworks]'"

@@ -417,6 +417,18 @@ def test_steps_with_a_closure_keep_no_graph_of_other_losses() -> None:
     assert not optimizer._watch.losses
 
 
+def test_a_closure_that_does_nothing_leaves_the_step_to_the_losses() -> None:
+    """What Lightning's manual optimization hands over."""
+    plain = Plain()
+    optimizer, losses = KFACPINN(plain.model.parameters()), []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = plain.loss()
+        loss.backward()
+        losses.append(float(optimizer.step(lambda: None)))
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("other", [False, True])
 def test_losses_that_other_optimizers_descend_are_not_kept(other: bool) -> None:
     """Both optimizers constructed first, Adam for a while, then ours: no graph piles up."""
