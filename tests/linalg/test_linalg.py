@@ -26,6 +26,7 @@ from kfac_pinn.linalg import (
     conjugate_gradients,
     damped_inverse,
     damped_solve,
+    generator_for,
     geometric_indices,
     normal_equations,
     nystrom,
@@ -428,3 +429,22 @@ def test_products_of_remembered_pairs_are_kept_up_to_date():
         torch.testing.assert_close(pairs.SY.triu(), (pairs.S @ pairs.Y.T).triu())
         torch.testing.assert_close(pairs.SS.triu(), (pairs.S @ pairs.S.T).triu())
     assert len(pairs.S) == 7
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3, 40.0])
+def test_the_last_remembered_pair_is_solved_exactly_under_damping(damping: float) -> None:
+    """H (y + damping s) = s, the secant condition of A + damping I."""
+    A, S = psd(3, 9, 9), normal(4, 5, 9)
+    pairs = Pairs.none(normal(0, 9)).join(list(zip(S, S @ A, strict=True)), 7)
+    H = pairs.correct(lambda v: v / (1 + damping), damping)
+    s, y = pairs.S[-1], pairs.Y[-1]
+    torch.testing.assert_close(H(y + damping * s), s)
+
+
+def test_every_seed_and_step_has_a_stream_of_its_own() -> None:
+    streams = {
+        float(torch.rand((), generator=generator_for(seed, step, torch.device("cpu"))))
+        for seed in range(12)
+        for step in range(12)
+    }
+    assert len(streams) == 12 * 12
