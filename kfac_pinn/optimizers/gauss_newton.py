@@ -84,7 +84,7 @@ class GaussNewton(ModelOptimizer):
     interpolated, whatever the equation says between them: a warning says so, once. Use more points,
     and hold some out.
 
-    Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
+    Source: DSGNAR (2607.02194); what was measured here: docs/design_notes.md.
     """
 
     memory: Memory
