@@ -13,7 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from run import ROOT, git, pytest_in
+from judge import pytest_in
+from run import ROOT, git
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,9 @@ FAULTS: dict[str, Fault] = {
 
 def main() -> None:
     """Which of them the tests do not notice."""
-    wanted = [name for name in FAULTS if not sys.argv[1:] or sys.argv[1] in name]
+    wanted = [
+        name for name in FAULTS if not sys.argv[1:] or any(part in name for part in sys.argv[1:])
+    ]
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         git("clone", "--quiet", str(ROOT), str(clone))

@@ -6,8 +6,8 @@
 A mutant is the package with one operator, number, comparison, condition or decorator changed
 (Cosmic Ray, `pip install -e ".[mutation]"`).  It meets the tests that execute the changed line,
 the nearest and quickest first, and is killed if one of them fails.  All of it happens in a folder
-beside the checkout, with a clone of the last commit: first every test runs once, to see what it
-executes (a quarter of an hour), then the mutants (a tenth to three minutes each).  What is done is
+beside the checkout, with a clone of the last commit: first the package's tests run once, to
+see what each executes, then the mutants (some seconds each, a minute for one that survives).  What is done is
 written down line by line, so that a run that was stopped goes on where it was; `--again` tries the
 survivors once more, against the last commit's tests.  The verdict on each: survivors.json.
 """
@@ -17,34 +17,31 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from judge import pytest_in
 from mutants import Mutant, sample
 from reach import FOLDER, SECONDS, Reach
 
 ROOT = Path(__file__).parents[2]
 
-# package -> (what is mutated, the tests nearest to it)
+# package -> (what is mutated, the tests that are asked: those of the first folder come first)
 PACKAGES = {
-    "linalg": ("kfac_pinn/linalg", "tests/linalg"),
-    "jacobian": ("kfac_pinn/jacobian", "tests/jacobian"),
-    "curvature": ("kfac_pinn/curvature", "tests/curvature"),
-    "search": ("kfac_pinn/search", "tests/search"),
-    "optimizers": ("kfac_pinn/optimizers", "tests/optimizers"),
-    "training": ("kfac_pinn/pinn/training", "tests/pinn"),
+    "linalg": ("kfac_pinn/linalg", ["tests/linalg", "tests/curvature"]),
+    "jacobian": ("kfac_pinn/jacobian", ["tests/jacobian", "tests/test_bad_input.py"]),
+    "curvature": ("kfac_pinn/curvature", ["tests/curvature", "tests/optimizers/test_kfac.py"]),
+    "search": ("kfac_pinn/search", ["tests/search", "tests/optimizers/test_one_evaluation.py"]),
+    "optimizers": ("kfac_pinn/optimizers", ["tests/optimizers"]),
+    "training": ("kfac_pinn/pinn/training", ["tests/pinn"]),
 }
-TESTS = [*(near for _, near in PACKAGES.values()), "tests/test_bad_input.py"]
-STAGES = 10.0, 60.0  # seconds of tests: of the nearest, and of all that execute the line
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "quick"]
-PYTEST += ["--hypothesis-seed=0"]
+STAGES = 5.0, 40.0  # seconds of tests: of the nearest, and of all that execute the line
 
 
 def main() -> None:
@@ -89,13 +86,24 @@ class Bench:
         self.commit = git("rev-parse", "--short", "HEAD")
         shutil.rmtree(self.clone, ignore_errors=True)
         git("clone", "--quiet", str(ROOT), str(self.clone))
-        if not (folder / SECONDS).exists():
-            pytest_in(self.clone, [*TESTS, "-p", "reach"], {FOLDER: str(folder)})
-        self.reach = Reach(folder)
+        self.reach = cache(self.reach_of)
         self.known: dict[str, dict[str, Any]] = {}
         if self.results.exists():
             rows = map(json.loads, self.results.read_text().splitlines())
             self.known = {row["key"]: row for row in rows}
+
+    def reach_of(self, package: str) -> Reach:
+        """What the tests of a package execute, written down the first time."""
+        folder = self.clone.with_name(package)
+        if not (folder / SECONDS).exists():
+            folder.mkdir(exist_ok=True)
+            code, output = pytest_in(
+                self.clone, ["-p", "reach", *PACKAGES[package][1]], {FOLDER: str(folder)}
+            )
+            print(f"{package}: {output.splitlines()[-1]}", flush=True)
+            if code:
+                raise RuntimeError(f"the tests must pass before a fault is put in:\n{output}")
+        return Reach(folder)
 
     def verdict(self, mutant: Mutant, package: str, again: bool = False) -> dict[str, Any]:
         """Known, or found now and written down."""
@@ -112,7 +120,7 @@ class Bench:
         if changed is not None:
             file.write_text(changed)
             try:
-                outcome, test = self.judged(mutant, PACKAGES[package][1])
+                outcome, test = self.judged(mutant, package)
             finally:
                 file.write_text(source)
         row = {
@@ -133,14 +141,14 @@ class Bench:
         print(outcome, f"{mutant.path}:{mutant.first}", *change, test, flush=True)
         return row
 
-    def judged(self, mutant: Mutant, near: str) -> tuple[str, str]:
+    def judged(self, mutant: Mutant, package: str) -> tuple[str, str]:
         """killed (and by which test), timeout or survived."""
-        lines = range(mutant.first, mutant.last + 1)
+        lines, near = range(mutant.first, mutant.last + 1), PACKAGES[package][1][0]
         done: list[str] = []
         for seconds in STAGES:
-            found = self.chosen or self.reach.tests(mutant.path, lines, near, seconds)
+            found = self.chosen or self.reach(package).tests(mutant.path, lines, near, seconds)
             if tests := [test for test in found if test not in done]:
-                code, output = pytest_in(self.clone, ["-x", *tests], None, 3 * seconds + 120)
+                code, output = pytest_in(self.clone, ["-x", *tests], None, 3 * seconds + 60)
                 if code is None:
                     return "timeout", ""
                 if code:
@@ -154,32 +162,6 @@ def failed_in(output: str) -> str:
     lines = output.splitlines()
     found = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
     return found[0].split(" - ")[0] if found else ""
-
-
-def pytest_in(
-    clone: Path,
-    arguments: list[str],
-    variables: Mapping[str, str] | None = None,
-    seconds: float | None = None,
-) -> tuple[int | None, str]:
-    """Its exit code, None if it took longer, and its output; torch on one thread."""
-    paths = os.pathsep.join([str(clone), str(Path(__file__).parent)])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | (variables or {})
-    listed = clone / "arguments.txt"  # there may be more than a command line holds
-    listed.write_text("\n".join(arguments))
-    try:
-        done = subprocess.run(
-            [*PYTEST, f"@{listed}"],
-            cwd=clone,
-            env=environment,
-            timeout=seconds,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    except subprocess.TimeoutExpired:
-        return None, ""
-    return done.returncode, done.stdout
 
 
 def git(*arguments: str) -> str:
