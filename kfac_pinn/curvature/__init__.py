@@ -8,22 +8,14 @@ preconditioners    Nystroem preconditioner of conjugate gradients
 """
 
 from kfac_pinn.curvature.compression import Exact, Sketch
-from kfac_pinn.curvature.kronecker_factors import (
-    Average,
-    Empirical,
-    EqualDamping,
-    Expand,
-    Factors,
-    ForwardOnly,
-    MonteCarlo,
-    Reduce,
-    TraceNormDamping,
-    Type2,
-)
+from kfac_pinn.curvature.factor_damping import EqualDamping, TraceNormDamping
+from kfac_pinn.curvature.fisher import Empirical, ForwardOnly, MonteCarlo, Type2
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.curvature.preconditioners import (
     NystromPreconditioner,
 )
 from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel
+from kfac_pinn.curvature.weight_sharing import Expand, Reduce
 
 __all__ = [
     "Average",

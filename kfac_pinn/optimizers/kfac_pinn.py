@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping
+from kfac_pinn.curvature.factor_damping import TraceNormDamping
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.optimizers.arguments import Common
