@@ -51,6 +51,7 @@ FLOORS = [
         "optimizers.remarks",
         "optimizers.saving",
     ],
+    ["optimizers.source", "optimizers.stateful"],
     ["optimizers.base"],
     ["optimizers.direction", "optimizers.damped"],
     [
