@@ -33,6 +33,7 @@ FLOORS = [
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
     ["jacobian.closure"],
+    ["jacobian.objective"],
     ["jacobian"],
     ["curvature.fisher", "curvature.weight_sharing", "curvature.factor_damping"],
     ["curvature.decomposition", "curvature.kronecker_factors", "curvature.sample_space"],

@@ -1,6 +1,8 @@
 """Curvature read off a linearisation: everything between J and a direction.
 
 kronecker_factors  Kronecker factors: averaged, damped, inverted
+fisher             what is sent backwards for them; weight_sharing: expand or reduce
+factor_damping     how damping enters a pair
 sample_space       the solve with J J^T: exact or Nystroem
 decomposition      the quadratic model in the singular basis of J
 compression        a Jacobian made small enough to be decomposed

@@ -15,6 +15,7 @@ from torch import Tensor
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import (
     Common,
     check_group,
@@ -30,7 +31,7 @@ from kfac_pinn.optimizers.source import NO_DEFAULT, Source
 from kfac_pinn.optimizers.stateful import Snapshot, StatefulOptimizer
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.one_evaluation import OneEvaluation, Trial
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
