@@ -12,7 +12,7 @@ from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 __all__ = ["ByClosure", "ByLosses", "Reading", "does_nothing", "release"]
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.damping import DampingLaw, Towards
 from kfac_pinn.search.model import decrease_ratio
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 __all__ = ["OneEvaluation", "Trial", "Unseen"]
 
@@ -98,7 +99,7 @@ class OneEvaluation:
         retreats: how often a step is shortened before it is given up.
         shortest, longest: what is left of a step that is shortened, at least and at most.
 
-    Measured: docs/notes_one_evaluation.md.
+    Measured: docs/design_notes.md.
     """
 
     evaluates: ClassVar[bool] = False

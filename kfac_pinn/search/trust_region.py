@@ -22,7 +22,7 @@ class RatioControl:
     """The longest step whose decrease ratio reaches a target: bracketed, then bisected, eq. (29).
 
     Hitting the target matters: the next point of a coarse grid of radii may have a ratio five
-    times higher, and high ratios are what the low target is to avoid (docs/notes_gauss_newton.md).
+    times higher, and high ratios are what the low target is to avoid (docs/design_notes.md).
 
     Args:
         factor: between neighbouring radii while the target is being bracketed.
@@ -85,7 +85,7 @@ class TargetSchedule:
         rounding: relative to sigma_1^2.
 
     Source: the two stages are those of DSGNAR (2607.02194); the rest was measured here:
-    docs/notes_gauss_newton.md.
+    docs/design_notes.md.
     """
 
     least: float = 0.06

@@ -14,8 +14,24 @@ import pandas as pd
 
 from published.recorded import RECORDED, SCALE
 
-__all__ = ["errors", "write"]
+__all__ = ["NAMES", "STYLES", "errors", "write"]
 
+#: What people call them.
+NAMES = {
+    "gauss_newton": "GaussNewton",
+    "kfac_pinn": "KFACPINN",
+    "kfac_star": "K-FAC*",
+    "kfac": "K-FAC",
+    "engd": "ENGD",
+    "engd_layers": "ENGD, by layer",
+    "engd_diagonal": "ENGD, diagonal",
+    "spring": "SPRING",
+    "kernel_engd": "kernel ENGD",
+    "hessian_free": "Hessian-free",
+    "lbfgs": "L-BFGS",
+    "adam": "Adam",
+    "sgd": "SGD",
+}
 #: The same everywhere: a colour a family, a line style a member; first-order methods in greys.
 STYLES = {
     "gauss_newton": ("C3", "-"),

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from published.figures import errors
+from published.headline import draw
 from published.recipes import OPTIMIZERS, PROBLEMS
 from published.recorded import RECORDED, RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from published.results import RUN, SEEDS, load, markdown, summary
@@ -36,7 +37,8 @@ def report(folder: Path, root: Path) -> None:
     """Tables, figures, hardware and what is missing, on all pages of a checkout that have them."""
     everything, docs = load(folder), root / "docs"
     fill(docs / "choosing.md", winners(everything), "published")
-    fill(root / "README.md", headline(everything), "headline")
+    fill(docs / "experiments" / "index.md", headline(everything), "headline")
+    draw(everything, docs / "figures" / "headline.png")
     for problem in PROBLEMS:
         rows, page = (
             everything[everything["problem"] == problem],
