@@ -5,8 +5,9 @@
     python examples/reproduce/benchmark_frameworks.py report             # the tables of the pages
 
 Before: the optimizer, its settings and the number of steps that the framework's own repository has
-for the example ("2000 of 30000" steps: as many as there was time for). Before and after run one after the other in one process, on one thread. Seconds
-are CPU seconds of the training alone; errors are taken on points that were not trained on.
+for the example ("2000 of 30000" steps: as many as there was time for). Before and after run one
+after the other in one process, on one thread. Seconds are CPU seconds of the training alone; errors
+are taken on points that were not trained on.
 """
 
 from __future__ import annotations
