@@ -178,7 +178,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     ) -> tuple[Linearization | None, Step]:
         """The linearisation, None where the last step led to no finite loss, and the next step."""
         rule = self._rule(reading)
-        objective.repeatable = rule is None
+        objective.repeatable, reading.once = rule is None, rule is not None
         try:
             linearization = self._linearized(reading, objective, rule)
         except NothingReturnedError:
@@ -256,8 +256,8 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         rule, trial = rule or ONE_EVALUATION, self._trial(objective.parameters)
         loss = math.inf if linearization is None else linearization.loss
         if trial is not None:
-            failed = not loss <= trial.loss
-            self.learn(rule.law, -math.inf if failed else trial.ratio(loss))
+            failed, ratio = trial.verdict(linearization)
+            self.learn(rule.law, -math.inf if failed else ratio)
             if failed:
                 shorter, step = rule.back(trial, loss, objective.origin)
                 self.unseen = replace(self.unseen, trial=shorter)

@@ -48,7 +48,7 @@ class ByClosure:
         waiting: how many losses were sent backwards before it.
     """
 
-    repeatable = True
+    repeatable, once = True, False
 
     def __init__(self, closure: Callable[[], Any], waiting: int = 0) -> None:
         self.closure, self.waiting = closure, waiting
@@ -57,7 +57,7 @@ class ByClosure:
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
     ) -> Linearization:
         """By evaluating the closure."""
-        return linearize(self.closure, parameters, check, names)
+        return linearize(self.closure, parameters, check, names, data=self.once)
 
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
