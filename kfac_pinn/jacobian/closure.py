@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.capture import PRECISION, Capture
+from kfac_pinn.jacobian.capture.data import data_of
 from kfac_pinn.jacobian.check import (
     CheckSchedule,
     autograd_of,
@@ -21,7 +22,7 @@ from kfac_pinn.jacobian.check import (
     warn_of_unused,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term
+from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Residuals, Term
 from kfac_pinn.jacobian.sources import Source
 from kfac_pinn.jacobian.terms import as_terms, total_loss
 
@@ -62,6 +63,8 @@ def linearize(
     parameters: Iterable[Tensor],
     check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
+    *,
+    data: bool = False,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
 
@@ -73,6 +76,7 @@ def linearize(
         check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
             schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
+        data: note what tells its points from others, in `Linearization.data`.
 
     Raises:
         TypeError, ValueError: for a closure that returns something else, or parameters that differ
@@ -112,6 +116,8 @@ def linearize(
             result = linearized(output, known, source)
             result.needs_gradients = capture.calls_autograd or is_loss(output)
             result.changes_gradients = watch.gradients_were_changed
+            if data:
+                result.data = data_of(tensors_of(output), list(known))
     return result
 
 
@@ -135,7 +141,9 @@ def linearize_loss(
     with torch.enable_grad():
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
-            return linearized(total, known, Source(known, None, now, check is not False))
+            result = linearized(total, known, Source(known, None, now, check is not False))
+            result.data = data_of([total], list(known))
+            return result
 
 
 def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
@@ -151,6 +159,16 @@ def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Line
         warn_of_tf32(like)
         warn_of_unused(result, known)
     return result
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Those with a graph in whatever a closure returned."""
+    if isinstance(output, (ConvexLoss, LeastSquares)):
+        output = [tensor for tensor, _ in output.tangents()]
+    if isinstance(output, Tensor):
+        return [output] if output.grad_fn is not None else []
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def is_loss(output: Any) -> bool:

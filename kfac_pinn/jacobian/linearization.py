@@ -17,13 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import (
-    BlockJacobian,
-    EntriesJacobian,
-    Layer,
-    LayerJacobian,
-    Leaf,
-)
+from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacobian
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries, signs
 from kfac_pinn.linalg import rows_at_once, sum_of_squares
@@ -32,6 +27,7 @@ __all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
 LARGEST_GRAMIAN = 4096
+SMALL = 2**20  # numbers of J
 
 
 @dataclass(frozen=True)
@@ -138,15 +134,18 @@ class Linearization:
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
         ridge: the weights w of a term 1/2 sum_i w_i theta_i^2 of the loss (P,), or None. It adds w
             to the diagonal of the Gauss-Newton matrix, and its gradient to `linear_term`.
+        data: what tells evaluations at the same points from others (`capture.data`), if asked for.
         changes_gradients: whether the closure changed the gradients after backward(): clipped them.
         needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
             with gradients disabled.
     """
 
     ridge: Tensor | None = None
+    data: Tensor | None = None
     changes_gradients: bool = False
     needs_gradients: bool = False
     _sample: tuple[int, Tensor] | None = None
+    _multiplied: bool = False  # by a vector, once at least
 
     def __init__(
         self,
@@ -190,9 +189,25 @@ class Linearization:
         return result
 
     def curvature(self, v: Tensor) -> Tensor:
-        """(J^T J + diag(w)) v, the Gauss-Newton matrix on a flat vector (P,); w: the ridge."""
-        product = self.vjp(self @ v)
+        """(J^T J + diag(w)) v, the Gauss-Newton matrix on a flat vector (P,); w: the ridge.
+
+        Where J is small, its rows are written out for the second and further products.
+        """
+        if self._multiplied and self._is_small:
+            product = (self._known_rows @ v) @ self._known_rows
+        else:
+            product, self._multiplied = self.vjp(self @ v), True
         return product if self.ridge is None else product + self.ridge * v
+
+    @cached_property
+    def _known_rows(self) -> Tensor:
+        return self.rows()
+
+    @property
+    def _is_small(self) -> bool:
+        """J in the cache: measured, its rows pay from the third product on, with any layers."""
+        products_only = any(term.rest is not None for term in self.terms)
+        return not products_only and self.size * len(self.residual) <= SMALL
 
     def damped(self, damping: float | Tensor) -> float | Tensor:
         """damping + w: what is added to the diagonal of J^T J, a number if it is one."""

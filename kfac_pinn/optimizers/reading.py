@@ -12,7 +12,7 @@ from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 __all__ = ["ByClosure", "ByLosses", "Reading", "does_nothing", "release"]
 
@@ -48,7 +48,7 @@ class ByClosure:
         waiting: how many losses were sent backwards before it.
     """
 
-    repeatable = True
+    repeatable, once = True, False
 
     def __init__(self, closure: Callable[[], Any], waiting: int = 0) -> None:
         self.closure, self.waiting = closure, waiting
@@ -57,7 +57,7 @@ class ByClosure:
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
     ) -> Linearization:
         """By evaluating the closure."""
-        return linearize(self.closure, parameters, check, names)
+        return linearize(self.closure, parameters, check, names, data=self.once)
 
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None

@@ -94,11 +94,25 @@ def write(figure: plt.Figure, path: Path) -> None:
 
 
 def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
-    """Median and quartiles over the seeds, interpolated to common times."""
+    """Median and quartiles over the seeds, interpolated to common times; thin lines where only
+    some of the seeds were trained for longer.
+    """
     for optimizer, runs in seeds_of(rows):
-        times, (low, middle, high) = quartiles(runs, unit)
+        shared = shared_end(runs, unit)
+        times, (low, middle, high) = quartiles(runs[runs[unit] <= shared], unit)
         axis.plot(times, middle, **style(optimizer))
         axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
+        for _, run in runs[runs[unit] >= shared].groupby("seed"):
+            error = run["relative_l2"].clip(1e-17, 10)
+            axis.plot(run[unit], error, **style(optimizer), linewidth=0.8)
+
+
+def shared_end(runs: pd.DataFrame, unit: str) -> float:
+    """Where the first run was cut short by its budget; a run that came to rest before goes on."""
+    last = runs.sort_values("step").groupby("seed").tail(1)
+    given = last["unit"].iloc[0]
+    cut = last[last[given] >= 0.999 * last["budget"]]
+    return float(cut[unit].min()) if len(cut) else float("inf")
 
 
 def quartiles(runs: pd.DataFrame, unit: str) -> tuple[np.ndarray, np.ndarray]:
