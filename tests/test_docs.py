@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kfac_pinn.taylor_mode.jets import RULES
+from kfac_pinn.taylor_mode.rule_table import RULES
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)

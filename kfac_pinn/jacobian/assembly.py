@@ -8,16 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.jacobian.blocks import (
-    BlockJacobian,
-    Layer,
-    LayerInputs,
-    LayerJacobian,
-    Leaf,
-    LeafJacobian,
-)
+from kfac_pinn.jacobian.blocks import BlockJacobian, LayerInputs, LayerJacobian, LeafJacobian
 from kfac_pinn.jacobian.capture import Capture, LayerCall
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.partition import NOWHERE, Partition
 

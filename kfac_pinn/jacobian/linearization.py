@@ -17,13 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import (
-    BlockJacobian,
-    EntriesJacobian,
-    Layer,
-    LayerJacobian,
-    Leaf,
-)
+from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacobian
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries, signs
 from kfac_pinn.linalg import rows_at_once, sum_of_squares

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import Layer, Leaf
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.linalg import rows_at_once
 from kfac_pinn.linalg.memory import NUMBERS
 

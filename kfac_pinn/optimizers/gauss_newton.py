@@ -13,6 +13,7 @@ from torch import Generator
 from kfac_pinn.curvature.compression import Compression, Exact
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
@@ -20,7 +21,7 @@ from kfac_pinn.optimizers.remarks import outside
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from kfac_pinn.curvature.preconditioners import Preconditioner
 from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
 from kfac_pinn.optimizers.arguments import Common
@@ -22,7 +23,7 @@ from kfac_pinn.optimizers.damped import DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
-from kfac_pinn.search.step import Objective, Step
+from kfac_pinn.search.step import Step
 
 Closure: TypeAlias = Callable[[], Residuals]
 

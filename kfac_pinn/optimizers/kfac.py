@@ -14,12 +14,13 @@ from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, KroneckerCurvature
 from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
 from kfac_pinn.search.model import QuadraticModel
-from kfac_pinn.search.step import Objective, Step
+from kfac_pinn.search.step import Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping
+from kfac_pinn.curvature.factor_damping import TraceNormDamping
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
@@ -19,7 +21,7 @@ from kfac_pinn.optimizers.kfac import STORED, refreshed
 from kfac_pinn.search.damping import MARQUARDT, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

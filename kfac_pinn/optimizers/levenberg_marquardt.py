@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kfac_pinn.curvature.sample_space import NaturalGradient, sample_space
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import damped_inverse
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
@@ -19,7 +20,7 @@ from kfac_pinn.search.damping import NIELSEN, DampingLaw
 from kfac_pinn.search.geodesic import Geodesic
 from kfac_pinn.search.model import DampedModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

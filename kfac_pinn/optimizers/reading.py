@@ -12,7 +12,7 @@ from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 __all__ = ["ByClosure", "ByLosses", "Reading", "does_nothing", "release"]
 
@@ -20,7 +20,13 @@ Check = bool | CheckSchedule
 
 
 class Reading(Protocol):
-    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too."""
+    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too.
+
+    Attributes:
+        once: whether the loss after a step is that of the next one, perhaps at other points.
+    """
+
+    once: bool
 
     @property
     def repeatable(self) -> bool:
@@ -69,7 +75,7 @@ class ByClosure:
 class ByLosses:
     """`loss.backward(); step()`: losses of the current parameters, with their graphs."""
 
-    repeatable, waiting = False, 0
+    repeatable, waiting, once = False, 0, True
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self.losses = list(losses)

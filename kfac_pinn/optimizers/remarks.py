@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 __all__ = ["Remarks", "Stopwatch", "without_hooks"]
 

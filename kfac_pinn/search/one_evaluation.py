@@ -18,9 +18,10 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.capture.data import same_data
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.damping import DampingLaw, Towards
 from kfac_pinn.search.model import decrease_ratio, predicted_decrease
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 __all__ = ["OneEvaluation", "Trial", "Unseen"]
 

@@ -24,7 +24,8 @@ from small_problems import network, points
 from torch import Tensor, nn
 
 from kfac_pinn import ConvexLoss, Linearization, laplacian, linearize, taylor, total_loss
-from kfac_pinn.jacobian.blocks import Layer, LayerJacobian
+from kfac_pinn.jacobian.blocks import LayerJacobian
+from kfac_pinn.jacobian.layers import Layer
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: list[Activation] = [torch.tanh, torch.sin, torch.sigmoid, torch.exp]

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from kfac_pinn import HessianFree, Linearization, laplacian, linearize, total_loss
 from kfac_pinn.curvature.preconditioners import NystromPreconditioner
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import RelativeResidual
 from kfac_pinn.optimizers.hessian_free import GGN, Hessian, TruncatedCG
 from kfac_pinn.search.damping import MARTENS, KeepDamping
 from kfac_pinn.search.line import FixedStep
-from kfac_pinn.search.step import Objective, Step
+from kfac_pinn.search.step import Step
 
 TO_FIVE_DIGITS = TruncatedCG(stop=(RelativeResidual(1e-5),))
 EXACT = TruncatedCG(stop=(RelativeResidual(1e-12),), iterations=2000, backtracking=False)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kfac_pinn.jacobian.closure import Linearization, linearize
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.line import (
     Armijo,
     ExhaustiveGrid,
@@ -21,7 +22,7 @@ from kfac_pinn.search.line import (
     Search,
 )
 from kfac_pinn.search.model import QuadraticModel
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 Residual = Callable[[Tensor], Tensor]
 

@@ -13,8 +13,9 @@ from nested_autograd import derivatives_along_lines
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from kfac_pinn.taylor_mode.jets import RULES, Jet
+from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.operators import taylor
+from kfac_pinn.taylor_mode.rule_table import RULES
 from kfac_pinn.taylor_mode.rules import elementwise, linear, rule
 
 N, d, D = 3, 4, 3

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kfac_pinn.taylor_mode.jets import Basis
+from kfac_pinn.taylor_mode.basis import Basis
 
 Rows = Sequence[Tensor]
 Terms = list[tuple[int, Tensor, Tensor]]
