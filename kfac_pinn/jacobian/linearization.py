@@ -191,7 +191,7 @@ class Linearization:
         result.ridge = weights if self.ridge is None else self.ridge + weights
         result.loss = self.loss + 0.5 * float(slope @ theta)
         result.linear_term = slope if self.linear_term is None else self.linear_term + slope
-        vars(result).pop("gradient", None)  # that of the loss without the ridge, if cached
+        result.gradient = self.gradient + slope
         return result
 
     def curvature(self, v: Tensor) -> Tensor:
