@@ -78,7 +78,7 @@ class GaussNewton(ModelOptimizer):
     Args:
         params: as for any torch optimizer.
         lr: scales the steps of a group; 1 unless a group is to move less.
-        compression: how J is made small enough: `Sketch()`, which keeps all of J where that is cheap,
+        compression: how J is made small: `Sketch()`, which keeps all of J where that is cheap,
             with a number of rows of your own, or all of J (`Exact()`).
         control: how the target is hit.
         schedule: which target holds when.
