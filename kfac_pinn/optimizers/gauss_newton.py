@@ -89,6 +89,9 @@ class GaussNewton(ModelOptimizer):
     interpolated, whatever the equation says between them: a warning says so, once. Use more points,
     and hold some out.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: DSGNAR (2607.02194); what was measured here: docs/design_notes.md.
     """
 
