@@ -178,6 +178,7 @@ class GaussNewton(ModelOptimizer):
         """Where the search begins: the last radius; in the first step, ||theta||."""
         squares = sum(float(p.detach().square().sum()) for p in linearization.parameters)
         length = math.sqrt(squares) or 1.0
+        # A step below the rounding of theta moves nothing: the radius must be able to grow again
         rounding = torch.finfo(linearization.residual.dtype).eps * length
         return max(length if self.memory.radius is None else self.memory.radius, rounding)
 

@@ -121,6 +121,7 @@ class TruncatedCG:
 
 
 GAUSS_NEWTON, CG = GGN(), TruncatedCG()
+# As in the code that Martens published with the paper, like the 250 iterations and decay 0.95.
 BACKTRACK = Armijo(c=1e-2, factor=0.8, trials=60)
 
 
@@ -177,6 +178,7 @@ class HessianFree(DampedOptimizer):
             solution = self._solve(linearization, curvature, damping)
             index, p = self._taken(solution, objective)
             notes = {"cg_iterations": solution.iterations, "cg_taken": index}
+            # An indefinite C, or a start that is no longer of use, may lead uphill
             if not linearization.gradient @ p < 0:  # the promise of -inf: lambda rises
                 step = Step(-linearization.gradient, predicted=-math.inf)
             else:

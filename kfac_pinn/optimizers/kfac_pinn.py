@@ -85,7 +85,11 @@ class KFACPINN(DampedOptimizer):
         if products < 1 or memory < 0:
             found = f"{products} and {memory}"
             raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
+        # A tenth of the slope's promise, or a quarter of the step: a trial costs an evaluation, and
+        # 4^-7 of a step is none
         super().__init__(params, {"lr": lr}, law, search or Armijo(0.1, 0.25, 8), **common)
+        # The first factors themselves, not averaged with the identity: F is a preconditioner from
+        # the first step on, and A and B share the damping by their traces
         self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         self.products, self.limit, self.memory = products, memory, Memory()
 
