@@ -87,7 +87,7 @@ def test_pages_cited_exist() -> None:
 )
 def test_figures_in_the_docs_are_those_of_the_result_files() -> None:
     docs, results = ROOT / "docs", ROOT / "examples" / "reproduce" / "results"
-    choosing, notes = (docs / f"{name}.md" for name in ("choosing", "notes_gauss_newton"))
+    choosing, notes = (docs / f"{name}.md" for name in ("choosing", "design_notes"))
     for path in results.glob("gauss_newton_*.json"):
         found = json.loads(path.read_text())
         (line,) = [x for x in choosing.read_text().splitlines() if f"`{path.name}`" in x]
@@ -96,7 +96,7 @@ def test_figures_in_the_docs_are_those_of_the_result_files() -> None:
         assert ", ".join(f"{error:.1e}" for error in found["relative_l2"]) in notes.read_text()
     ratios = json.loads((results / "step_cost.json").read_text())["ratio"].values()
     shown = [f"**{ratio:.2f}**" for ratio in ratios if ratio != 1]
-    assert all(ratio in (docs / "notes_kfac.md").read_text() for ratio in shown)
+    assert all(ratio in (docs / "design_notes.md").read_text() for ratio in shown)
     cost = (docs / "experiments" / "cost.md").read_text()
     for row in json.loads((results / "laplacian.json").read_text())["rows"]:
         taylor, nested = row["taylor"], row["nested"]

@@ -43,8 +43,8 @@ FLOORS = [
     ["curvature"],
     ["search.step"],
     ["search.line", "search.model", "search.geodesic"],
-    ["search.damping", "search.trust_region"],
-    ["search.one_evaluation"],
+    ["search.damping"],
+    ["search.one_evaluation", "search.trust_region"],
     ["search"],
     [
         "optimizers.arguments",

@@ -130,9 +130,6 @@ class Backward:
             if p.requires_grad
         ]
 
-    def _jacobian(self, part: Layer, use: LayerCall) -> LayerJacobian:
-        return LayerJacobian(part, inputs_of(use, part, self.points), self.g[use])
-
     def _separate_single_points(self) -> None:
         """Uses at one point that all N points read: the chain rule through what they read."""
         uses = [use for use in self.reached if use not in self.g and use.inputs.shape[1] == 1]

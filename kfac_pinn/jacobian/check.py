@@ -114,7 +114,7 @@ def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor,
             "`linearize` gives it; correct that, or leave it out: any closure is linearised"
         )
     warn_of_tf32(result.parameters[0])
-    warn_of_unused(result, names)
+    warn_of_unused(result, names, outputs)
 
 
 def mismatch(

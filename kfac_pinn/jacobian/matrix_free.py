@@ -144,8 +144,7 @@ class AutogradJacobian:
         width = sum(p.numel() for p in self.parameters) + 8 * len(self.output)
         size = min(256, rows_at_once(width))
         with self._at_origin():
-            parts = [self._batch(part) for part in indices.split(size)]
-        return torch.cat(parts) if parts else self.output.new_zeros(0, width)
+            return torch.cat([self._batch(part) for part in indices.split(size)])
 
     def _batch(self, indices: Tensor) -> Tensor:
         u = self.output.new_zeros(len(indices), len(self.output))

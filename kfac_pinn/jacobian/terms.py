@@ -31,6 +31,8 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
         ValueError: for a residual of another shape, or a loss that is not a sum of squares.
     """
     trained = None if trained is None else list(trained)
+    if is_loss(output):
+        return list(residual_terms(output, trained))
     return [term for name, value in entries(output) for term in terms_of(value, name, trained)]
 
 
@@ -83,12 +85,10 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
 
 
 def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
-    """Those of a tensor of shape ()."""
+    """Those of a tensor of shape () among others, which may have been meant for a residual."""
     try:
         return list(residual_terms(loss, trained))
     except ValueError as error:
-        if name == "residual":
-            raise
         raise ValueError(
             f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
             "prior on a coefficient say, has shape (1,): write r.reshape(1)"

@@ -262,11 +262,7 @@ def put(values: Tensor, columns: Sequence[slice], like: Tensor) -> Tensor:
 
 def averaged(average: Average, old: Tensor | None, new: Tensor) -> Tensor:
     """decay old + (1 - decay) new; starts again where the set of parameters has changed."""
-    if old is not None and old.shape != new.shape:
-        old = None
-    if old is None and new.ndim == 1 and average.start is not None:
-        old = torch.full_like(new, average.start)  # the diagonal of the identity
-    return average(old, new)
+    return average(old if old is not None and old.shape == new.shape else None, new)
 
 
 def common_value(values: Tensor) -> float | None:

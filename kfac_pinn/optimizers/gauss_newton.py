@@ -20,9 +20,9 @@ from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, Trial
-from kfac_pinn.search.one_evaluation import OneEvaluation
+from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
 from kfac_pinn.search.step import Outcome, Step
-from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
+from kfac_pinn.search.trust_region import RatioControl, TakenStep, TargetSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,6 +45,7 @@ class Memory:
         lowest, found: the lowest damping so far, and the number of the step that found it.
         target: of the ratio, in the first stage; None: the schedule's first.
         second_stage: whether the damping has passed its minimum.
+        taken: the last step, if one was taken, for new points to judge it.
     """
 
     radius: float | None = None
@@ -53,6 +54,7 @@ class Memory:
     found: int = 0
     target: float | None = None
     second_stage: bool = False
+    taken: TakenStep | None = None
 
 
 class GaussNewton(ModelOptimizer):
@@ -64,7 +66,8 @@ class GaussNewton(ModelOptimizer):
     be tuned. The step comes from the singular values of J itself, since J^T J has only half of
     their digits (it serves while lambda is large). The target is low at first, and lower where the
     damping does not fall (long steps, under which it falls by many orders of magnitude), high once
-    the damping has passed its minimum.
+    the damping has passed its minimum. Where the points of a step are new, they judge the one
+    before: it is no longer than twice, or half, that one.
 
     Take it where J's decomposition is affordable: it is the most accurate optimizer here by orders
     of magnitude. On one CPU core in float64 that means all of J up to about a thousand parameters,
@@ -85,7 +88,7 @@ class GaussNewton(ModelOptimizer):
     interpolated, whatever the equation says between them: a warning says so, once. Use more points,
     and hold some out.
 
-    Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
+    Source: DSGNAR (2607.02194); what was measured here: docs/design_notes.md.
     """
 
     memory: Memory
@@ -120,11 +123,11 @@ class GaussNewton(ModelOptimizer):
         """The longest step that hits the target, if it decreases the loss."""
         if not linearization.gradient.any():
             return Step.stay(Outcome.NO_GRADIENT)
-        decomposition = self.decompose(linearization)
+        decomposition, longest = self.decompose(linearization), self._longest(linearization)
         model, target = damped_model(linearization, decomposition), self._target
 
         def attempt(radius: float) -> Trial:
-            damping = decomposition.damping(radius)
+            damping = decomposition.damping(min(radius, longest))
             trial = tried(self.aim(model, damping), damping, linearization, objective)
             return replace(
                 trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
@@ -133,6 +136,9 @@ class GaussNewton(ModelOptimizer):
         trial = self.control(attempt, self._radius(linearization), target)
         accepted = trial.step.loss < linearization.loss
         self._remember(trial, decomposition, accepted)
+        if accepted:
+            taken = trial.radius, trial.step.predicted, linearization.loss, trial.step.loss
+            self.memory = replace(self.memory, taken=TakenStep(*taken))
         free = decomposition.effective_parameters(float(trial.damping))
         self._warn(free, len(linearization.residual))
         step = trial.step if accepted else Step.stay(Outcome.NO_DECREASE)
@@ -170,6 +176,14 @@ class GaussNewton(ModelOptimizer):
         length = math.sqrt(squares) or 1.0
         rounding = torch.finfo(linearization.residual.dtype).eps * length
         return max(length if self.memory.radius is None else self.memory.radius, rounding)
+
+    def _longest(self, linearization: Linearization) -> float:
+        """The bound of the radius, if the points are new; inf if they are not."""
+        if self.memory.taken is None:
+            return math.inf
+        rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
+        noise = standard_error(linearization)
+        return self.memory.taken.longest(linearization.loss, noise, rounding)
 
     def _remember(self, trial: Trial, decomposition: Decomposition, accepted: bool) -> None:
         """The radius and target for the next step, and whether the damping passed its minimum."""

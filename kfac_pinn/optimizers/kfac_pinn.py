@@ -61,7 +61,7 @@ class KFACPINN(DampedOptimizer):
         law: how the damping follows the decrease ratio.
         search: what is left of a step that decreases the loss too little.
 
-    Source: docs/notes_kfac.md has what was measured; truncated Gauss-Newton: Martens (2010);
+    Source: docs/design_notes.md has what was measured; truncated Gauss-Newton: Martens (2010);
     the correction: Morales & Nocedal (2000).
     """
 

@@ -149,7 +149,7 @@ class OneEvaluation:
         retreats: how often a step is shortened before it is given up.
         shortest, longest: what is left of a step that is shortened, at least and at most.
 
-    Measured: docs/notes_one_evaluation.md.
+    Measured: docs/design_notes.md.
     """
 
     evaluates: ClassVar[bool] = False

@@ -61,6 +61,19 @@ def test_exact_in_batches(linearization):
         torch.testing.assert_close(batched, whole, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_ridge_in_batches(linearization, rows):
+    """The rows sqrt(w_i) e_i, from the third batch on too."""
+    weights = torch.linspace(0, 2, linearization.size, dtype=torch.float64)
+    ridged = linearization.with_ridge(weights)
+    damped = linearization.gramian() + weights.diag() + 1e-2 * torch.eye(len(weights)).double()
+    expected = -torch.linalg.solve(damped, ridged.gradient)
+    for level in (0.0, 1.0):
+        with in_batches_of(rows, linearization):
+            found = Exact()(ridged, Generator(), level).step(1e-2)
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
 def test_random_numbers_follow_step_and_seed(linearization):
     u = linearization.residual
 

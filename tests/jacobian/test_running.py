@@ -117,7 +117,7 @@ def test_parameters_without_numbers_and_complex_ones() -> None:
     with pytest.raises(ValueError, match="to_empty"):
         KFACPINN(model.parameters()).step(lambda: model(points(3)))
     w = torch.randn(2, 1, dtype=torch.complex128, requires_grad=True)
-    with pytest.raises(ValueError, match="complex128.*Train its real and its imaginary part"):
+    with pytest.raises(ValueError, match=r"complex128.*Train its real and its imaginary part"):
         KFACPINN([w]).step(lambda: (points(3).to(w) @ w).real)
 
 

@@ -18,7 +18,7 @@ from kfac_pinn.jacobian.losses import ConvexLoss
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import relative_l2
 from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.search.trust_region import TargetSchedule
+from kfac_pinn.search.trust_region import TakenStep, TargetSchedule
 from kfac_pinn.taylor_mode.operators import taylor
 
 
@@ -256,3 +256,34 @@ def test_the_gramian_does_not_change_the_path(monkeypatch: pytest.MonkeyPatch) -
 
     for ours, exact in zip(path(1e-9), path(float("inf")), strict=True):
         assert relative(ours, exact) < 1e-6
+
+
+TAKEN = TakenStep(radius=2.0, predicted=1.0, before=1.0, after=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "noise", "longest"),
+    [
+        (0.1, 0.0, math.inf),  # the points are the same
+        (0.12, 0.0, 4.0),  # most of the promise was kept on others
+        (0.5, 0.0, 2.0),
+        (0.9, 0.0, 1.0),
+        (3.0, 0.0, 1.0),  # the loss rose
+        (1.4, 0.5, 2.0),  # by less than chance explains
+        (math.inf, 0.0, 1.0),
+    ],
+)
+def test_new_points_judge_the_last_step(loss: float, noise: float, longest: float) -> None:
+    assert TAKEN.longest(loss, noise, 1e-4) == longest
+
+
+def test_new_points_in_every_step() -> None:
+    """As many residuals as parameters: without the bound each step fits its points, error 0.3."""
+    torch.manual_seed(0)
+    model, problem = MLP((2, 16, 16, 1)).double(), poisson_2d()
+    optimizer, generator = GaussNewton(model.parameters()), Generator().manual_seed(0)
+    for _ in range(30):
+        batch = problem.sample(generator, {"interior": 300, "boundary": 60}, torch.float64)
+        optimizer.step(batch.residuals(model))
+    x = torch.rand(500, 2, generator=generator, dtype=torch.float64)
+    assert relative_l2(model, problem.solution, x) < 3e-2
