@@ -153,6 +153,7 @@ class Linearization:
         ridge: the weights w of a term 1/2 sum_i w_i theta_i^2 of the loss (P,), or None. It adds w
             to the diagonal of the Gauss-Newton matrix, and its gradient to `linear_term`.
         data: what tells evaluations at the same points from others (`capture.data`), if asked for.
+        others: leaves that others train, with what `backward()` in the closure adds to their grad.
         changes_gradients: whether the closure changed the gradients after backward(): clipped them.
         needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
             with gradients disabled.
@@ -160,6 +161,7 @@ class Linearization:
 
     ridge: Tensor | None = None
     data: Tensor | None = None
+    others: Sequence[tuple[Tensor, Tensor]] = ()
     changes_gradients: bool = False
     needs_gradients: bool = False
     _sample: tuple[int, Tensor] | None = None

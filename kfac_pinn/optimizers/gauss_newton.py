@@ -14,10 +14,10 @@ from kfac_pinn.curvature.compression import Compression, Sketch
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.notices import outside
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
-from kfac_pinn.optimizers.remarks import outside
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
