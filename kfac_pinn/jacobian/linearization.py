@@ -70,6 +70,12 @@ class TermJacobian:
         for block in (*self.blocks.values(), *self._rests):
             block.add_vjp(self.scale * u, out)
 
+    def arrange(self) -> None:
+        """Before many products: the factors of layers with the points last in memory."""
+        for block in self.blocks.values():
+            if isinstance(block, LayerJacobian):
+                block.arrange()
+
     def write_rows(self, points: slice, out: Tensor) -> None:
         """Write the scaled rows of some points into zeros (n, P)."""
         for columns, rows in self._columns(points):
@@ -185,23 +191,27 @@ class Linearization:
         result.ridge = weights if self.ridge is None else self.ridge + weights
         result.loss = self.loss + 0.5 * float(slope @ theta)
         result.linear_term = slope if self.linear_term is None else self.linear_term + slope
-        vars(result).pop("gradient", None)  # that of the loss without the ridge, if cached
+        result.gradient = self.gradient + slope
         return result
 
     def curvature(self, v: Tensor) -> Tensor:
         """(J^T J + diag(w)) v, the Gauss-Newton matrix on a flat vector (P,); w: the ridge.
 
-        Where J is small, its rows are written out for the second and further products.
+        The first one is made as it comes; before the second J is arranged for many.
         """
-        if self._multiplied and self._is_small:
-            product = (self._known_rows @ v) @ self._known_rows
-        else:
-            product, self._multiplied = self.vjp(self @ v), True
+        rows = self._arranged if self._multiplied else None
+        product = self.vjp(self @ v) if rows is None else (rows @ v) @ rows
+        self._multiplied = True
         return product if self.ridge is None else product + self.ridge * v
 
     @cached_property
-    def _known_rows(self) -> Tensor:
-        return self.rows()
+    def _arranged(self) -> Tensor | None:
+        """J's rows, where J is small; else its factors are arranged."""
+        if self._is_small:
+            return self.rows()
+        for term in self.terms:
+            term.arrange()
+        return None
 
     @property
     def _is_small(self) -> bool:

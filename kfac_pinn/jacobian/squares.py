@@ -15,7 +15,7 @@ from kfac_pinn.jacobian.capture.graph import SHAPING, SLICING, edges_of, slicing
 from kfac_pinn.jacobian.capture.readers import name_of, shape_of
 from kfac_pinn.jacobian.losses import Rho
 
-__all__ = ["HEADS", "Edge", "Head", "Node", "base", "exponent_of", "norm", "squared"]
+__all__ = ["HEADS", "Edge", "Head", "Node", "base", "exponent_of"]
 
 Node: TypeAlias = Any
 Edge: TypeAlias = tuple[Node, int]
@@ -128,26 +128,20 @@ def mse(node: Node) -> Head:
     return Head(node, node._saved_self - node._saved_target, reduced(node))
 
 
-def huber(node: Node) -> Head:
-    """F.huber_loss."""
-    delta = float(node._saved_delta)
-    return Head(
-        node,
-        node._saved_self - node._saved_target,
-        reduced(node),
-        lambda r: F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=delta),
-    )
+def robust(loss: Callable[..., Tensor], parameter: str) -> Callable[[Node], Head]:
+    """rho(r - target) of torch's own robust losses, its mean or its sum.
 
+    Args:
+        loss: F.huber_loss, ...
+        parameter: where the parabola ends, as the loss and its node call it.
+    """
 
-def smooth_l1(node: Node) -> Head:
-    """F.smooth_l1_loss."""
-    beta = float(node._saved_beta)
-    return Head(
-        node,
-        node._saved_self - node._saved_target,
-        reduced(node),
-        lambda r: F.smooth_l1_loss(r, torch.zeros_like(r), reduction="none", beta=beta),
-    )
+    def read(node: Node) -> Head:
+        width = {parameter: float(getattr(node, f"_saved_{parameter}"))}
+        rho = lambda r: loss(r, torch.zeros_like(r), reduction="none", **width)  # noqa: E731
+        return Head(node, node._saved_self - node._saved_target, reduced(node), rho)
+
+    return read
 
 
 def absolute(node: Node) -> Head:
@@ -200,8 +194,8 @@ HEADS: dict[str, Callable[[Node], Head | None]] = {
     "Vdot": inner(("self", "other")),
     "Mm": inner(("self", "mat2")),
     "Bmm": inner(("self", "mat2")),
-    "HuberLoss": huber,
-    "SmoothL1Loss": smooth_l1,
+    "HuberLoss": robust(F.huber_loss, "delta"),
+    "SmoothL1Loss": robust(F.smooth_l1_loss, "beta"),
     "Abs": absolute,
     "Log": log_cosh,
     "Sqrt": square_root,

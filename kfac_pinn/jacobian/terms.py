@@ -29,6 +29,9 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
         TypeError: if it is anything else, with the line that would be right.
         ValueError: for a residual of another shape, or a loss that is not a sum of squares.
     """
+    trained = None if trained is None else list(trained)
+    if isinstance(output, Tensor) and output.ndim == 0:
+        return list(residual_terms(output, trained))
     if isinstance(output, Mapping):
         named = [(f"residual {key!r}", value) for key, value in output.items()]
     elif isinstance(output, (tuple, list)):
@@ -37,7 +40,6 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
         named = [("residual", output)]
     if not named:
         raise TypeError("the closure returned no residuals; return at least one tensor")
-    trained = None if trained is None else list(trained)
     return [term for name, value in named for term in terms_of(value, name, trained)]
 
 
@@ -67,12 +69,10 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
 
 
 def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
-    """Those of a tensor of shape ()."""
+    """Those of a tensor of shape () among others, which may have been meant for a residual."""
     try:
         return list(residual_terms(loss, trained))
     except ValueError as error:
-        if name == "residual":
-            raise
         raise ValueError(
             f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
             "prior on a coefficient say, has shape (1,): write r.reshape(1)"

@@ -20,7 +20,13 @@ Check = bool | CheckSchedule
 
 
 class Reading(Protocol):
-    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too."""
+    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too.
+
+    Attributes:
+        once: whether the loss after a step is that of the next one, perhaps at other points.
+    """
+
+    once: bool
 
     @property
     def repeatable(self) -> bool:
@@ -69,7 +75,7 @@ class ByClosure:
 class ByLosses:
     """`loss.backward(); step()`: losses of the current parameters, with their graphs."""
 
-    repeatable, waiting = False, 0
+    repeatable, waiting, once = False, 0, True
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self.losses = list(losses)

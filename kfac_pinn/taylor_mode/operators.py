@@ -87,12 +87,13 @@ def taylor(
 
 def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
     """Weights as one tensor; trained ones, among numbers too, stay in the autograd graph."""
-    if isinstance(weights, str):
-        raise TypeError(f"weights must be numbers or tensors, found {weights!r}")
     nested = isinstance(weights, (list, tuple))
     if nested and not all(isinstance(w, (int, float)) for w in weights):
         return torch.stack([coefficients(each, like) for each in weights])
-    return torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    try:
+        return torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"weights must be numbers or tensors, found {weights!r}") from error
 
 
 def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:

@@ -292,4 +292,7 @@ def test_products_are_the_same_from_rows_and_from_factors(
     J, v = found.rows(), torch.randn(found.size, dtype=torch.float64)
     for _ in range(3):
         torch.testing.assert_close(found.curvature(v), J.T @ (J @ v) + found.ridge * v)
-    assert ("_known_rows" in vars(found)) == bool(small)
+    rows = vars(found)["_arranged"]
+    assert rows is None if not small else torch.equal(rows, J)
+    factors = found.terms[0].blocks[found.blocks[0]]
+    assert (factors.g.stride(1) == 1) == (not small)  # points last in memory

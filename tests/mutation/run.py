@@ -6,10 +6,10 @@
 A mutant is the package with one operator, number, comparison, condition or decorator changed
 (Cosmic Ray, `pip install -e ".[mutation]"`).  It meets the tests that execute the changed line,
 the nearest and quickest first, and is killed if one of them fails.  All of it happens in a folder
-beside the checkout, with a clone of the last commit: first the package's tests run once, to
-see what each executes, then the mutants (some seconds each, a minute for one that survives).  What is done is
-written down line by line, so that a run that was stopped goes on where it was; `--again` tries the
-survivors once more, against the last commit's tests.  The verdict on each: survivors.json.
+beside the checkout, with a clone of the last commit: first the package's tests run once, to see
+what each executes, then the mutants (some seconds each, a minute for one that survives).  What is
+done is written down line by line, so that a run that was stopped goes on where it was; `--again`
+tries the survivors once more, with the last commit's tests.  What became of them: survivors.json.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> None:
     bench = Bench(options.folder, options.tests)
     names = PACKAGES if options.package == "all" else [options.package]
     for name in names:
+        bench.reach(name)  # before anything is changed
         chosen = sample(bench.clone, PACKAGES[name][0], options.sample, options.seed)
         found = [bench.verdict(mutant, name, options.again) for mutant in chosen]
         print(summary(name, found), flush=True)

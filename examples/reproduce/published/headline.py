@@ -1,4 +1,4 @@
-"""The figure of the README: a line a problem, a marker an optimizer, errors on a logarithmic axis."""
+"""The figure of the README: a line a problem, a marker an optimizer, errors on a log axis."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lines(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def line_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparison of one problem; empty where no two optimizers had the same points and budget."""
+    """The comparison of one problem; empty where no two optimizers had equal points and budget."""
     candidates = []
     for _, same in table.groupby(["parameters", "counts"]):  # a network on so many points
         equal = [best_of_each(runs) for _, runs in same.groupby("budget")]
