@@ -62,6 +62,7 @@ FLOORS = [
     ["pinn.domains"],
     ["pinn.networks"],
     ["pinn.problem"],
+    ["pinn.conditions"],
     ["pinn.problems", "pinn.windows"],
     ["pinn.training"],
     ["pinn"],
