@@ -233,7 +233,7 @@ def damped_model(linearization: Linearization, decomposition: Decomposition) -> 
 
 
 def sketched_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
-    """The exact model of a step on the span of two that a sketch knows.
+    """The exact model of a step on the span of two that a sketch knows, eq. (31).
 
         p(lambda) = c_1 p_1 + c_2 p_2,    p_1 = -(J_S^T J_S + lambda I)^-1 J_S^T r_S,
                                           p_2 = -(J_S^T J_S + lambda I)^-1 J^T r,    J_S = S J.
