@@ -44,7 +44,9 @@ class Compression:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def __call__(self, linearization: Any, generator: torch.Generator, damping: float) -> Any:
+    def __call__(
+        self, linearization: Any, generator: torch.Generator, damping: float, free: float
+    ) -> Any:
         self.seen.append(generator.initial_seed())
         return Exact()(linearization, generator, damping)
 
