@@ -12,7 +12,8 @@ from small_problems import small_case
 
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, ExactKernel, GaussNewton, KFACStar
 from kfac_pinn.curvature.compression import Exact
-from kfac_pinn.curvature.kronecker_factors import Average, Factors, Type2
+from kfac_pinn.curvature.fisher import Type2
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.optimizers.engd import SampleSpace
 
 
