@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ["LOST", "NO_NUMPY", "Detached", "detached", "remark_number"]
+__all__ = ["LOST", "NO_NUMPY", "Detached", "remark_number", "without_derivatives"]
 
 LOST = (
     "keeps its value and loses its derivative. Leave detach() away; compute what is constant "
@@ -48,7 +48,7 @@ class Detached(Tensor):
         return tree_map(unmarked, super().__torch_function__(func, types, args, kwargs or {}))
 
 
-def detached(value: Tensor) -> Tensor:
+def without_derivatives(value: Tensor) -> Tensor:
     """The value, marked; compilers do without."""
     value = value.detach()
     return value if torch.compiler.is_compiling() else value.as_subclass(Detached)
