@@ -147,6 +147,9 @@ class HessianFree(DampedOptimizer):
     `stats` tells `cg_iterations`, `cg_reason` (why it stopped), `cg_taken` (the iterate), `ratio`
     and `damping`.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Martens (2010), "Deep learning via Hessian-free optimization"; Martens & Sutskever
     (2012).
     """

@@ -66,6 +66,9 @@ class LevenbergMarquardt(ModelOptimizer):
         acceleration: bends the step; None: straight, as convex losses need it.
         search: `OneEvaluation()` instead of trials; steps are then straight.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Levenberg (1944), Marquardt (1963); Nielsen (1999) on damping; Transtrum & Sethna
     (2012) on acceleration.
     """
