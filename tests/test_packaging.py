@@ -136,7 +136,7 @@ def test_the_description_of_the_package_has_no_dead_links() -> None:
         text = re.sub(rule["pattern"], rule["replacement"], text)
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert all(re.match(r"https?:|mailto:|#", link) for link in links)
-    assert "user guide" in text and "docs/figures" not in text
+    assert "User guide" in text and "docs/figures" not in text
 
 
 def test_one_place_says_the_version() -> None:
