@@ -70,6 +70,7 @@ FLOORS = [
     ["pinn.domains"],
     ["pinn.networks"],
     ["pinn.problem"],
+    ["pinn.conditions"],
     ["pinn.problems", "pinn.windows"],
     ["pinn.training"],
     ["pinn"],

@@ -125,10 +125,13 @@ def mismatch(
     truth = autograd_product(result, outputs, u)
     error = result.vjp(u) - truth
     errors, sizes = norms(result, error), norms(result, truth)
+    # A parameter that hardly moves the residuals is compared with a thousandth of the average one
     allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
     if (errors <= allowed).all():
         return None
-    for scale in (3, 5, 7):  # what autograd differs from itself, on an ill-conditioned problem
+    # What autograd differs from itself, on an ill-conditioned problem: odd factors round anew, as
+    # powers of two would not, and three samples of an error are allowed to miss it a hundredfold
+    for scale in (3, 5, 7):
         rounding = autograd_product(result, outputs, scale * u) / scale - truth
         allowed = torch.maximum(allowed, 100 * norms(result, rounding))
     for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):

@@ -74,6 +74,7 @@ def agrees(rows: Tensor | None, u: Tensor, product: Tensor) -> bool:
 
 def tolerance(like: Tensor) -> float:
     """Relative error above which two ways to the same product differ: the root of the rounding."""
+    # TF32 keeps ten bits behind the leading one, whatever the dtype says
     rounding = 2.0**-11 if uses_tf32(like) else torch.finfo(like.dtype).eps
     return math.sqrt(rounding)
 

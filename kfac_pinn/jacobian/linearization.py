@@ -12,20 +12,22 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, starmap
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacobian
 from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries, signs
-from kfac_pinn.linalg import rows_at_once, sum_of_squares
+from kfac_pinn.linalg import CountSketch, rows_at_once, sum_of_squares
 
 __all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
+# A block (size, size) of 128 MiB in float64, whose factorisation takes a second or two.
 LARGEST_GRAMIAN = 4096
 SMALL = 2**20  # numbers of J
 
@@ -79,6 +81,16 @@ class TermJacobian:
     def write_rows(self, points: slice, out: Tensor) -> None:
         """Write the scaled rows of some points into zeros (n, P)."""
         for columns, rows in self._columns(points):
+            torch.mul(rows, self.scale, out=out[:, columns])
+
+    def write_sketch(self, sketch: CountSketch, out: Tensor) -> None:
+        """Write S J, scaled, into zeros (m, P), for a sketch of its N rows."""
+        sums: list[tuple[Sequence[slice], Tensor]] = [
+            (block.slices, jacobian.sketched(sketch)) for block, jacobian in self.blocks.items()
+        ]
+        if self.rest is not None:
+            sums.append((self.rest.places, sketch(self.rest.rows(slice(None)))))
+        for columns, rows in chain.from_iterable(starmap(apart, sums)):
             torch.mul(rows, self.scale, out=out[:, columns])
 
     def block_rows(self, points: slice, block: Block) -> Tensor:
@@ -260,6 +272,23 @@ class Linearization:
         for term, part in zip(self.terms, self.split(out), strict=True):
             term.write_rows(slice(None), part)
         return out
+
+    def sketched(self, rows: int, generator: Generator, hashes: int = 1) -> tuple[Tensor, Tensor]:
+        """S J and S r, about `rows` random sums of rows, each term's in proportion to its points.
+
+        Without J in memory: layers add up their factors. S is a `CountSketch` of each term.
+        """
+        counts = [len(term.residual) for term in self.terms]
+        sizes = [max(1, min(n, round(rows * n / sum(counts)))) for n in counts]
+        sketches = [
+            CountSketch(n, size, generator, min(hashes, size))
+            for n, size in zip(counts, sizes, strict=True)
+        ]
+        out = self.residual.new_zeros(sum(sizes), self.size)
+        for term, sketch, part in zip(self.terms, sketches, out.split(sizes), strict=True):
+            term.write_sketch(sketch, part)
+        pairs = zip(self.terms, sketches, strict=True)
+        return out, torch.cat([sketch(t.scale * t.residual) for t, sketch in pairs])
 
     def batches(
         self, size: int | None = None, block: Block | None = None

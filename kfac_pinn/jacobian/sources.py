@@ -36,7 +36,8 @@ COST = (
     "(GaussNewton, ENGD, SPRING) one a residual; Kronecker factors of these layers are estimated "
     "by a random cotangent"
 )
-CALLS, GRAPH, AUTOGRAD = range(3)
+CALLS, GRAPH, AUTOGRAD = range(3)  # from the cheapest to the one that is always exact
+# A run has a few programs; a process that goes on making closures must not keep them all.
 PROGRAMS = 64
 REMEMBERED: OrderedDict[Hashable, Memory] = OrderedDict()
 

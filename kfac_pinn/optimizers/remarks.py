@@ -19,7 +19,7 @@ __all__ = ["Remarks", "Stopwatch", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
-SMALL_LR = 1e-2  # of a step that is solved for
+SMALL_LR = 1e-2  # Adam's habit of 1e-3: steps that are solved for have lr 1, and 0.1 may be meant
 FIRST_STEPS, BUSY, LONG = 5, 3.0, 0.05  # steps watched, wall seconds a second of work, seconds
 
 

@@ -25,7 +25,7 @@ from kfac_pinn.search.step import Outcome, Step
 
 __all__ = ["OneEvaluation", "Trial", "Unseen"]
 
-TOWARDS = Towards()
+TOWARDS = Towards()  # `Marquardt` would fail every third step, which goes back here
 DEVIATIONS = 2.0  # a loss on other points that is higher by more standard errors has risen
 TRUSTED = 0.5  # of ||r||: the change up to which the linearisation is good enough backwards
 
