@@ -22,6 +22,7 @@ from kfac_pinn.pinn.problem import Batch, Problem
 
 __all__ = ["Direction", "direction", "towards"]
 
+# From a gradient step to nearly undamped ones, relative to the mean diagonal; the judges choose.
 DAMPINGS = [10.0**-k for k in range(1, 8)]
 POINTS = 100  # of each condition, for the step; five times as many judge its damping
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kfac_pinn import KFACPINN
 from kfac_pinn.taylor_mode.rule_table import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +74,32 @@ def test_every_equation_is_cited_by_the_code_and_every_citation_exists() -> None
         for n in re.findall(r"\d+", group)
     }
     assert cited == numbered
+
+
+def test_one_recommendation_in_the_same_words_everywhere() -> None:
+    words = (ROOT / "docs" / "recommendation.md").read_text().split()
+    pages = ("README.md", "docs/choosing.md", "docs/algorithms/kfac_pinn.md")
+    said = {page: (ROOT / page).read_text() for page in pages} | {"KFACPINN": KFACPINN.__doc__}
+    for where, text in said.items():
+        assert " ".join(words) in " ".join((text or "").split()), where
+
+
+def test_no_page_refers_to_another_machine_for_its_looks() -> None:
+    """The site works offline: MathJax is shipped, fonts are the system's."""
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert "http" not in site and "font: false" in site
+
+
+def test_pictures_say_what_is_seen() -> None:
+    for page in PAGES:
+        for words in re.findall(r"!\[([^\]]*)\]\(", page.read_text()):
+            assert len(words.split()) >= 5, f"{name_of(page)}: alt text {words!r}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    there = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+    assert there == listed
 
 
 def test_pages_cited_exist() -> None:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
+    ["notices"],
     ["linalg"],
     ["taylor_mode.detached", "taylor_mode.rule_table", "taylor_mode.basis"],
     ["taylor_mode.jets"],
@@ -32,6 +33,7 @@ FLOORS = [
     ["jacobian.assembly", "jacobian.check"],
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
+    ["jacobian.running"],
     ["jacobian.closure"],
     ["jacobian.objective"],
     ["jacobian"],
@@ -41,8 +43,8 @@ FLOORS = [
     ["curvature"],
     ["search.step"],
     ["search.line", "search.model", "search.geodesic"],
-    ["search.damping", "search.trust_region"],
-    ["search.one_evaluation"],
+    ["search.damping"],
+    ["search.one_evaluation", "search.trust_region"],
     ["search"],
     [
         "optimizers.arguments",

@@ -131,7 +131,7 @@ def make(
 
 @app.command()
 def study(name: StudyName, redraw: bool = False) -> None:
-    """Measure a question of the reviewers and fill its page; --redraw: from the table it has."""
+    """Make one of the studies and fill its page; --redraw: from the table it has."""
     (studies.publish if redraw else studies.make)(name.value)
 
 

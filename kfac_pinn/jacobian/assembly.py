@@ -17,6 +17,8 @@ from kfac_pinn.jacobian.partition import NOWHERE, Partition
 
 __all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
 
+# Larger tensors keep no dense block (`LARGEST_GRAMIAN`), for which alone their rows are worth a
+# backward pass each; products by autograd cost one.
 LARGEST_LEAF = 4096
 
 

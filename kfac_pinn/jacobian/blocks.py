@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.layers import Layer, Leaf
-from kfac_pinn.linalg import sum_of_squares
+from kfac_pinn.linalg import CountSketch, sum_of_squares
 
 __all__ = [
     "BlockJacobian",
@@ -40,6 +40,9 @@ class BlockJacobian(Protocol):
 
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (N, size), columns in the order of the block's `slices`."""
+
+    def sketched(self, sketch: CountSketch) -> Tensor:
+        """S J, shape (m, size)."""
 
 
 def points_last(positions: Tensor) -> Tensor:
@@ -178,6 +181,25 @@ class LayerJacobian:
             parts.append(self.bias_gradient[points])
         return parts
 
+    def sketched(self, sketch: CountSketch) -> Tensor:
+        """(S J)_b = sum_(n in b) +-J_n = sum_(n in b, s) +-g_ns [z_ns; e_s]^T, shape (m, size).
+
+        As many operations as J itself, and m / N of its memory.
+        """
+        return torch.cat([self._sums(*group[1:]) for group in sketch.groups()]) / sketch.scale
+
+    def _sums(self, index: Tensor, sign: Tensor) -> Tensor:
+        """sum_k sign_bk J_n, n = index_bk, shape (m, size), for index and sign (m, k)."""
+        sign, parts = sign.to(self.g)[:, :, None], []
+        if self.layer.weight is not None:
+            g, z = self.g[:, index] * sign, self.inputs.z[:, index]  # (S, m, k, d)
+            g, z = (z, g) if self.layer.transposed else (g, z)
+            g, z = g.permute(1, 3, 0, 2).flatten(2), z.transpose(0, 1).flatten(1, 2)
+            parts.append(torch.bmm(g, z).flatten(1))
+        if self.layer.bias is not None:
+            parts.append((self.bias_gradient[index] * sign).sum(1))
+        return torch.cat(parts, dim=1)
+
     def kernel(self, other: LayerJacobian) -> Tensor:
         """J J'^T = sum_ss' (z_ns . z'_ms' + e_s e'_s') (g_ns . g'_ms'), shape (N, M), eq. (11)."""
         kernel = self.g.new_zeros(self.g.shape[1], other.g.shape[1])
@@ -220,6 +242,10 @@ class ManyPositions(LayerJacobian):
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (N, size)."""
         return self.dense[points]
+
+    def sketched(self, sketch: CountSketch) -> Tensor:
+        """S J, shape (m, size)."""
+        return sketch(self.dense)
 
     def parts(self, points: slice = slice(None)) -> list[Tensor]:
         """The rows, weight and bias apart."""
@@ -264,6 +290,15 @@ class EntriesJacobian:
         place = (self.owners[kept] - start, self.within(self.columns[kept]))
         return rows.index_put_(place, self.values[kept], accumulate=True)
 
+    def sketched(self, sketch: CountSketch) -> Tensor:
+        """S J, shape (m, size)."""
+        found = self.values.new_zeros(sketch.size, self.block.size)
+        columns = self.within(self.columns)
+        for bucket, sign in zip(sketch.bucket.T, sketch.sign.T, strict=True):
+            values = sign[self.owners].to(self.values) * self.values
+            found.index_put_((bucket[self.owners], columns), values, accumulate=True)
+        return found / sketch.scale
+
     def within(self, columns: Tensor) -> Tensor:
         """Columns of the flat vector as columns of the block."""
         found, start = torch.zeros_like(columns), 0
@@ -296,3 +331,7 @@ class LeafJacobian:
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (N, numel p)."""
         return self.dense[points]
+
+    def sketched(self, sketch: CountSketch) -> Tensor:
+        """S J, shape (m, numel p)."""
+        return sketch(self.dense)

@@ -184,6 +184,8 @@ class GraphAssembly:
             g.append(outside)
             unit.append(value.new_full((len(inside),), e))
         inputs, outside = LayerInputs(joined(z), joined(unit)), joined(g)
+        # A product reads S (d_in + d_out) numbers a point in factors, d_in d_out by rows: twice as
+        # many pay for forming the rows, which must not take much of the memory
         many = len(outside) * (inputs.z.shape[2] + outside.shape[2]) > 2 * layer.size
         small = read.points * layer.size <= NUMBERS // 8
         return (ManyPositions if many and small else LayerJacobian)(layer, inputs, outside)

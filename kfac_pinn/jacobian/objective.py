@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.check import names_of, refuse_changes
-from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.losses import Residuals
+from kfac_pinn.jacobian.running import evaluate
 
 __all__ = ["Objective"]
 
@@ -64,11 +64,21 @@ class Objective:
     def _evaluate(self, displacement: Tensor) -> float:
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
-        loss = float(evaluate(self.closure, self.gradients))
+        loss = float(self._loss())
         refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
         if self.ridge is not None:
             loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
         return loss if math.isfinite(loss) else math.inf
+
+    def _loss(self) -> Tensor:
+        """By the closure, without a graph unless it turns out to need one."""
+        try:
+            return evaluate(self.closure, self.gradients, self.parameters)
+        except RuntimeError:
+            if self.gradients:
+                raise
+            self.gradients = True  # a hook on a tensor, retain_grad, ...
+            return evaluate(self.closure, True, self.parameters)
 
     @torch.no_grad()
     def _write(self, flat: Tensor) -> None:

@@ -16,7 +16,7 @@ from kfac_pinn.jacobian.capture.rows import Owners, Tagged, arrange
 
 __all__ = ["Memory", "ReadResidual", "dense_rows", "leaf_at", "numel", "positions"]
 
-ATTEMPTS = 8
+ATTEMPTS = 8  # computations that all points share, one inside the other: more go to autograd
 Memory = dict[Any, Any]
 
 

@@ -200,7 +200,7 @@ SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "Co
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
     "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
-    "Repeat", "Pow", "MaskedSelect", "IndexPut",
+    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort",
 }  # fmt: skip
 BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
 
@@ -216,4 +216,11 @@ HINTS = {
     "Mul": ": two trained factors; hold the weight constant with detach()",
     "Div": ": a trained divisor; hold it constant with detach()",
     "Max": ": the largest error is not smooth",
+    "AccumulateGrad": ": a trained tensor is added to it, log variances say; hold it constant",
+    "Log": ": a logarithm of a sum of squares; minimise the sum itself",
+    "Var": ": a variance; write (u - u.mean()).square()",
+    "Std": ": a standard deviation; write (u - u.mean()).square() for its square",
+    "Dot": ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T",
+    "Relu": ": a hinge; square it, relu(...).square()",
+    "CompiledFunction": ": compiled code; compile the model, or hand step(closure) a closure",
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.linalg.krylov import RelativeResidual, Solution, Stop, conjugate_gradients
+from kfac_pinn.notices import outside
 
 __all__ = ["KroneckerInverse", "KroneckerSum"]
 
@@ -120,7 +121,7 @@ class KroneckerInverse:
                 f"the solve with {len(self.A)} Kronecker pairs stopped at relative residual "
                 f"{found.residual_norms[-1]:.1e} ({text}); add damping to the factors, "
                 "allow more iterations, or use at most two pairs, which are solved exactly",
-                stacklevel=2,
+                stacklevel=outside(),
             )
         return found.x
 

@@ -19,12 +19,18 @@ from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import (
     Common,
     check_group,
+    checked,
     natural_lr,
     refuse_unknown,
     whole_number,
 )
 from kfac_pinn.optimizers.flat import Parameters
-from kfac_pinn.optimizers.precision import precision_of, refuse_autocast, refuse_scaler
+from kfac_pinn.optimizers.precision import (
+    precision_of,
+    refuse_autocast,
+    refuse_inference,
+    refuse_scaler,
+)
 from kfac_pinn.optimizers.reading import Reading
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.source import NO_DEFAULT, Source
@@ -69,12 +75,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     ) -> None:
         rest: dict[str, Any] = dict(common)
         decay, self.max_iter = rest.pop("weight_decay", 0.0), rest.pop("max_iter", 1)
+        self.check = checked(rest.pop("check", CheckSchedule()))
         refuse_unknown(type(self), rest)
         self.max_iter = whole_number("max_iter", self.max_iter)
         self._source = Source()
         super().__init__(params, {**defaults, "weight_decay": decay})
         self.search = search
-        self.check: bool | CheckSchedule = CheckSchedule()
         self.stats: dict[str, float | int | str] = {}
         self._remarks = Remarks()
         if (natural_lr(type(self)) == 1 and self.evaluates) or isinstance(search, OneEvaluation):
@@ -103,8 +109,9 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """What follows for the next `leap` from the ratio that the last one achieved."""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:
         """One step, or `max_iter` of them.
 
         Args:
@@ -122,6 +129,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
         refuse_scaler(self)
+        refuse_inference()
         name = type(self).__name__
         with self._source.reading(closure, name, self.max_iter) as reading:
             loss, resting = self._once(reading), 0
@@ -300,6 +308,8 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             parts = linearization.unflatten(linearization.gradient)
             for p, g in zip(objective.parameters, parts, strict=True):
                 p.grad = g.clone()
+            for leaf, g in linearization.others:
+                leaf.grad = g  # trial evaluations may have zeroed it
         self._left = step.loss if moved else loss
         self.stats = {
             "loss": loss,

@@ -50,6 +50,9 @@ class ENGD(DirectionOptimizer):
         search: the step length; by default the best of a grid, as published. `Armijo()` was as good
             with a twentieth of the closure calls.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Mueller & Zeinhofer (2023), arXiv:2302.13163; per layer and diagonal: Dangel, Mueller &
     Zeinhofer (2024), arXiv:2405.15603; sample space: Guzman-Cordero et al. (2025),
     arXiv:2505.12149.

@@ -71,6 +71,9 @@ class KFAC(DirectionOptimizer):
         factors: Fisher type, weight sharing, averages, damping rule, periods.
         search: the step length; by default the best of a grid, `FixedStep()` for a fixed lr.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Dangel et al. (2024), algorithm 1.
     """
 
@@ -111,6 +114,9 @@ class KFACStar(LeastSquaresOptimizer):
             default, which hardly moves.
         damping: lambda >= 0, of the factors and of the model.
         factors: Fisher type, weight sharing, averages, damping rule, periods.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
 
     Source: Dangel et al. (2024), section 3.4; Martens & Grosse (2015), section 7.
     """

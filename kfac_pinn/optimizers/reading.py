@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.backward import BackwardWatch
+from kfac_pinn.jacobian.backward import WATCHES, BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
@@ -114,6 +114,8 @@ def does_nothing(closure: Callable[[], Any]) -> bool:
 def release(losses: Iterable[Tensor]) -> None:
     """Let the graphs go, which `backward()` would have freed, even if the losses are still held."""
     for loss in losses:
+        for watch in WATCHES:
+            watch.taken |= any(loss is other for other in watch.losses)
         if not loss.is_leaf and loss._base is None:  # a view cannot be detached in place
             loss.detach_()
 

@@ -82,7 +82,7 @@ class Source:
         try:
             # Lightning hands a closure over that does nothing, after it sent its losses backwards.
             if missing or (losses and does_nothing(closure)):
-                yield by_losses(losses, name, times)
+                yield by_losses(losses, name, times, self._watch.taken)
             else:
                 yield ByClosure(closure, len(losses))
         finally:
@@ -93,8 +93,10 @@ class Source:
                 self._watch.start()
 
 
-def by_losses(losses: list[Tensor], name: str, times: int) -> ByLosses:
+def by_losses(losses: list[Tensor], name: str, times: int, taken: bool = False) -> ByLosses:
     """What a step without a closure reads."""
+    if taken:
+        raise RuntimeError(TAKEN.format(name=name))
     if not losses:
         raise RuntimeError(NO_LOSS.format(name=name))
     if times > 1:
@@ -105,6 +107,11 @@ def by_losses(losses: list[Tensor], name: str, times: int) -> ByLosses:
     return ByLosses(losses)
 
 
+TAKEN = (
+    "another optimizer of this package has stepped on the loss that {name}.step() is to read, and "
+    "moved parameters that it was computed from. Give one optimizer all parameters, as groups if "
+    "lr is to differ, or compute the loss and call backward() again between the two steps"
+)
 NO_LOSS = (
     "{name}.step() was called without a closure, and no loss was sent backwards to its parameters "
     "since the last step or zero_grad(). Write `optimizer.step(closure)`, with a closure that "

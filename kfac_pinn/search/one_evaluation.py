@@ -25,7 +25,7 @@ from kfac_pinn.search.step import Outcome, Step
 
 __all__ = ["OneEvaluation", "Trial", "Unseen"]
 
-TOWARDS = Towards()
+TOWARDS = Towards()  # `Marquardt` would fail every third step, which goes back here
 DEVIATIONS = 2.0  # a loss on other points that is higher by more standard errors has risen
 TRUSTED = 0.5  # of ||r||: the change up to which the linearisation is good enough backwards
 
@@ -94,8 +94,9 @@ class Trial:
         return Verdict(rose and not self._was_as_high(there), 1.0)
 
     def _at_same_points(self, there: Linearization) -> bool:
-        known = self.data is not None and there.data is not None
-        return not known or same_data(self.data, there.data)
+        if self.data is None or there.data is None:
+            return True
+        return same_data(self.data, there.data)
 
     def _was_as_high(self, there: Linearization) -> bool:
         """Whether the new points are to blame: on them, 1/2 ||r - J p||^2 at the origin is no less.

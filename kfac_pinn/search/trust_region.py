@@ -68,8 +68,8 @@ class RatioControl:
     """
 
     factor: float = 1.5
-    expansions: int = 3
-    bisections: int = 4
+    expansions: int = 3  # 1.5^3: the radius changes by three and a half in a step, at most
+    bisections: int = 4  # 1.5^(1/16): the target's radius to three percent
 
     def __call__(self, attempt: Attempt, radius: float, target: float) -> Trial:
         """The longest trial that meets the target; the shortest tried, if none does.
@@ -128,7 +128,7 @@ class TargetSchedule:
     least: float = 0.06
     low: float = 0.15
     high: float = 0.85
-    change: float = 0.9
+    change: float = 0.9  # from low to least in nine steps without progress
     patience: int = 60
     impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps

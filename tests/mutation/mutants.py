@@ -61,10 +61,10 @@ def sample(root: Path, package: str, size: int, seed: int) -> list[Mutant]:
 def mutants(root: Path, file: Path) -> Iterator[Mutant]:
     """All of one file, annotations and imports for type checkers aside."""
     source = file.read_text()
-    tree, silent = get_ast(source), unexecuted(source)
+    nodes, silent = list(ast_nodes(get_ast(source))), unexecuted(source)
     for name in sorted(filter(meaningful, operator_names())):
         operator, occurrences = get_operator(name)(), itertools.count()
-        for node in ast_nodes(tree):
+        for node in nodes:
             for (line, column), (last, _) in operator.mutation_positions(node):
                 occurrence = next(occurrences)
                 if not any(start <= (line, column) < end for start, end in silent):

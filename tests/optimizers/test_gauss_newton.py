@@ -13,8 +13,9 @@ from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
 from kfac_pinn import GaussNewton, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact, Sketch
+from kfac_pinn.curvature.compression import Exact, Sketch, affordable
 from kfac_pinn.jacobian.losses import ConvexLoss
+from kfac_pinn.optimizers.gauss_newton import damped_model
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import relative_l2
 from kfac_pinn.pinn.problems import poisson_2d
@@ -141,6 +142,45 @@ def test_sketched_rows_approach_the_whole():
 
     assert error(40) > 1.5 * error(160) > 2.25 * error(640)
     assert error(800) <= 1e-9
+
+
+def test_a_sketched_step_is_the_best_of_two_by_the_exact_model():
+    model, residuals = setting(sizes=(2, 6, 6, 1), points=(60, 20))
+    lin = linearize(residuals, list(model.parameters()))
+    J, g = lin.rows(), lin.gradient
+    sketch = Sketch(20)(lin, Generator().manual_seed(0), 0.0)
+    damping = 1e-3
+    step = damped_model(lin, sketch).step(damping)
+    p = step.displacement
+    assert step.predicted == pytest.approx(float(-(g @ p) - 0.5 * (J @ p).square().sum()))
+
+    def damped(p):
+        return float(g @ p + 0.5 * (J @ p).square().sum() + 0.5 * damping * p.square().sum())
+
+    pair = sketch.step(damping), sketch.solver(g)(damping)
+    assert all(damped(p) <= damped(scale * q) for q in pair for scale in (0.1, 0.5, 1.0))
+    assert damped(p) <= damped(pair[0] - 0.1 * pair[1])
+
+
+def test_a_residual_that_no_step_removes_does_not_stall_a_sketch():
+    """Noise of size one in the data of a linear model: a sketched gradient is mostly noise."""
+    generator = Generator().manual_seed(0)
+    X = torch.randn(2000, 12, generator=generator, dtype=torch.float64)
+    y = torch.randn(2000, 1, generator=generator, dtype=torch.float64) + X[:, :1]
+    model = torch.nn.Linear(12, 1, bias=False, dtype=torch.float64)
+    optimizer = GaussNewton(model.parameters(), compression=Sketch(60))
+    for _ in range(40):
+        optimizer.step(lambda: model(X) - y)
+    best = torch.linalg.lstsq(X, y).solution
+    assert relative(model.weight.detach().mT, best) < 1e-3
+
+
+def test_large_problems_are_sketched_by_default_and_small_ones_are_not():
+    assert affordable(5000, 900) == 5000
+    assert affordable(900, 10**6) == 900
+    rows = affordable(4700, 3401)
+    assert 500 < rows < 1500
+    assert affordable(10**5, 10**6) < 10**4
 
 
 def test_the_order_of_the_points_does_not_matter():

@@ -58,7 +58,7 @@ def section(problem: str, rows: pd.DataFrame, folder: Path, pages: Path) -> str:
         [
             markdown(short(rows)).rstrip(),
             f"![{seen(problem, rows)}]({figure})",
-            "*Medians and quartiles over the runs; thin: single runs that were trained for longer.*",
+            "*Medians and quartiles over the runs; thin lines: single runs trained for longer.*",
             missing(problem, rows),
             "<details markdown>\n<summary>All rows, settings and commands</summary>",
             markdown(comparison(rows)).rstrip(),

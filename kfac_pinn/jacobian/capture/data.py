@@ -47,7 +47,7 @@ def constants(output: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
             continue
-        for name in saved_by(type(node)):
+        for name in saved_by(type(node)):  # type: ignore[arg-type]
             t = getattr(node, name)
             if isinstance(t, Tensor) and not t.requires_grad and t.dtype != torch.bool:
                 yield t

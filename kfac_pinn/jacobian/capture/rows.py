@@ -125,6 +125,7 @@ class Tagged:
 
     def _levels(self) -> int:
         """So many tags are told apart by one pass."""
+        # Neighbours must differ by more than `fits` allows: by 6e-5 (1e-6), in float32 2e-2 (2e-3)
         return 2**14 if self.output.dtype == torch.float64 else 2**6
 
     @cached_property
@@ -164,6 +165,7 @@ def fits(first: Tensor, second: Tensor, tags: Tensor) -> bool:
     """Whether second_m = tag_m first_m, up to rounding; tag 0: both vanish."""
     double = first.dtype == torch.float64
     error, size = (second - tags[:, None] * first).norm(dim=1), first.norm(dim=1)
+    # Rows far below the largest are what is left of sums that cancel: they prove nothing
     floor = 1e4 * torch.finfo(first.dtype).eps * size.max()
     return bool((error <= (1e-6 if double else 2e-3) * size + floor).all())
 
