@@ -1,8 +1,8 @@
 """Every problem with the recommended default, beside Adam and L-BFGS on the same network.
 
-    python examples/reproduce/zoo.py measure                          # all that is not done yet
+    python examples/reproduce/zoo.py measure                       # all that is not done yet
     python examples/reproduce/zoo.py measure --only helmholtz --seeds 3
-    python examples/reproduce/zoo.py report                           # fills docs/experiments/zoo.md
+    python examples/reproduce/zoo.py report                        # fills docs/experiments/zoo.md
 
 One run is one JSON file in results/zoo: the error (relative L2 on points held out) after 30, 100
 and 300 seconds of `fit`, whose seconds are those of the training thread. A run that fails leaves
