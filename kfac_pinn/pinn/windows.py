@@ -54,7 +54,7 @@ class Shifted(nn.Module):
 
 
 class Continued(nn.Module):
-    """u(t, x) = before(t_0, x) + v(t, x) - v(t_0, x): what was before goes on exactly at t_0.
+    """u(t, x) = before(t_0, x) + (v(t, x) - v(t_0, x)): what was before goes on exactly at t_0.
 
     Args:
         before: the solution up to t_0, not trained; u costs what it does, and v twice.
@@ -69,7 +69,7 @@ class Continued(nn.Module):
     def forward(self, x: Any) -> Any:
         """Fields (N, C) at the points x (N, d), or at a jet of them."""
         first = torch.cat([0 * x[:, :1] + self.start, x[:, 1:]], dim=1)
-        return self.before(first) + self.network(x) - self.network(first)
+        return self.before(first) + (self.network(x) - self.network(first))
 
 
 class Windows(nn.Module):
