@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kfac_pinn import History
+
 Out = Annotated[Path, typer.Option(help="where to draw the picture")]
 Panel = Callable[[Axes], None]
 
@@ -54,3 +56,9 @@ def curves(title: str, xlabel: str, x: Sequence[float], **lines: Sequence[float]
         axis.legend()
 
     return draw
+
+
+def training(history: History) -> Panel:
+    """The loss and the relative error of a run over its steps."""
+    lines = {name: history.column(name) for name in ("loss", "relative_l2")}
+    return curves("training", "steps", history.column("step"), **lines)

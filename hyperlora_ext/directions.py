@@ -16,12 +16,13 @@ from torch import Generator, Tensor, nn
 from hyperlora_ext.lora import LoRALinear, plain
 from hyperlora_ext.rewiring import is_linear, linear_layers
 from kfac_pinn import linearize
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.levenberg_marquardt import Solver
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.search.step import Objective
 
 __all__ = ["Direction", "direction", "towards"]
 
+# From a gradient step to nearly undamped ones, relative to the mean diagonal; the judges choose.
 DAMPINGS = [10.0**-k for k in range(1, 8)]
 POINTS = 100  # of each condition, for the step; five times as many judge its damping
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from hyperlora_ext.lora import LoRALinear, linear_of, start_of
-from kfac_pinn.taylor_mode.jets import Jet, rule
+from kfac_pinn.taylor_mode.jets import Jet
+from kfac_pinn.taylor_mode.rule_table import rule
 
 __all__ = ["EmittedLayer", "LowRank", "TaskLinear", "Whole", "task_linear"]
 

@@ -19,6 +19,7 @@ from kfac_pinn.pinn.networks import MLP
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
+# Narrowing: the last layer, times the number of emitted factors, is nearly all of the parameters.
 HIDDEN = (512, 512, 256, 256, 128, 128)
 Maker = Callable[[int, int], nn.Module]
 

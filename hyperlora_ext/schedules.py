@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from torch import Generator, nn
 
@@ -16,25 +16,38 @@ from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Every, History, Run, fit
 from kfac_pinn.search.line import Armijo
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = [
     "Exhausted",
     "LevenbergSchedule",
+    "RunArguments",
     "StochasticSchedule",
     "Train",
 ]
+
+
+class RunArguments(TypedDict, total=False):
+    """What bounds a run and what watches it: those of `kfac_pinn.fit`.
+
+    Attributes:
+        steps, seconds: the most of each.
+        seed: of the points.
+        callbacks: called after each step.
+    """
+
+    steps: int | None
+    seconds: float | None
+    seed: int
+    callbacks: Sequence[Callback]
 
 
 class Train(Protocol):
     """A schedule: trains the model on the problem."""
 
     def __call__(
-        self,
-        model: nn.Module,
-        problem: Problem,
-        steps: int | None = None,
-        seconds: float | None = None,
-        seed: int = 0,
-        callbacks: Sequence[Callback] = (),
+        self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]
     ) -> History: ...
 
 
@@ -65,25 +78,16 @@ class LevenbergSchedule:
         if self.start != 1 and self.sizes is None:
             raise ValueError(f"start={self.start:g} is a part of the points: give their `sizes`")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        problem: Problem,
-        steps: int | None = None,
-        seconds: float | None = None,
-        seed: int = 0,
-        callbacks: Sequence[Callback] = (),
-    ) -> History:
-        """Train the model; the same arguments as `kfac_pinn.pinn.training`."""
+    def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
+        """Train the model."""
         first = next(p for p in model.parameters() if p.requires_grad)
-        generator = Generator().manual_seed(seed + 1)
+        generator = Generator().manual_seed(run.get("seed", 0) + 1)
         judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
         held_out = judges.residuals(model)
         # With more trials a step that hardly moves passes the veto, and points are kept too long
         optimizer = LevenbergMarquardt(model.parameters(), held_out=held_out, trials=6)
-        options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
         sampling = Exhausted(self.every, self.sizes, self.start)
-        return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
+        return fit(model, problem, optimizer, sampling=sampling, **run)
 
 
 @dataclass(frozen=True)
@@ -138,21 +142,12 @@ class StochasticSchedule:
     momentum: float = 0.95
     sizes: Sizes | None = None
 
-    def __call__(
-        self,
-        model: nn.Module,
-        problem: Problem,
-        steps: int | None = None,
-        seconds: float | None = None,
-        seed: int = 0,
-        callbacks: Sequence[Callback] = (),
-    ) -> History:
-        """Train the model; the same arguments as `kfac_pinn.pinn.training`."""
-        optimizer = self.optimizer(model, problem, seed)
-        callbacks = [Decay(self.lr, steps, seconds), *callbacks]
-        options: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed}
-        sampling = Every(1, self.sizes)
-        return fit(model, problem, optimizer, sampling=sampling, callbacks=callbacks, **options)
+    def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
+        """Train the model."""
+        optimizer = self.optimizer(model, problem, run.get("seed", 0))
+        decay = Decay(self.lr, run.get("steps"), run.get("seconds"))
+        run["callbacks"] = [decay, *run.get("callbacks", ())]
+        return fit(model, problem, optimizer, sampling=Every(1, self.sizes), **run)
 
     def optimizer(self, model: nn.Module, problem: Problem, seed: int) -> SPRING:
         """SPRING, its damping in units of the problem."""

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
-from kfac_pinn.jacobian.blocks import Layer, LayerJacobian
+from kfac_pinn.jacobian.blocks import LayerJacobian
+from kfac_pinn.jacobian.layers import Layer
 from kfac_pinn.jacobian.linearization import Block
 
 __all__ = ["EmittedLinearization", "TaskResiduals"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kfac_pinn.taylor_mode.jets import RULES
+from kfac_pinn import KFACPINN
+from kfac_pinn.taylor_mode.rule_table import RULES
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^([ ]*)```python[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -75,6 +76,32 @@ def test_every_equation_is_cited_by_the_code_and_every_citation_exists() -> None
     assert cited == numbered
 
 
+def test_one_recommendation_in_the_same_words_everywhere() -> None:
+    words = (ROOT / "docs" / "recommendation.md").read_text().split()
+    pages = ("README.md", "docs/choosing.md", "docs/algorithms/kfac_pinn.md")
+    said = {page: (ROOT / page).read_text() for page in pages} | {"KFACPINN": KFACPINN.__doc__}
+    for where, text in said.items():
+        assert " ".join(words) in " ".join((text or "").split()), where
+
+
+def test_no_page_refers_to_another_machine_for_its_looks() -> None:
+    """The site works offline: MathJax is shipped, fonts are the system's."""
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert "http" not in site and "font: false" in site
+
+
+def test_pictures_say_what_is_seen() -> None:
+    for page in PAGES:
+        for words in re.findall(r"!\[([^\]]*)\]\(", page.read_text()):
+            assert len(words.split()) >= 5, f"{name_of(page)}: alt text {words!r}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    there = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+    assert there == listed
+
+
 def test_pages_cited_exist() -> None:
     for source in (ROOT / "kfac_pinn").rglob("*.py"):
         for page in re.findall(r"docs/[\w/]+\.md", source.read_text()):
@@ -87,7 +114,7 @@ def test_pages_cited_exist() -> None:
 )
 def test_figures_in_the_docs_are_those_of_the_result_files() -> None:
     docs, results = ROOT / "docs", ROOT / "examples" / "reproduce" / "results"
-    choosing, notes = (docs / f"{name}.md" for name in ("choosing", "notes_gauss_newton"))
+    choosing, notes = (docs / f"{name}.md" for name in ("choosing", "design_notes"))
     for path in results.glob("gauss_newton_*.json"):
         found = json.loads(path.read_text())
         (line,) = [x for x in choosing.read_text().splitlines() if f"`{path.name}`" in x]
@@ -96,7 +123,7 @@ def test_figures_in_the_docs_are_those_of_the_result_files() -> None:
         assert ", ".join(f"{error:.1e}" for error in found["relative_l2"]) in notes.read_text()
     ratios = json.loads((results / "step_cost.json").read_text())["ratio"].values()
     shown = [f"**{ratio:.2f}**" for ratio in ratios if ratio != 1]
-    assert all(ratio in (docs / "notes_kfac.md").read_text() for ratio in shown)
+    assert all(ratio in (docs / "design_notes.md").read_text() for ratio in shown)
     cost = (docs / "experiments" / "cost.md").read_text()
     for row in json.loads((results / "laplacian.json").read_text())["rows"]:
         taylor, nested = row["taylor"], row["nested"]

@@ -15,29 +15,36 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
+    ["notices"],
     ["linalg"],
-    ["taylor_mode.detached"],
+    ["taylor_mode.detached", "taylor_mode.rule_table", "taylor_mode.basis"],
     ["taylor_mode.jets"],
     ["taylor_mode.rules"],
+    ["taylor_mode.arguments", "taylor_mode.polarisation"],
     ["taylor_mode.operators"],
     ["taylor_mode.stochastic"],
     ["taylor_mode"],
-    ["jacobian.losses", "jacobian.blocks", "jacobian.dense_rows", "jacobian.backward"],
+    ["jacobian.losses", "jacobian.layers", "jacobian.dense_rows", "jacobian.backward"],
+    ["jacobian.blocks"],
     ["jacobian.capture", "jacobian.partition", "jacobian.matrix_free"],
-    ["jacobian.sampled", "jacobian.scalar_losses"],
+    ["jacobian.sampled", "jacobian.squares", "jacobian.residual_graph"],
+    ["jacobian.scalar_losses"],
     ["jacobian.linearization", "jacobian.terms"],
     ["jacobian.assembly", "jacobian.check"],
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
+    ["jacobian.running"],
     ["jacobian.closure"],
+    ["jacobian.objective"],
     ["jacobian"],
+    ["curvature.fisher", "curvature.weight_sharing", "curvature.factor_damping"],
     ["curvature.decomposition", "curvature.kronecker_factors", "curvature.sample_space"],
     ["curvature.compression", "curvature.preconditioners"],
     ["curvature"],
     ["search.step"],
     ["search.line", "search.model", "search.geodesic"],
-    ["search.damping", "search.trust_region"],
-    ["search.one_evaluation"],
+    ["search.damping"],
+    ["search.one_evaluation", "search.trust_region"],
     ["search"],
     [
         "optimizers.arguments",
@@ -47,6 +54,7 @@ FLOORS = [
         "optimizers.remarks",
         "optimizers.saving",
     ],
+    ["optimizers.source", "optimizers.stateful"],
     ["optimizers.base"],
     ["optimizers.direction", "optimizers.damped"],
     [
@@ -136,7 +144,7 @@ def test_imports_go_strictly_down(module: str) -> None:
 
 
 def test_imports_are_seen() -> None:
-    assert "kfac_pinn.taylor_mode.jets" in imports("kfac_pinn.taylor_mode.rules")
+    assert "kfac_pinn.taylor_mode.rule_table" in imports("kfac_pinn.taylor_mode.rules")
     assert "kfac_pinn.taylor_mode.rules" in imports("kfac_pinn.taylor_mode.operators")
 
 

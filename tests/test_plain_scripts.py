@@ -347,7 +347,6 @@ def test_one_line_changed_ends_far_below_adam(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.xfail(strict=True, reason="a loss at other points says little about the last step")
 def test_new_points_in_every_iteration() -> None:
     script = functools.partial(no_closure_and_points_drawn_by_numpy, keep=1)
     assert error_of(script, KFACPINN, 60) < 0.1

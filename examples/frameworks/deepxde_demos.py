@@ -12,6 +12,7 @@ os.environ.setdefault("DDE_BACKEND", "pytorch")
 import deepxde as dde
 import numpy as np
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from kfac_pinn import KFACPINN
@@ -191,12 +192,48 @@ def hard_constraint(domain: int = 40) -> Demo:
     return Demo(model, lambda: relative_l2(model, diffused, test))
 
 
+def lorenz(domain: int = 400, width: int = 40) -> Demo:
+    """Lorenz's system with all three coefficients unknown, from its values at 25 times."""
+    truth, start = np.array([10.0, 15.0, 8 / 3]), [-8.0, 7.0, 27.0]
+    unknowns = [dde.Variable(1.0) for _ in truth]
+
+    def equation(t, y):
+        a, b, c = y[:, 0:1], y[:, 1:2], y[:, 2:3]
+        da, db, dc = (jacobian(y, t, i=i) for i in range(3))
+        sigma, rho, beta = unknowns
+        return [da - sigma * (b - a), db - a * (rho - c) + b, dc - a * b + beta * c]
+
+    def slope(t: float, y: np.ndarray) -> list[float]:
+        a, b, c = y
+        return [truth[0] * (b - a), a * (truth[1] - c) - b, a * b - truth[2] * c]
+
+    times = np.linspace(0, 3, 25)
+    values = solve_ivp(slope, (0, 3), start, t_eval=times, rtol=1e-10, atol=1e-10).y.T
+    values, times = (array.astype(dde.config.real(np)) for array in (values, times[:, None]))
+    line = dde.geometry.TimeDomain(0, 3)
+    conditions = [
+        *(dde.icbc.IC(line, lambda x, v=v: v, lambda _, on: on, i) for i, v in enumerate(start)),
+        *(dde.icbc.PointSetBC(times, values[:, i : i + 1], component=i) for i in range(3)),
+    ]
+    points = {"num_domain": domain, "num_boundary": 2, "anchors": times}
+    data = dde.data.PDE(line, equation, conditions, **points)
+    model = dde.Model(data, dde.nn.FNN([1] + [width] * 3 + [3], "tanh", "Glorot uniform"))
+
+    def error() -> float:
+        """The largest of the coefficients' relative errors."""
+        found = np.array([float(unknown.detach()) for unknown in unknowns])
+        return float(np.abs(found / truth - 1).max())
+
+    return Demo(model, error, unknowns)
+
+
 DEMOS = {
     "burgers": burgers,
     "kovasznay": kovasznay,
     "beam": beam,
     "diffusivity": diffusivity,
     "hard_constraint": hard_constraint,
+    "lorenz": lorenz,
 }
 
 

@@ -1,5 +1,7 @@
 """Laplace's equation in neurodiffeq, its boundary values built into the solution.
 
+The problem, the network and the points are those of neurodiffeq's README.
+
 python examples/frameworks/neurodiffeq_laplace.py
 """
 
@@ -30,22 +32,28 @@ def laplace(u: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
     return [diff(u, x, order=2) + diff(u, y, order=2)]
 
 
-def solve(optimizer: type[torch.optim.Optimizer], steps: int, **settings: Any) -> float:
-    """The error on a grid after so many epochs, each one step on new points."""
+def solve(
+    optimizer: type[torch.optim.Optimizer],
+    steps: int,
+    width: int = 512,
+    points: int = 32,
+    **settings: Any,
+) -> float:
+    """The error on a grid after so many epochs, each one step on new points x points points."""
     torch.manual_seed(0)
     nothing = torch.zeros_like
     condition = DirichletBVP2D(
         x_min=0, x_min_val=lambda y: torch.sin(torch.pi * y), x_max=1, x_max_val=nothing,
         y_min=0, y_min_val=nothing, y_max=1, y_max_val=nothing,
     )  # fmt: skip
-    net = FCNN(n_input_units=2, n_output_units=1, hidden_units=(16, 16))
+    net = FCNN(n_input_units=2, n_output_units=1, hidden_units=(width,))
     solver = Solver2D(
         pde_system=laplace,
         conditions=[condition],
         nets=[net],
         xy_min=(0, 0),
         xy_max=(1, 1),
-        train_generator=Generator2D((20, 20), (0, 0), (1, 1), method="equally-spaced-noisy"),
+        train_generator=Generator2D((points, points), method="equally-spaced-noisy"),
         optimizer=optimizer(net.parameters(), **settings),
     )
     solver.fit(max_epochs=steps, tqdm_file=None)

@@ -1,5 +1,7 @@
 """A diffusion equation in Neuromancer, with bounds on the solution.
 
+The problem, the network and the points are those of Neuromancer's first example of a PINN.
+
 python examples/frameworks/neuromancer_diffusion.py
 """
 
@@ -26,7 +28,7 @@ def exact(x: Tensor, t: Tensor) -> Tensor:
     return torch.exp(-t) * torch.sin(torch.pi * x)
 
 
-def points(inside: int = 500) -> tuple[Tensor, Tensor]:
+def points(inside: int) -> tuple[Tensor, Tensor]:
     """x in [-1, 1] and t in [0, 1], each (N, 1); the last BORDER lie at the start or an end."""
     x, t = 2 * torch.rand(inside + BORDER, 1) - 1, torch.rand(inside + BORDER, 1)
     t[-BORDER : -BORDER // 2] = 0
@@ -45,11 +47,17 @@ def diffusion(net: torch.nn.Module, values: Tensor) -> Problem:
     return Problem(nodes=[Node(net, ["x", "t"], ["u"])], loss=loss, grad_inference=True)
 
 
-def solve(optimizer: type[torch.optim.Optimizer], steps: int, **settings: Any) -> float:
+def solve(
+    optimizer: type[torch.optim.Optimizer],
+    steps: int,
+    width: int = 32,
+    inside: int = 1000,
+    **settings: Any,
+) -> float:
     """The error on a grid after so many epochs of one step."""
     torch.manual_seed(0)
-    x, t = points()
-    net = blocks.MLP(insize=2, outsize=1, hsizes=[24, 24], nonlin=torch.nn.Tanh)
+    x, t = points(inside)
+    net = blocks.MLP(insize=2, outsize=1, hsizes=[width, width], nonlin=torch.nn.Tanh)
     problem = diffusion(net, exact(x, t)[-BORDER:].detach())
     data = DictDataset({"x": x, "t": t}, name="train")
     Trainer(

@@ -1,11 +1,13 @@
 """Error and CPU seconds of other people's examples before and after their one line was changed.
 
     python examples/reproduce/benchmark_frameworks.py measure            # all of them
-    python examples/reproduce/benchmark_frameworks.py measure --only pina
+    python examples/reproduce/benchmark_frameworks.py measure --only pina --example Poisson
     python examples/reproduce/benchmark_frameworks.py report             # the tables of the pages
 
-Before and after run one after the other in one process, on one thread. Seconds are CPU seconds of
-the training alone; errors are taken on points that were not trained on.
+Before: the optimizer, its settings and the number of steps that the framework's own repository has
+for the example ("2000 of 30000" steps: as many as there was time for). Before and after run one
+after the other in one process, on one thread. Seconds are CPU seconds of the training alone; errors
+are taken on points that were not trained on.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
+from published.results import environment
 
 from kfac_pinn import KFACPINN, GaussNewton
 from kfac_pinn.pinn.training.clock import now
@@ -37,13 +40,17 @@ Adam, LBFGS = torch.optim.Adam, "L-BFGS"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what was trained, how, and what came of it."""
+    """One line of a table: how it was trained, and what came of it.
 
-    example: str
+    Attributes:
+        published: how many steps the framework's repository takes, where these are fewer.
+    """
+
     optimizer: str
     steps: int
     seconds: float
     error: float
+    published: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Run:
 
     kind: Any
     steps: int
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    published: int | None = None
 
     @property
     def label(self) -> str:
@@ -62,29 +70,33 @@ class Run:
         return f"{name} ({settings})" if settings else name
 
 
-def adam(steps: int, lr: float = 1e-3) -> Run:
+def adam(steps: int, lr: float = 1e-3, published: int | None = None, **settings: Any) -> Run:
     """The line as it was."""
-    return Run(Adam, steps, {"lr": lr})
+    return Run(Adam, steps, {"lr": lr, **settings}, published)
 
 
-def deepxde(name: str, dtype: str, runs: list[list[Run]]) -> Iterator[Row]:
-    """Each list of runs trains one model, one run after the other, a row after each."""
-    demos = importlib.import_module("deepxde_demos")
-    demos.dde.config.set_default_float(dtype)
-    for phases in runs:
-        demos.dde.config.set_random_seed(0)
-        demo, seconds, steps, labels = demos.DEMOS[name](), 0.0, 0, []
-        for run in phases:
-            labels.append(run.label)
-            begin = now()
-            train_deepxde(demo, run)
-            seconds += now() - begin
-            steps = demo.model.train_state.iteration
-            label = " + ".join(dict.fromkeys(labels))
-            yield Row(f"{name}, {dtype}", label, steps, seconds, demo.error())
+@dataclass(frozen=True)
+class Demo:
+    """A demo of DeepXDE; each list of runs trains one model, with a row after each run."""
+
+    name: str
+    runs: list[list[Run]]
+
+    def __call__(self) -> Iterator[Row]:
+        demos = importlib.import_module("deepxde_demos")
+        for phases in self.runs:
+            demos.dde.config.set_random_seed(0)
+            demo, seconds, labels = demos.DEMOS[self.name](), 0.0, []
+            for run in phases:
+                labels.append(run.label)
+                begin = now()
+                train(demo, run)
+                seconds += now() - begin
+                label, steps = " + ".join(dict.fromkeys(labels)), demo.model.train_state.iteration
+                yield Row(label, steps, seconds, demo.error(), run.published)
 
 
-def train_deepxde(demo: Any, run: Run) -> None:
+def train(demo: Any, run: Run) -> None:
     """Compile and train; L-BFGS has a number of steps of its own."""
     model, unknowns = demo.model, demo.unknowns or None
     if run.kind == LBFGS:
@@ -99,83 +111,115 @@ def train_deepxde(demo: Any, run: Run) -> None:
         model.train(iterations=run.steps, display_every=run.steps, verbose=0)
 
 
-def script(module: str, function: str, example: str, runs: list[Run]) -> Iterator[Row]:
-    """Each run trains anew."""
-    solve: Callable[..., float] = getattr(importlib.import_module(module), function)
-    for run in runs:
-        begin = now()
-        error = solve(run.kind, run.steps, **run.settings)
-        yield Row(example, run.label, run.steps, now() - begin, error)
+@dataclass(frozen=True)
+class Script:
+    """A function of a script of examples/frameworks: (kind, steps, **settings) -> error."""
+
+    module: str
+    function: str
+    runs: list[Run]
+
+    def __call__(self) -> Iterator[Row]:
+        solve: Callable[..., float] = getattr(importlib.import_module(self.module), self.function)
+        for run in self.runs:
+            begin = now()
+            error = solve(run.kind, run.steps, **run.settings)
+            yield Row(run.label, run.steps, now() - begin, error)
 
 
-def deepxde_demos() -> Iterator[Row]:
-    """Burgers with the training of DeepXDE's repository, the others with Adam for longer."""
-    runs = {
-        "burgers": [
-            [Run(KFACPINN, 50, {})] * 4,
-            [Run(GaussNewton, 50, {})] * 4,
-            [adam(15000), Run(LBFGS, 0, {})],
-        ],
-        "beam": [[adam(1000)], [Run(GaussNewton, 50, {})]],
-        "diffusivity": [[adam(3000)], [Run(GaussNewton, 50, {})], [Run(KFACPINN, 50, {})]],
-        "hard_constraint": [[adam(3000)], [Run(GaussNewton, 50, {})], [Run(KFACPINN, 50, {})]],
-        "kovasznay": [[adam(1000)], [Run(KFACPINN, 50, {})]],
-    }
-    for name, phases in runs.items():
-        yield from deepxde(name, "float32", phases)
+def ours(*steps: int, **settings: Any) -> list[Run]:
+    """Both optimizers; one number of steps serves both, of two the first is `KFACPINN`'s."""
+    return [Run(KFACPINN, steps[0], settings), Run(GaussNewton, steps[-1], settings)]
 
 
-def pina() -> Iterator[Row]:
-    runs = [adam(1000), Run(KFACPINN, 50, {}), Run(GaussNewton, 50, {})]
-    yield from script("pina_poisson", "solve", "Poisson", runs)
-    yield from script("pina_poisson", "identify", "unknown source, error of mu", runs)
+def stages(*runs: Run, times: int) -> list[list[Run]]:
+    """Models of which each is trained by one run, so many times."""
+    return [[run] * times for run in runs]
 
 
-def lightning() -> Iterator[Row]:
-    runs = [adam(2000), Run(KFACPINN, 50, {}), Run(GaussNewton, 50, {})]
-    yield from script("lightning_heat", "solve", "heat", runs)
+Example = Callable[[], Iterator[Row]]
 
-
-def neurodiffeq() -> Iterator[Row]:
-    runs = [adam(500), Run(KFACPINN, 50, {}), Run(GaussNewton, 50, {})]
-    yield from script("neurodiffeq_laplace", "solve", "Laplace", runs)
-
-
-def torchphysics() -> Iterator[Row]:
-    runs = [adam(2000), Run(KFACPINN, 50, {"lr": 1.0}), Run(GaussNewton, 50, {"lr": 1.0})]
-    yield from script("torchphysics_poisson", "solve", "Poisson", runs)
-
-
-def neuromancer() -> Iterator[Row]:
-    runs = [adam(1000), Run(KFACPINN, 60, {}), Run(GaussNewton, 60, {})]
-    yield from script("neuromancer_diffusion", "solve", "diffusion", runs)
-
-
-FRAMEWORKS: dict[str, tuple[str, Callable[[], Iterator[Row]]]] = {
-    "deepxde": ("deepxde", deepxde_demos),
-    "pina": ("pina-mathlab", pina),
-    "lightning": ("lightning", lightning),
-    "neurodiffeq": ("neurodiffeq", neurodiffeq),
-    "torchphysics": ("torchphysics", torchphysics),
-    "neuromancer": ("neuromancer", neuromancer),
+FRAMEWORKS: dict[str, tuple[str, dict[str, Example]]] = {
+    "deepxde": (
+        "deepxde",
+        {
+            "beam": Demo("beam", [[adam(10000)], *stages(*ours(50), times=2)]),
+            "diffusivity": Demo(
+                "diffusivity", [[adam(10000, published=50000)], *stages(*ours(50), times=2)]
+            ),
+            "hard constraint": Demo(
+                "hard_constraint", [[adam(10000)], *stages(*ours(50), times=2)]
+            ),
+            "Lorenz": Demo("lorenz", [[adam(6000, published=60000)], *stages(*ours(50), times=4)]),
+            "Kovasznay": Demo(
+                "kovasznay", [[adam(2000, published=30000)], *stages(Run(KFACPINN, 50), times=2)]
+            ),
+            "Burgers": Demo("burgers", [[adam(15000), Run(LBFGS, 0)], *stages(*ours(50), times=4)]),
+        },
+    ),
+    "pina": (
+        "pina-mathlab",
+        {
+            "Poisson": Script(
+                "pina_poisson", "solve", [adam(1000, 0.006, weight_decay=1e-8), *ours(100, 200)]
+            ),
+            "unknown centre": Script("pina_poisson", "identify", [adam(1500, 0.005), *ours(50)]),
+        },
+    ),
+    "lightning": (
+        "lightning",
+        {
+            "heat": Script(
+                "lightning_heat", "solve", [*(adam(2000, lr) for lr in (1e-3, 1e-2)), *ours(50)]
+            )
+        },
+    ),
+    "neurodiffeq": (
+        "neurodiffeq",
+        {"Laplace": Script("neurodiffeq_laplace", "solve", [adam(2000), *ours(100, 30)])},
+    ),
+    "torchphysics": (
+        "torchphysics",
+        {
+            "Poisson": Script(
+                "torchphysics_poisson",
+                "solve",
+                [*(adam(2000, lr) for lr in (1e-3, 1e-2)), *ours(50, lr=1.0)],
+            )
+        },
+    ),
+    "neuromancer": (
+        "neuromancer",
+        {"diffusion": Script("neuromancer_diffusion", "solve", [adam(5000), *ours(60)])},
+    ),
 }
 
 
 @app.command()
-def measure(only: str = "") -> None:
+def measure(only: str = "", example: str = "") -> None:
     """Train before and after, and write results/frameworks/NAME.json."""
     torch.set_num_threads(1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in [only] if only else FRAMEWORKS:
-        package, rows = FRAMEWORKS[name]
-        versions = {p: importlib.metadata.version(p) for p in (package, "torch")}
-        found: list[dict[str, Any]] = []
-        for row in rows():
-            found.append(asdict(row))
-            print(f"{row.example}: {row.optimizer}, {row.error:.1e} after {row.seconds:.0f} s")
-            text = json.dumps({"versions": versions, "rows": found}, indent=1)
-            (RESULTS / f"{name}.json").write_text(text + "\n")
+        package, examples = FRAMEWORKS[name]
+        for title in [example] if example else examples:
+            facts = {package: importlib.metadata.version(package), **environment()}
+            rows = []
+            for row in examples[title]():
+                print(f"{title}: {row.optimizer}, {row.error:.1e} after {row.seconds:.0f} s")
+                rows.append(asdict(row))
+                write(name, title, {**facts, "rows": rows})
     report()
+
+
+def write(name: str, title: str, result: dict[str, Any]) -> None:
+    """One example of a framework's file; the others stay."""
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    order = FRAMEWORKS[name][1]
+    known[title] = result
+    found = {each: known[each] for each in order if each in known}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 @app.command()
@@ -183,18 +227,23 @@ def report() -> None:
     """Fill the pages' tables with what was measured."""
     for path in sorted(RESULTS.glob("*.json")):
         page = PAGES / f"{path.stem}.md"
-        page.write_text(filled(page.read_text(), table(json.loads(path.read_text()))))
+        package = FRAMEWORKS[path.stem][0]
+        page.write_text(filled(page.read_text(), table(package, json.loads(path.read_text()))))
 
 
-def table(result: dict[str, Any]) -> str:
+def table(package: str, results: dict[str, Any]) -> str:
     """Markdown: one line a row."""
-    versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
     lines = ["| example | optimizer | steps | CPU seconds | error |", "|---|---|---|---|---|"]
-    for row in result["rows"]:
-        optimizer = f"`{row['optimizer']}`"
-        numbers = f"{row['steps']} | {row['seconds']:.0f} | {row['error']:.1e}"
-        lines.append(f"| {row['example']} | {optimizer} | {numbers} |")
-    return "\n".join([*lines, "", f"({versions}; one thread)"])
+    made = {}
+    for title, result in results.items():
+        for row in result["rows"]:
+            of = f" of {row['published']}" if row.get("published") else ""
+            numbers = f"{row['steps']}{of} | {row['seconds']:.0f} | {row['error']:.1e}"
+            lines.append(f"| {title} | `{row['optimizer']}` | {numbers} |")
+        versions = f"{package} {result[package]}, torch {result['torch']}"
+        made.setdefault(f"{versions}, one thread", []).append(f"{title}: {result['commit']}")
+    notes = [f"{what}; commits: {', '.join(commits)}" for what, commits in made.items()]
+    return "\n".join([*lines, "", f"({'; '.join(notes)})"])
 
 
 def filled(page: str, text: str) -> str:

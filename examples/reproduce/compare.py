@@ -30,6 +30,10 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results" / "compare"
 PAGE = ROOT / "docs" / "experiments" / "compare.md"
 CHOOSING = ROOT / "docs" / "choosing.md"
+SEEN = (
+    "Relative error against CPU seconds for thirteen optimizers on 2d Poisson, 4+1d heat and "
+    "Burgers; GaussNewton ends lowest on the first two"
+)
 FIGURE = ROOT / "docs" / "figures" / "compare.png"
 Optimizer = Enum("Optimizer", {name: name for name in OPTIMIZERS}, type=str)
 ALL = list(Optimizer)
@@ -83,7 +87,7 @@ def report() -> None:
     table.to_csv(RESULTS / "table.csv", index=False, float_format="%.3g")
     errors(rows, FIGURE)
     table = table.assign(settings=table["settings"].map(plain)).drop(columns=HIDDEN)
-    text = f"{markdown(table)}\n![Error against seconds](../figures/compare.png)"
+    text = f"{markdown(table)}\n![{SEEN}](../figures/compare.png)"
     fill(PAGE, f"{text}\n\n{hardware(RESULTS)}")
     fill(CHOOSING, winners(rows), "compare")
     typer.echo(markdown(table))

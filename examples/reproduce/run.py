@@ -4,6 +4,7 @@
     python examples/reproduce/run.py sweep heat_4d adam --network 64-64-48-48 --trials 50
     python examples/reproduce/run.py queue --hours 8
     python examples/reproduce/run.py study spectra
+    python examples/reproduce/run.py headline
     python examples/reproduce/run.py report
 
 An interrupted command continues where it was when given again, and a run that is given more
@@ -23,6 +24,7 @@ import torch
 import typer
 from published import pages, queue, studies, sweeps
 from published.figures import errors
+from published.headline import draw, lines
 from published.recipes import OPTIMIZERS, PROBLEMS, resampling
 from published.results import Experiment, load, markdown
 from published.training import network_of, optimizer_of, run_all
@@ -129,8 +131,24 @@ def make(
 
 @app.command()
 def study(name: StudyName, redraw: bool = False) -> None:
-    """Measure a question of the reviewers and fill its page; --redraw: from the table it has."""
+    """Make one of the studies and fill its page; --redraw: from the table it has."""
     (studies.publish if redraw else studies.make)(name.value)
+
+
+@app.command()
+def headline(folder: Path = RESULTS, out: Path = Path("figures/headline.png")) -> None:
+    """Draw the README's figure from a folder of results, and print its numbers."""
+    try:
+        rows = load(folder)
+    except FileNotFoundError as error:
+        raise typer.BadParameter(str(error)) from error
+    draw(rows, out)
+    for line in lines(rows):
+        typer.echo(markdown(line.reset_index()[SHOWN]))
+    typer.echo(f"picture: {out}")
+
+
+SHOWN = ["problem", "parameters", "counts", "budget", "optimizer", "seeds", "relative L2"]
 
 
 @app.command()

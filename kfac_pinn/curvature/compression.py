@@ -32,6 +32,9 @@ __all__ = ["Compression", "Exact", "Sketch"]
 # and within a step the damping may still fall by five hundred before `rounding` stops it.
 LARGE_DAMPING = 1e-9
 
+# Up to here a singular value decomposition takes a second or less of a core.
+CHEAP = 1000
+
 
 class Compression(Protocol):
     """From a linearisation to the decomposed model of one step."""
@@ -63,30 +66,54 @@ class Exact:
 
 @dataclass(frozen=True)
 class Sketch:
-    """S J and S r, at most `rows` random sums of the rows of J (`CountSketch`), eq. (30).
+    """S J and S r, random sums of the rows of J (`CountSketch`), eq. (30).
 
     New ones every step, so that in the long run nothing is missed. With rows to spare J stays as
     it is.
 
     Args:
-        rows: of S.
+        rows: of S; None: all of J where that is cheap, else as many as cost about what the rest of
+            a step does.
         hashes: how many sums each row of J enters.
     """
 
-    rows: int
+    rows: int | None = None
     hashes: int = 1
 
     def __call__(
         self, linearization: Linearization, generator: Generator, damping: float
     ) -> Decomposition:
-        total = row_count(linearization)
-        if self.rows >= total:
+        total, columns = row_count(linearization), linearization.size
+        rows = affordable(total, columns) if self.rows is None else self.rows
+        if rows >= total:
             return Exact()(linearization, generator, damping)
-        sketch = CountSketch(total, self.rows, generator, self.hashes)
-        both = sketch.of(torch.cat([J, r[:, None]], dim=1) for J, r in batches(linearization))
-        tall = self.rows > linearization.size
-        pair = both[:, :-1], both[:, -1]
-        return decomposed([pair], tall, linear_term_of(linearization), damping)
+        found = linearization.sketched(rows, generator, self.hashes)
+        J, r = (part.double() for part in found)
+        if linearization.ridge is not None:
+            add_ridge(J, linearization.ridge.double().sqrt(), generator)
+        tall = len(J) > columns
+        result = decomposed([(J, r)], tall, linear_term_of(linearization), damping)
+        result.sketched = True
+        return result
+
+
+def affordable(rows: int, columns: int) -> int:
+    """How many of the rows to keep: all, if their decomposition takes a second or less.
+
+    A linearisation and seven trials take about 100 passes of 2 R P operations; the kernel of m
+    sketched rows takes m^2 P and its eigenvectors 10 m^3. Up to twice as many is worth the digits.
+    """
+    if min(rows, columns) <= CHEAP:
+        return rows
+    passes = 200 * rows * columns
+    return min(rows, int((passes / columns) ** 0.5), int((0.3 * passes) ** (1 / 3)))
+
+
+def add_ridge(J: Tensor, roots: Tensor, generator: Generator) -> None:
+    """J += S diag(roots), the sketched rows of a ridge; roots of shape (P,)."""
+    sketch = CountSketch(len(roots), len(J), generator)
+    place = sketch.bucket[:, 0].to(J.device), torch.arange(len(roots), device=J.device)
+    J.index_put_(place, sketch.sign[:, 0].to(J) * roots, accumulate=True)
 
 
 def decomposed(

@@ -12,6 +12,7 @@ J^T J and J J^T cost half of the digits, and serve as long as lambda is large.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,7 +36,10 @@ class Decomposition:
         S: singular values, descending, shape (min(R, P),).
         b: the gradient in the right singular basis, same shape.
         outside: e', the part of the gradient in the null space of J, shape (P,).
+        sketched: whether J and r are random sums of the rows of the problem.
     """
+
+    sketched = False
 
     # The least lambda / S_1^2 with a meaning: singular values have an error of eps S_1, and lambda
     # is compared with their squares.
@@ -58,6 +62,12 @@ class Decomposition:
     def step(self, damping: float) -> Tensor:
         """p(lambda), shape (P,)."""
         return -self._lift(self.b / (self.S.square() + damping)) - self.outside / damping
+
+    def solver(self, gradient: Tensor) -> Callable[[float], Tensor]:
+        """lambda -> -(J^T J + lambda I)^-1 g for another gradient g (P,), with this J."""
+        inside = self._lower(gradient)
+        outside = gradient - self._lift(inside)
+        return lambda damping: -self._lift(inside / (self.S.square() + damping)) - outside / damping
 
     def norm(self, damping: Tensor) -> Tensor:
         """||p(lambda)|| for dampings of any shape; falls as lambda rises."""

@@ -12,154 +12,31 @@ physics-informed neural networks"; Eschenhagen et al. (2023) for weight sharing.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import Layer, LayerInputs, Leaf, second_moment
+from kfac_pinn.curvature.factor_damping import DampingRule, EqualDamping
+from kfac_pinn.curvature.fisher import Cotangents, Fisher, Type2
+from kfac_pinn.curvature.weight_sharing import Expand, Sharing
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.linearization import Block, Linearization
-from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve, generator_for
+from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 
 __all__ = [
     "Average",
     "BlockCurvature",
-    "DampingRule",
     "DenseInverse",
-    "Empirical",
-    "EqualDamping",
-    "Expand",
     "Factors",
-    "Fisher",
-    "ForwardOnly",
     "KroneckerCurvature",
     "KroneckerPair",
     "LayerFactors",
     "LeafGramian",
-    "MonteCarlo",
-    "Reduce",
-    "Sharing",
-    "TraceNormDamping",
-    "Type2",
     "precondition",
 ]
-
-Cotangents: TypeAlias = Sequence["Tensor | float | None"]
-
-
-class Sharing(Protocol):
-    """How the shared positions s of a layer enter the two factors."""
-
-    def inputs(self, inputs: LayerInputs) -> Tensor:
-        """A, shape (d_in + 1, d_in + 1)."""
-
-    def gradients(self, g: Tensor) -> Tensor:
-        """B, shape (d_out, d_out), of g (S, N, d_out)."""
-
-
-@dataclass(frozen=True)
-class Expand:
-    """Each position counts as a point: A = 1/(NS) sum_ns z z^T, B = 1/N sum_ns g g^T, eq. (13)."""
-
-    def inputs(self, inputs: LayerInputs) -> Tensor:
-        return inputs.second_moment / (inputs.z.shape[0] * inputs.z.shape[1])
-
-    def gradients(self, g: Tensor) -> Tensor:
-        return second_moment(g) / g.shape[1]
-
-
-@dataclass(frozen=True)
-class Reduce:
-    """Positions are summed first: A = 1/N sum_n zbar zbar^T, B = 1/N sum_n gbar gbar^T, eq. (14).
-
-    zbar_n = 1/S sum_s [z_ns; e_s] and gbar_n = sum_s g_ns.
-    """
-
-    def inputs(self, inputs: LayerInputs) -> Tensor:
-        mean = LayerInputs(inputs.z.mean(0, keepdim=True), inputs.unit.mean(0, keepdim=True))
-        return mean.second_moment / inputs.z.shape[1]
-
-    def gradients(self, g: Tensor) -> Tensor:
-        return second_moment(g.sum(0, keepdim=True)) / g.shape[1]
-
-
-class Fisher(Protocol):
-    """Which vector of the residual space is sent backwards through the network, eq. (15)."""
-
-    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        """One entry a term, (N,) or a number: g_n is multiplied by it; None: B is the identity."""
-
-
-@dataclass(frozen=True)
-class Type2:
-    """g_n as it is: the exact Gauss-Newton curvature of a square."""
-
-    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        return [1.0] * len(linearization.terms)
-
-
-@dataclass(frozen=True)
-class MonteCarlo:
-    """eps_n g_n with eps_n ~ N(0, 1): equal to type-2 in expectation.
-
-    Args:
-        seed: together with the number of the step it fixes the sample, so that runs resume exactly.
-    """
-
-    seed: int = 0
-
-    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        generator = generator_for(self.seed, step)
-        like = linearization.residual
-        sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
-        return linearization.split(sample.to(like))
-
-
-@dataclass(frozen=True)
-class Empirical:
-    """r_n g_n: the gradient of 1/2 r_n^2 itself."""
-
-    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        return [term.residual for term in linearization.terms]
-
-
-@dataclass(frozen=True)
-class ForwardOnly:
-    """B = I: no curvature of what follows the layer."""
-
-    def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
-        return [None] * len(linearization.terms)
-
-
-class DampingRule(Protocol):
-    """How the damping lambda enters the factors."""
-
-    def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """The damped pair."""
-
-
-@dataclass(frozen=True)
-class EqualDamping:
-    """(A + lambda I, B + lambda I), eq. (16)."""
-
-    def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        return shifted(A, damping), shifted(B, damping)
-
-
-@dataclass(frozen=True)
-class TraceNormDamping:
-    """(A + pi sqrt(lambda) I, B + sqrt(lambda) / pi I), pi^2 = (tr A / dim A) / (tr B / dim B).
-
-    Source: Martens & Grosse (2015), section 6.3.
-    """
-
-    def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        a, b = float(A.diagonal().mean()), float(B.diagonal().mean())
-        pi, root = math.sqrt(a / b) if a > 0 and b > 0 else 1.0, math.sqrt(damping)
-        return shifted(A, pi * root), shifted(B, root / pi)
 
 
 def identity(like: Tensor) -> Tensor:
@@ -167,13 +44,6 @@ def identity(like: Tensor) -> Tensor:
     if like.ndim == 1:
         return torch.ones_like(like)
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-
-
-def shifted(matrix: Tensor, shift: float) -> Tensor:
-    """matrix + shift I."""
-    result = matrix.clone()
-    result.diagonal().add_(shift)
-    return result
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.jacobian.blocks import (
-    BlockJacobian,
-    Layer,
-    LayerInputs,
-    LayerJacobian,
-    Leaf,
-    LeafJacobian,
-)
+from kfac_pinn.jacobian.blocks import BlockJacobian, LayerInputs, LayerJacobian, LeafJacobian
 from kfac_pinn.jacobian.capture import Capture, LayerCall
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.partition import NOWHERE, Partition
 
 __all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
 
+# Larger tensors keep no dense block (`LARGEST_GRAMIAN`), for which alone their rows are worth a
+# backward pass each; products by autograd cost one.
 LARGEST_LEAF = 4096
 
 
@@ -135,9 +131,6 @@ class Backward:
             for p in part.parameters
             if p.requires_grad
         ]
-
-    def _jacobian(self, part: Layer, use: LayerCall) -> LayerJacobian:
-        return LayerJacobian(part, inputs_of(use, part, self.points), self.g[use])
 
     def _separate_single_points(self) -> None:
         """Uses at one point that all N points read: the chain rule through what they read."""

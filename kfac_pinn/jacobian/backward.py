@@ -6,13 +6,13 @@ it. While anyone watches, `torch.autograd.backward` (which `Tensor.backward` cal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BackwardWatch", "depends_on"]
+__all__ = ["BackwardWatch", "depends_on", "pass_on"]
 
 
 class BackwardWatch:
@@ -29,6 +29,7 @@ class BackwardWatch:
         losses: those scalars, in order.
         versions: of the parameters' gradients after the last of those calls.
         values: versions of the parameters themselves at that time.
+        taken: whether another optimizer has stepped on those losses, and moved what they read.
     """
 
     def __init__(self, parameters: Iterable[Tensor] = (), run: bool = True) -> None:
@@ -36,6 +37,7 @@ class BackwardWatch:
         self.losses: list[Tensor] = []
         self.versions: list[int] = []
         self.values: list[int] = []
+        self.taken = False
 
     def start(self) -> None:
         """Watch from now on."""
@@ -78,6 +80,7 @@ class BackwardWatch:
     def saw(self, losses: Sequence[Tensor], weights: Sequence[Tensor | None]) -> None:
         """Remember a call of backward."""
         self._forget_stale()
+        self.taken = False
         pairs = zip(losses, weights, strict=True)
         weighted = [loss if weight is None else loss * weight for loss, weight in pairs]
         self.losses += [each for each in weighted if not self.run or self._concerns(each)]
@@ -98,19 +101,49 @@ class BackwardWatch:
         self.values = values
 
 
-def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Whether the graph of a tensor ends in one of the parameters."""
-    wanted = {id(p) for p in parameters}
+def pass_on(
+    losses: Sequence[Tensor], parameters: Iterable[Tensor], differentiated: Collection[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Add to `.grad` of leaves that somebody else trains what `backward()` would have added.
+
+    Adaptive weights of the loss, say, which another optimizer raises (McClenny & Braga-Neto, 2020).
+    Points that the closure differentiates by are none.
+
+    Args:
+        losses: on which `backward()` was called and skipped, with their graphs.
+        parameters: of our optimizer.
+        differentiated: ids of what derivatives were taken by.
+
+    Returns:
+        Those leaves, each with its gradient.
+    """
+    ours = {*map(id, parameters), *differentiated}
+    found: dict[int, Tensor] = {}
+    for loss in losses:
+        others = {id(leaf): leaf for leaf in leaves(loss) if id(leaf) not in ours}
+        found |= others
+        if others:
+            ORIGINAL(loss, retain_graph=True, inputs=list(others.values()))
+    return [(leaf, leaf.grad) for leaf in found.values() if leaf.grad is not None]
+
+
+def leaves(root: Tensor) -> Iterator[Tensor]:
+    """Those of a tensor's graph."""
     seen, stack = set(), [root.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:  # of AccumulateGrad
-            return True
+        if hasattr(node, "variable"):  # AccumulateGrad
+            yield node.variable
         stack.extend(parent for parent, _ in node.next_functions)
-    return False
+
+
+def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether the graph of a tensor ends in one of the parameters."""
+    wanted = {id(p) for p in parameters}
+    return any(id(leaf) in wanted for leaf in leaves(root))
 
 
 WATCHES: list[BackwardWatch] = []

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.dense_rows import probe, tolerance, uses_tf32
+from kfac_pinn.jacobian.capture.graph import inputs_first
+from kfac_pinn.jacobian.dense_rows import probe, strided, tolerance, uses_tf32
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.notices import NOTICES, outside
 
 __all__ = [
     "CheckSchedule",
@@ -85,7 +87,7 @@ def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     gradients = torch.autograd.grad(
         scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+    return torch.cat([strided(gradient).reshape(-1) for gradient in gradients])
 
 
 def names_of(parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> list[str]:
@@ -112,7 +114,7 @@ def compare(result: Linearization, outputs: list[Tensor], names: Mapping[Tensor,
             "`linearize` gives it; correct that, or leave it out: any closure is linearised"
         )
     warn_of_tf32(result.parameters[0])
-    warn_of_unused(result, names)
+    warn_of_unused(result, names, outputs)
 
 
 def mismatch(
@@ -123,10 +125,13 @@ def mismatch(
     truth = autograd_product(result, outputs, u)
     error = result.vjp(u) - truth
     errors, sizes = norms(result, error), norms(result, truth)
+    # A parameter that hardly moves the residuals is compared with a thousandth of the average one
     allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
     if (errors <= allowed).all():
         return None
-    for scale in (3, 5, 7):  # what autograd differs from itself, on an ill-conditioned problem
+    # What autograd differs from itself, on an ill-conditioned problem: odd factors round anew, as
+    # powers of two would not, and three samples of an error are allowed to miss it a hundredfold
+    for scale in (3, 5, 7):
         rounding = autograd_product(result, outputs, scale * u) / scale - truth
         allowed = torch.maximum(allowed, 100 * norms(result, rounding))
     for name, error, most, size in zip(names.values(), errors, allowed, sizes, strict=True):
@@ -147,13 +152,29 @@ def autograd_product(result: Linearization, outputs: list[Tensor], u: Tensor) ->
     return autograd_of(torch.stack(scalars).sum(), result.parameters)
 
 
-def warn_of_unused(result: Linearization, names: Mapping[Tensor, str]) -> None:
-    """A parameter that moves no residual stays where it is."""
+def warn_of_unused(
+    result: Linearization, names: Mapping[Tensor, str], outputs: Iterable[Tensor]
+) -> None:
+    """A parameter that moves no residual stays where it is.
+
+    Raises:
+        RuntimeError: if a checkpoint in the graph of an output hides it.
+    """
     used = {id(p) for block in result.blocks for p in block.parameters}
-    unused = [name for p, name in names.items() if id(p) not in used]
+    unused = ", ".join(name for p, name in names.items() if id(p) not in used)
+    if unused and any(hides_parameters(output.grad_fn) for output in outputs):
+        raise RuntimeError(
+            f"no residual depends on parameter {unused}, which a checkpoint may hide: write "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
     if unused:
-        message = f"no residual depends on parameter {', '.join(unused)}: it will not be trained"
-        warnings.warn(message, stacklevel=2)
+        message = f"no residual depends on parameter {unused}: it will not be trained"
+        NOTICES.once_of(next(iter(names)), message, message)
+
+
+def hides_parameters(node: Any) -> bool:
+    """Whether a reentrant checkpoint is behind a node of a graph."""
+    return any(type(each).__name__ == "CheckpointFunctionBackward" for each in inputs_first(node))
 
 
 def warn_of_tf32(like: Tensor) -> None:
@@ -162,5 +183,5 @@ def warn_of_tf32(like: Tensor) -> None:
         warnings.warn(
             "TF32 is on for matrix products: second-order steps freeze at its precision. Call "
             "torch.set_float32_matmul_precision('highest') or train in float64",
-            stacklevel=2,
+            stacklevel=outside(),
         )

@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.backward import BackwardWatch
+from kfac_pinn.jacobian.backward import BackwardWatch, pass_on
 from kfac_pinn.jacobian.capture import PRECISION, Capture
+from kfac_pinn.jacobian.capture.data import data_of
 from kfac_pinn.jacobian.check import (
     CheckSchedule,
     autograd_of,
@@ -21,9 +22,10 @@ from kfac_pinn.jacobian.check import (
     warn_of_unused,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
-from kfac_pinn.jacobian.losses import Residuals, Term
+from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Residuals, Term
+from kfac_pinn.jacobian.running import evaluate, explained, terms_at
 from kfac_pinn.jacobian.sources import Source
-from kfac_pinn.jacobian.terms import as_terms, total_loss
+from kfac_pinn.jacobian.terms import as_terms, holds_loss, total_loss
 
 __all__ = [
     "Block",
@@ -62,6 +64,8 @@ def linearize(
     parameters: Iterable[Tensor],
     check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
+    *,
+    data: bool = False,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
 
@@ -73,6 +77,7 @@ def linearize(
         check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
             schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
+        data: note what tells its points from others, in `Linearization.data`.
 
     Raises:
         TypeError, ValueError: for a closure that returns something else, or parameters that differ
@@ -97,7 +102,8 @@ def linearize(
                 compare(result, outputs_of(closure, next(iter(known))), known)
             return result
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        with Capture(known) as capture, BackwardWatch(known, run=False) as watch:
+        watch, capture = BackwardWatch(known, run=False), Capture(known)
+        with explained(list(known)), capture, watch:
             returned = closure()
         refuse_changes(known, before)
         output = returned if watch.loss is None else watch.loss
@@ -110,8 +116,11 @@ def linearize(
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
             result = linearized(output, known, source)
-            result.needs_gradients = capture.calls_autograd or is_loss(output)
+            result.needs_gradients = capture.calls_autograd or holds_loss(output)
             result.changes_gradients = watch.gradients_were_changed
+            result.others = pass_on(watch.losses, known, capture.differentiated)
+            if data:
+                result.data = data_of(tensors_of(output), list(known))
     return result
 
 
@@ -135,7 +144,9 @@ def linearize_loss(
     with torch.enable_grad():
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
-            return linearized(total, known, Source(known, None, now, check is not False))
+            result = linearized(total, known, Source(known, None, now, check is not False))
+            result.data = data_of([total], list(known))
+            return result
 
 
 def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
@@ -143,43 +154,25 @@ def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Line
     like = next(iter(known))
     terms = as_terms(output, known)
     triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-    loss = float(output.detach() if is_loss(output) else sum(t.loss().detach() for t in terms))
+    loss = total_loss(output) if holds_loss(output) else sum(term.loss() for term in terms)
     linear_term = linear_term_of(terms, list(known))
-    result = Linearization(list(known), source.terms(triples), loss, linear_term)
+    value = float(torch.as_tensor(loss).detach())
+    result = Linearization(list(known), source.terms(triples), value, linear_term)
     refuse_infinite(result, known)
     if source.check:
         warn_of_tf32(like)
-        warn_of_unused(result, known)
+        warn_of_unused(result, known, [output for _, output, _ in triples])
     return result
 
 
-def is_loss(output: Any) -> bool:
-    """Whether it is one number, not a vector of residuals."""
-    return isinstance(output, Tensor) and output.ndim == 0
-
-
-def evaluate(closure: Callable[[], Any], gradients: bool = True) -> Tensor:
-    """L at the current parameters, of a closure that returns residuals or calls backward.
-
-    Args:
-        closure: as of `linearize`; backward() inside it does nothing.
-        gradients: whether it may need a graph: one that calls autograd does
-            (`Linearization.needs_gradients`).
-    """
-    return total_loss(run(closure, gradients))
-
-
-def terms_at(closure: Callable[[], Any], gradients: bool = True) -> list[Term]:
-    """The residual terms there; arguments as of `evaluate`."""
-    with torch.set_grad_enabled(gradients):  # the residuals of a loss are read off its graph
-        return as_terms(run(closure, gradients))
-
-
-def run(closure: Callable[[], Any], gradients: bool) -> Any:
-    """What it returns, or the loss that it called backward on."""
-    with torch.set_grad_enabled(gradients), BackwardWatch(run=False) as watch:
-        returned = closure()
-        return returned if watch.loss is None else watch.loss
+def tensors_of(output: Any) -> list[Tensor]:
+    """Those with a graph in whatever a closure returned."""
+    if isinstance(output, (ConvexLoss, LeastSquares)):
+        output = [tensor for tensor, _ in output.tangents()]
+    if isinstance(output, Tensor):
+        return [output] if output.grad_fn is not None else []
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:
@@ -200,6 +193,11 @@ def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
     """Trained parameters are leaves of one floating dtype, at least float32, on one device."""
     if not (p.is_leaf and p.requires_grad):
         raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
+    if p.is_complex():
+        raise ValueError(
+            f"parameter {name} is {p.dtype}: all parameters must have one real dtype. Train its "
+            "real and its imaginary part"
+        )
     if (p.dtype, p.device) != (like.dtype, like.device) or not p.is_floating_point():
         raise ValueError(
             f"parameter {name} is {p.dtype} on {p.device}, the first one {like.dtype} on "

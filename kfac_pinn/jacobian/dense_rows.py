@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 
 from kfac_pinn.linalg import rows_at_once
 
-__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "tolerance", "uses_tf32"]
+__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "strided", "tolerance", "uses_tf32"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,11 @@ def leaf_rows(
     found = chain(shares, leaves, len(output))
     flat = [None if rows is None else rows.reshape(len(output), -1) for rows in found]
     return [
-        None if product is None else rows if agrees(rows, u, product) else dense(output, leaf)
+        None
+        if product is None
+        else rows
+        if agrees(rows, u, strided(product))
+        else dense(output, leaf)
         for leaf, product, rows in zip(leaves, expected, flat, strict=True)
     ]
 
@@ -70,6 +74,7 @@ def agrees(rows: Tensor | None, u: Tensor, product: Tensor) -> bool:
 
 def tolerance(like: Tensor) -> float:
     """Relative error above which two ways to the same product differ: the root of the rounding."""
+    # TF32 keeps ten bits behind the leading one, whatever the dtype says
     rounding = 2.0**-11 if uses_tf32(like) else torch.finfo(like.dtype).eps
     return math.sqrt(rounding)
 
@@ -120,17 +125,26 @@ def pulled_back(
 
 
 def dense(output: Tensor, leaf: Tensor) -> Tensor:
-    """d r_n / d p, shape (N, numel p), by rows or by columns, whichever are fewer.
+    """d r_n / d p, shape (N, numel p), by rows or by columns, whichever are fewer."""
+    if len(output) > leaf.numel():
+        try:
+            return by_columns(output, leaf)
+        except RuntimeError:  # a function without a second derivative says so
+            pass
+    return torch.stack([gradient(each, leaf) for each in output])
 
-    G(v) = J^T v is linear in v, so the derivatives of its entries with respect to v are columns.
+
+def by_columns(output: Tensor, leaf: Tensor) -> Tensor:
+    """G(v) = J^T v is linear in v, so the derivatives of its entries with respect to v are columns.
+
+    Raises:
+        RuntimeError: where autograd cannot differentiate twice.
     """
-    if len(output) <= leaf.numel():
-        return torch.stack([gradient(each, leaf) for each in output])
     v = torch.ones_like(output, requires_grad=True)
     (product,) = torch.autograd.grad(output, leaf, v, create_graph=True, retain_graph=True)
     if not product.requires_grad:
         return v.new_zeros(len(v), leaf.numel())
-    return torch.stack([gradient(each, v) for each in product.reshape(-1)], dim=1)
+    return torch.stack([gradient(each, v) for each in strided(product).reshape(-1)], dim=1)
 
 
 def gradient(scalar: Tensor, tensor: Tensor) -> Tensor:
@@ -138,4 +152,9 @@ def gradient(scalar: Tensor, tensor: Tensor) -> Tensor:
     (found,) = torch.autograd.grad(
         scalar, tensor, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return found.reshape(-1)
+    return strided(found).reshape(-1)
+
+
+def strided(gradient: Tensor) -> Tensor:
+    """That of `nn.Embedding(sparse=True)` as an ordinary tensor."""
+    return gradient.to_dense() if gradient.is_sparse else gradient

@@ -8,8 +8,6 @@ several residuals share, is left to autograd: products are exact, and nothing is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,91 +17,33 @@ from kfac_pinn.jacobian.assembly import LARGEST_LEAF, joined
 from kfac_pinn.jacobian.blocks import (
     BlockJacobian,
     EntriesJacobian,
-    Layer,
     LayerInputs,
     LayerJacobian,
-    Leaf,
     LeafJacobian,
     ManyPositions,
 )
-from kfac_pinn.jacobian.capture.graph import Graph
-from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, Unknown, shape_at, shape_of
-from kfac_pinn.jacobian.capture.rows import Owners, Tagged, arrange
+from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, shape_at, shape_of
+from kfac_pinn.jacobian.capture.rows import Tagged
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.linearization import Block, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
+from kfac_pinn.jacobian.residual_graph import (
+    Memory,
+    ReadResidual,
+    dense_rows,
+    leaf_at,
+    numel,
+    positions,
+)
 from kfac_pinn.jacobian.sampled import Sampler
 from kfac_pinn.linalg.memory import NUMBERS
 
-__all__ = ["GraphAssembly", "Memory", "ReadResidual"]
+__all__ = ["GraphAssembly"]
 
-ATTEMPTS = 8
 
-Memory = dict[Any, Any]
 Entries = tuple[Tensor, Tensor, Tensor]
-
-
-class ReadResidual:
-    """The readers of one residual's graph, with the owners of their rows.
-
-    Args:
-        output: r, shape (N,), with its graph.
-        trained: the parameters, by their id.
-        memory: what earlier evaluations of the same program have found.
-
-    Attributes:
-        graph: with its nodes classified such that rows have one owner, as far as possible.
-        reached: the readers that a gradient reaches, with the number of their edge.
-        owners: of those readers' rows; None where there are several or they cannot be read.
-    """
-
-    def __init__(self, output: Tensor, trained: Mapping[int, Tensor], memory: Memory) -> None:
-        self.output, self.points = output, len(output)
-        self.graph = Graph(output, trained)
-        self.memory = memory.setdefault((self.graph.signature, self.points), {})
-        for _ in range(ATTEMPTS):
-            shared = self.memory.get("shared", frozenset())
-            if shared:
-                self.graph = Graph(output, trained, shared)
-            self._attribute()
-            if not self._share_more():
-                break
-
-    def rows_of(self, reader: Product | Factor) -> Any:
-        """Brings a gradient at its node to the rows (M, d) that owners are known of."""
-        return reader.rows if isinstance(reader, Product) else partial(rows_of_factor, reader)
-
-    def _attribute(self) -> None:
-        readers = self.graph.readers
-        edges = [GradientEdge(reader.node, 0) for reader in readers]
-        known = self.memory.setdefault(("owners", self.memory.get("shared")), {})
-        self.tagged = Tagged(self.output, edges, known, self.graph.is_static)
-        pairs = enumerate(zip(readers, self.tagged.first, strict=True))
-        self.reached = {reader: i for i, (reader, first) in pairs if first is not None}
-        self.owners: dict[Reader, Owners | None] = {}
-        for reader, i in self.reached.items():
-            self.owners[reader] = self._owners(reader, i)
-
-    def _owners(self, reader: Reader, i: int) -> Owners | None:
-        if isinstance(reader, Unknown):
-            return None
-        found = self.tagged.owners(i, self.rows_of(reader), i)
-        if found is None and isinstance(reader, Factor) and not reader.entrywise:
-            reader.entrywise = True
-            found = self.tagged.owners(i, self.rows_of(reader), i)
-        return found
-
-    def _share_more(self) -> bool:
-        """Count as shared what has rows of several owners though no point enters it."""
-        mixed = [
-            self.graph.number[reader.node]
-            for reader, owners in self.owners.items()
-            if owners is None and self.graph.may_be_shared(reader)
-        ]
-        if mixed:
-            self.memory["shared"] = self.memory.get("shared", frozenset()) | {min(mixed)}
-        return bool(mixed)
 
 
 class GraphAssembly:
@@ -244,6 +184,8 @@ class GraphAssembly:
             g.append(outside)
             unit.append(value.new_full((len(inside),), e))
         inputs, outside = LayerInputs(joined(z), joined(unit)), joined(g)
+        # A product reads S (d_in + d_out) numbers a point in factors, d_in d_out by rows: twice as
+        # many pay for forming the rows, which must not take much of the memory
         many = len(outside) * (inputs.z.shape[2] + outside.shape[2]) > 2 * layer.size
         small = read.points * layer.size <= NUMBERS // 8
         return (ManyPositions if many and small else LayerJacobian)(layer, inputs, outside)
@@ -310,84 +252,12 @@ def each_entry(gradient: Tensor) -> Tensor:
     return gradient.reshape(-1, 1)
 
 
-def leaf_at(edge: GradientEdge) -> Tensor | None:
-    """The leaf that an edge leads to directly."""
-    return getattr(edge.node, "variable", None)
-
-
 def width_of(product: Product) -> tuple[int, ...]:
     """(d',) of a product with the matrix on the right."""
     return shape_of(product.node, 0)[-1:]
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    """The number of entries."""
-    return int(torch.Size(shape).numel())
 
 
 def place_of(reader: Reader) -> Tensor | GradientEdge:
     """t, the leaf itself if it is one."""
     leaf = leaf_at(reader.edge)
     return reader.edge if leaf is None else leaf
-
-
-def spread(reader: Factor, gradient: Tensor) -> Tensor:
-    """c times the gradient at y, entry by entry, of y's shape."""
-    shape = shape_of(reader.node, 0)
-    return (gradient * reader.c).expand(shape)
-
-
-def leading(reader: Factor) -> int | None:
-    """How many of y's first dimensions t is broadcast over, None if not just over those."""
-    if reader.entrywise:
-        return None
-    shape = shape_of(reader.node, 0)
-    pairs = list(zip(shape, reader.shape, strict=True))
-    count = next((i for i, (_, mine) in enumerate(pairs) if mine != 1), len(pairs))
-    plain = all(full == mine for full, mine in pairs[count:])
-    return count if plain and (count == 0 or numel(shape[:count]) > 1) else None
-
-
-def rows_of_factor(reader: Factor, gradient: Tensor) -> Tensor:
-    """(M, d) where t, with d entries, is broadcast over M rows; else every entry is a row."""
-    product, count = spread(reader, gradient), leading(reader)
-    if count:
-        return product.reshape(numel(product.shape[:count]), -1)
-    return product.reshape(-1, 1)
-
-
-def positions(read: ReadResidual, product: Product, like: Tensor) -> tuple[Tensor, Tensor]:
-    """z (S, N, d) and g (S, N, d') of one product."""
-    owners = read.owners[product]
-    assert owners is not None
-    g = read.tagged.gradient(read.reached[product], product.rows, owners).to(like)
-    z, places = product.z.to(like), arrange(owners, read.points)
-    if places is None:
-        return z[None], g[None]
-    kept = (places >= 0)[..., None]
-    places = places.clamp_min(0)
-    return torch.where(kept, z[places], 0), torch.where(kept, g[places], 0)
-
-
-def dense_rows(read: ReadResidual, reader: Reader, like: Tensor) -> Any:
-    """d r_n / d t of a slice of the points, shape (n, numel t), as a function of the slice."""
-    if isinstance(reader, Product):
-        z, g = positions(read, reader, like)
-        left, right = (g, z) if reader.left else (z, g)
-        return lambda points: torch.bmm(
-            left[:, points].permute(1, 2, 0), right[:, points].transpose(0, 1)
-        ).flatten(1)
-    assert isinstance(reader, Factor)
-    owners, rows = read.owners[reader], partial(rows_of_factor, reader)
-    assert owners is not None
-    g = read.tagged.gradient(read.reached[reader], rows, owners).to(like)
-    kept = owners.index >= 0
-    dense = like.new_zeros(read.points, numel(shape_at(reader.edge)))
-    if leading(reader):
-        dense.index_add_(0, owners.index[kept], g[kept])
-    else:
-        shape = shape_of(reader.node, 0)
-        columns = torch.arange(dense.shape[1], device=dense.device).view(reader.shape)
-        columns = columns.expand(shape).reshape(-1)
-        dense.index_put_((owners.index[kept], columns[kept]), g[kept, 0], accumulate=True)
-    return dense.__getitem__

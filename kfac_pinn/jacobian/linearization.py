@@ -12,26 +12,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, starmap
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from kfac_pinn.jacobian.blocks import (
-    BlockJacobian,
-    EntriesJacobian,
-    Layer,
-    LayerJacobian,
-    Leaf,
-)
+from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacobian
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries, signs
-from kfac_pinn.linalg import rows_at_once, sum_of_squares
+from kfac_pinn.linalg import CountSketch, rows_at_once, sum_of_squares
 
 __all__ = ["Block", "Linearization", "TermJacobian"]
 
 Block: TypeAlias = Layer | Leaf
+# A block (size, size) of 128 MiB in float64, whose factorisation takes a second or two.
 LARGEST_GRAMIAN = 4096
+SMALL = 2**20  # numbers of J
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,25 @@ class TermJacobian:
         for block in (*self.blocks.values(), *self._rests):
             block.add_vjp(self.scale * u, out)
 
+    def arrange(self) -> None:
+        """Before many products: the factors of layers with the points last in memory."""
+        for block in self.blocks.values():
+            if isinstance(block, LayerJacobian):
+                block.arrange()
+
     def write_rows(self, points: slice, out: Tensor) -> None:
         """Write the scaled rows of some points into zeros (n, P)."""
         for columns, rows in self._columns(points):
+            torch.mul(rows, self.scale, out=out[:, columns])
+
+    def write_sketch(self, sketch: CountSketch, out: Tensor) -> None:
+        """Write S J, scaled, into zeros (m, P), for a sketch of its N rows."""
+        sums: list[tuple[Sequence[slice], Tensor]] = [
+            (block.slices, jacobian.sketched(sketch)) for block, jacobian in self.blocks.items()
+        ]
+        if self.rest is not None:
+            sums.append((self.rest.places, sketch(self.rest.rows(slice(None)))))
+        for columns, rows in chain.from_iterable(starmap(apart, sums)):
             torch.mul(rows, self.scale, out=out[:, columns])
 
     def block_rows(self, points: slice, block: Block) -> Tensor:
@@ -138,15 +152,20 @@ class Linearization:
         linear_term: gradient of the loss beyond J^T r, shape (P,); None for least squares.
         ridge: the weights w of a term 1/2 sum_i w_i theta_i^2 of the loss (P,), or None. It adds w
             to the diagonal of the Gauss-Newton matrix, and its gradient to `linear_term`.
+        data: what tells evaluations at the same points from others (`capture.data`), if asked for.
+        others: leaves that others train, with what `backward()` in the closure adds to their grad.
         changes_gradients: whether the closure changed the gradients after backward(): clipped them.
         needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
             with gradients disabled.
     """
 
     ridge: Tensor | None = None
+    data: Tensor | None = None
+    others: Sequence[tuple[Tensor, Tensor]] = ()
     changes_gradients: bool = False
     needs_gradients: bool = False
     _sample: tuple[int, Tensor] | None = None
+    _multiplied: bool = False  # by a vector, once at least
 
     def __init__(
         self,
@@ -186,13 +205,33 @@ class Linearization:
         result.ridge = weights if self.ridge is None else self.ridge + weights
         result.loss = self.loss + 0.5 * float(slope @ theta)
         result.linear_term = slope if self.linear_term is None else self.linear_term + slope
-        vars(result).pop("gradient", None)  # that of the loss without the ridge, if cached
+        result.gradient = self.gradient + slope
         return result
 
     def curvature(self, v: Tensor) -> Tensor:
-        """(J^T J + diag(w)) v, the Gauss-Newton matrix on a flat vector (P,); w: the ridge."""
-        product = self.vjp(self @ v)
+        """(J^T J + diag(w)) v, the Gauss-Newton matrix on a flat vector (P,); w: the ridge.
+
+        The first one is made as it comes; before the second J is arranged for many.
+        """
+        rows = self._arranged if self._multiplied else None
+        product = self.vjp(self @ v) if rows is None else (rows @ v) @ rows
+        self._multiplied = True
         return product if self.ridge is None else product + self.ridge * v
+
+    @cached_property
+    def _arranged(self) -> Tensor | None:
+        """J's rows, where J is small; else its factors are arranged."""
+        if self._is_small:
+            return self.rows()
+        for term in self.terms:
+            term.arrange()
+        return None
+
+    @property
+    def _is_small(self) -> bool:
+        """J in the cache: measured, its rows pay from the third product on, with any layers."""
+        products_only = any(term.rest is not None for term in self.terms)
+        return not products_only and self.size * len(self.residual) <= SMALL
 
     def damped(self, damping: float | Tensor) -> float | Tensor:
         """damping + w: what is added to the diagonal of J^T J, a number if it is one."""
@@ -233,6 +272,23 @@ class Linearization:
         for term, part in zip(self.terms, self.split(out), strict=True):
             term.write_rows(slice(None), part)
         return out
+
+    def sketched(self, rows: int, generator: Generator, hashes: int = 1) -> tuple[Tensor, Tensor]:
+        """S J and S r, about `rows` random sums of rows, each term's in proportion to its points.
+
+        Without J in memory: layers add up their factors. S is a `CountSketch` of each term.
+        """
+        counts = [len(term.residual) for term in self.terms]
+        sizes = [max(1, min(n, round(rows * n / sum(counts)))) for n in counts]
+        sketches = [
+            CountSketch(n, size, generator, min(hashes, size))
+            for n, size in zip(counts, sizes, strict=True)
+        ]
+        out = self.residual.new_zeros(sum(sizes), self.size)
+        for term, sketch, part in zip(self.terms, sketches, out.split(sizes), strict=True):
+            term.write_sketch(sketch, part)
+        pairs = zip(self.terms, sketches, strict=True)
+        return out, torch.cat([sketch(t.scale * t.residual) for t, sketch in pairs])
 
     def batches(
         self, size: int | None = None, block: Block | None = None

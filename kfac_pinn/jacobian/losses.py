@@ -13,7 +13,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["BROADCAST", "ConvexLoss", "LeastSquares", "Residuals", "Term"]
+__all__ = ["BROADCAST", "ConvexLoss", "LeastSquares", "Residuals", "Reweighted", "Rho", "Term"]
+
+Rho: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class LeastSquares:
@@ -179,3 +181,31 @@ def square_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
     root = torch.where(kept, values, 0).sqrt()
     inverse = torch.where(kept, root, 1).reciprocal() * kept
     return vectors * root[..., None, :], inverse[..., :, None] * vectors.mT
+
+
+class Reweighted(LeastSquares):
+    """A robust loss L = sum_e w_e rho(r_e), as least squares with the weights w rho'(r) / r.
+
+    Args:
+        residual: r, shape (N,).
+        weights: w, shape (N,).
+        rho: even, increasing in |r|, entry by entry.
+        name: how errors call the term.
+
+    Source: Holland & Welsch (1977).
+    """
+
+    def __init__(self, residual: Tensor, weights: Tensor, rho: Rho, name: str) -> None:
+        value = residual.detach()
+        with torch.enable_grad():
+            r = value.clone().requires_grad_()
+            (slope,) = torch.autograd.grad((weights * rho(r)).sum(), r)
+        self.value = (weights * rho(value)).sum()
+        tiny = torch.finfo(value.dtype).tiny
+        ratio = torch.where(value.abs() > tiny, slope / value, 0)
+        ratio = torch.where(value.abs() > tiny, ratio, ratio.max())
+        super().__init__((ratio * len(value)).sqrt() * residual, name)
+
+    def loss(self) -> Tensor:
+        """L, a scalar without a graph."""
+        return self.value

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import Layer, Leaf
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.linalg import rows_at_once
 from kfac_pinn.linalg.memory import NUMBERS
 
@@ -97,6 +97,7 @@ class AutogradJacobian:
         pulled = torch.zeros_like(v)
         self.add_vjp(u, pulled)
         size = float(u.norm() * product.norm() + pulled.norm() * v.norm())
+        # two orders of the same sum agree to a few roundings, a missing second derivative by none
         error = abs(float(u @ product) - float(pulled @ v))
         return error <= torch.finfo(v.dtype).eps ** 0.5 * size
 
@@ -142,10 +143,9 @@ class AutogradJacobian:
         """Rows by backward passes, several at once where autograd can."""
         indices = torch.arange(len(self.output), device=self.output.device)[points]
         width = sum(p.numel() for p in self.parameters) + 8 * len(self.output)
-        size = min(256, rows_at_once(width))
+        size = min(256, rows_at_once(width))  # each holds gradients of the whole graph
         with self._at_origin():
-            parts = [self._batch(part) for part in indices.split(size)]
-        return torch.cat(parts) if parts else self.output.new_zeros(0, width)
+            return torch.cat([self._batch(part) for part in indices.split(size)])
 
     def _batch(self, indices: Tensor) -> Tensor:
         u = self.output.new_zeros(len(indices), len(self.output))

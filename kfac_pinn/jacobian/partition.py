@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kfac_pinn.jacobian.blocks import Layer, Leaf
+from kfac_pinn.jacobian.layers import Layer, Leaf
 
 __all__ = ["NOWHERE", "Pair", "Partition"]
 

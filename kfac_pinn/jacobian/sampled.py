@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.jacobian.blocks import EntriesJacobian, Layer, LayerInputs, LayerJacobian, Leaf
+from kfac_pinn.jacobian.blocks import EntriesJacobian, LayerInputs, LayerJacobian
 from kfac_pinn.jacobian.capture.readers import Product
+from kfac_pinn.jacobian.layers import Layer, Leaf
 
 __all__ = ["Sampler", "factors_of_entries", "signs"]
 

@@ -12,75 +12,21 @@ that touches rho from above (iteratively reweighted least squares).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kfac_pinn.jacobian.capture.graph import SHAPING, SLICING, edges_of, inputs_first, slicing
+from kfac_pinn.jacobian.capture.graph import SHAPING, edges_of, inputs_first
 from kfac_pinn.jacobian.capture.readers import name_of, shape_of
-from kfac_pinn.jacobian.losses import BROADCAST, LeastSquares
+from kfac_pinn.jacobian.losses import BROADCAST, LeastSquares, Reweighted
+from kfac_pinn.jacobian.squares import HEADS, Edge, Head, Node, base, exponent_of
 
-__all__ = ["Reweighted", "ends_in_squares", "refuse_broadcast", "residual_terms"]
+__all__ = ["ends_in_squares", "refuse_broadcast", "residual_terms"]
 
-Node: TypeAlias = Any
-Edge: TypeAlias = tuple[Node, int]
-Rho: TypeAlias = Callable[[Tensor], Tensor]
 
 COLUMNS = 8  # a residual with at most so many columns is a system: one term an equation
-
-
-class Reweighted(LeastSquares):
-    """A robust loss L = sum_e w_e rho(r_e), as least squares with the weights w rho'(r) / r.
-
-    Args:
-        residual: r, shape (N,).
-        weights: w, shape (N,).
-        rho: even, increasing in |r|, entry by entry.
-        name: how errors call the term.
-
-    Source: Holland & Welsch (1977).
-    """
-
-    def __init__(self, residual: Tensor, weights: Tensor, rho: Rho, name: str) -> None:
-        value = residual.detach()
-        with torch.enable_grad():
-            r = value.clone().requires_grad_()
-            (slope,) = torch.autograd.grad((weights * rho(r)).sum(), r)
-        self.value = (weights * rho(value)).sum()
-        tiny = torch.finfo(value.dtype).tiny
-        ratio = torch.where(value.abs() > tiny, slope / value, 0)
-        ratio = torch.where(value.abs() > tiny, ratio, ratio.max())
-        super().__init__((ratio * len(value)).sqrt() * residual, name)
-
-    def loss(self) -> Tensor:
-        """L, a scalar without a graph."""
-        return self.value
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """A node of the loss's graph that squares a residual, or takes rho of it.
-
-    Attributes:
-        node: of the square; the loss is linear in what it computes.
-        residual: r, with its graph.
-        spread: brings weights of the node's output to r's shape.
-        rho: None for a square.
-    """
-
-    node: Node
-    residual: Tensor
-    spread: Callable[[Tensor], Tensor]
-    rho: Rho | None = None
-
-    def __post_init__(self) -> None:
-        # A graph keeps tensors of the closure's own class, but without that class's attributes.
-        object.__setattr__(self, "residual", self.residual.as_subclass(Tensor))
 
 
 def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> list[LeastSquares]:
@@ -249,177 +195,12 @@ def refusal(node: Node) -> str:
     )
 
 
-def squared(node: Node) -> Head | None:
-    """r ** 2, and r ** 4 as the square of r ** 2; the square of a norm is that of its vector."""
-    exponent, value = exponent_of(node), node._saved_self
-    vector = name_of(value.grad_fn) == "LinalgVectorNorm"
-    if exponent == 2 and vector and (head := norm(value.grad_fn, node)) is not None:
-        return head
-    if exponent == 2 and name_of(value.grad_fn) == "Abs" and value.grad_fn._saved_self.is_complex():
-        parts = torch.view_as_real(value.grad_fn._saved_self)
-        return Head(node, parts, lambda weight: weight[..., None])
-    if exponent > 0 and exponent % 2 == 0:
-        return Head(node, value if exponent == 2 else value ** (exponent / 2), same)
-    return None
-
-
-def exponent_of(node: Node) -> float:
-    """A number, or nan for one exponent an entry."""
-    exponent = node._saved_exponent
-    return math.nan if isinstance(exponent, Tensor) and exponent.numel() > 1 else float(exponent)
-
-
-def norm(node: Node, square: Node) -> Head | None:
-    """||r||^2 along some dimensions or all."""
-    if float(node._saved_ord) != 2:
-        return None
-    value, dims, kept = node._saved_self, node._saved_dim, node._saved_keepdim
-
-    def spread(weight: Tensor) -> Tensor:
-        if not kept and dims is not None:
-            for dim in sorted(d % value.ndim for d in map(signed, dims)):
-                weight = weight.unsqueeze(dim)
-        return weight
-
-    return Head(square, value, spread)
-
-
-def signed(dim: int) -> int:
-    """Dimensions are saved as unsigned numbers."""
-    return dim - 2**64 if dim >= 2**63 else dim
-
-
-def product(node: Node) -> Head | None:
-    """r * r."""
-    edges = node.next_functions
-    if len(edges) < 2 or not alike(*edges):  # one: a factor that is a number
-        return None
-    return Head(node, node._saved_self, same)
-
-
-def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
-    """r . r, r.T @ r."""
-
-    def read(node: Node) -> Head | None:
-        first, second = (base(*edge) for edge in node.next_functions)
-        one = math.prod(shape_of(node, 0)) == 1
-        if not one or not alike(first, second):
-            return None
-        r = getattr(node, f"_saved_{names[0]}")
-        return Head(node, r, lambda weight: weight.reshape(-1)[0].expand(r.shape))
-
-    return read
-
-
-def base(node: Node, output: int) -> Edge:
-    """The tensor that was reshaped or transposed."""
-    while name_of(node) in SHAPING - {"Expand"}:
-        node, output = node.next_functions[0]
-    return node, output
-
-
-def alike(first: Edge, second: Edge) -> bool:
-    """Whether two tensors are the same one, or the same slice of one."""
-    if first[0] is None or second[0] is None:
-        return False
-    if first == second:
-        return True
-    names, cuts = zip(*((name_of(node), slicing(node)) for node, _ in (first, second)), strict=True)
-    if names[0] not in SHAPING | SLICING or names[0] != names[1] or cuts[0] != cuts[1]:
-        return False
-    return first[1] == second[1] and alike(*(node.next_functions[0] for node, _ in (first, second)))
-
-
-def mse(node: Node) -> Head:
-    """(r - target)^2, its mean or its sum."""
-    return Head(node, node._saved_self - node._saved_target, reduced(node))
-
-
-def huber(node: Node) -> Head:
-    """F.huber_loss."""
-    delta = float(node._saved_delta)
-    return Head(
-        node,
-        node._saved_self - node._saved_target,
-        reduced(node),
-        lambda r: F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=delta),
-    )
-
-
-def smooth_l1(node: Node) -> Head:
-    """F.smooth_l1_loss."""
-    beta = float(node._saved_beta)
-    return Head(
-        node,
-        node._saved_self - node._saved_target,
-        reduced(node),
-        lambda r: F.smooth_l1_loss(r, torch.zeros_like(r), reduction="none", beta=beta),
-    )
-
-
-def absolute(node: Node) -> Head:
-    """|r|, as in F.l1_loss."""
-    return Head(node, node._saved_self, same, torch.abs)
-
-
-def log_cosh(node: Node) -> Head | None:
-    """log(cosh(r))."""
-    cosh = node.next_functions[0][0]
-    if name_of(cosh) != "Cosh":
-        return None
-    return Head(node, cosh._saved_self, same, lambda r: torch.logaddexp(r, -r) - math.log(2))
-
-
-def square_root(node: Node) -> Head | None:
-    """sqrt(r^2 + c^2) entry by entry, Charbonnier's or the pseudo-Huber loss."""
-    total = node.next_functions[0][0]
-    shape = shape_of(node, 0)
-    if name_of(total) != "Add" or math.prod(shape) == 1:
-        return None
-    squares = [source for source, _ in edges_of(total)]
-    head = HEADS.get(name_of(squares[0]), none)(squares[0]) if len(squares) == 1 else None
-    if head is None or head.rho is not None or head.residual.shape != shape:
-        return None
-    shift = (node._saved_result.detach().square() - head.residual.detach().square()).clamp_min(0)
-    return Head(node, head.residual, same, lambda r: (r.square() + shift.view_as(r)).sqrt())
-
-
-def none(node: Node) -> None:
-    """No head."""
-
-
-def same(weight: Tensor) -> Tensor:
-    """Weights of a node that works entry by entry."""
-    return weight
-
-
-def reduced(node: Node) -> Callable[[Tensor], Tensor]:
-    """Weights of a node that takes the mean or the sum itself."""
-    count = node._saved_self.numel() if node._saved_reduction == 1 else 1
-    return lambda weight: weight / count
-
-
-HEADS: dict[str, Callable[[Node], Head | None]] = {
-    "Pow": squared,
-    "Mul": product,
-    "MseLoss": mse,
-    "Dot": inner(("self", "tensor")),
-    "Vdot": inner(("self", "other")),
-    "Mm": inner(("self", "mat2")),
-    "Bmm": inner(("self", "mat2")),
-    "HuberLoss": huber,
-    "SmoothL1Loss": smooth_l1,
-    "Abs": absolute,
-    "Log": log_cosh,
-    "Sqrt": square_root,
-}
-
 DIFFERENCES = {"Add", "Sub", "Rsub"}
 SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "CopySlices"}
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
     "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
-    "Repeat", "Pow", "MaskedSelect", "IndexPut",
+    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort",
 }  # fmt: skip
 BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
 
@@ -435,4 +216,11 @@ HINTS = {
     "Mul": ": two trained factors; hold the weight constant with detach()",
     "Div": ": a trained divisor; hold it constant with detach()",
     "Max": ": the largest error is not smooth",
+    "AccumulateGrad": ": a trained tensor is added to it, log variances say; hold it constant",
+    "Log": ": a logarithm of a sum of squares; minimise the sum itself",
+    "Var": ": a variance; write (u - u.mean()).square()",
+    "Std": ": a standard deviation; write (u - u.mean()).square() for its square",
+    "Dot": ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T",
+    "Relu": ": a hinge; square it, relu(...).square()",
+    "CompiledFunction": ": compiled code; compile the model, or hand step(closure) a closure",
 }

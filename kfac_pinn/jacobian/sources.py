@@ -10,7 +10,6 @@ one that fails is not tried again for that residual of that program.
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -20,21 +19,25 @@ from torch import Tensor
 from kfac_pinn.jacobian.assembly import Assembly, MixedError
 from kfac_pinn.jacobian.capture import Capture
 from kfac_pinn.jacobian.check import mismatch
-from kfac_pinn.jacobian.graph_assembly import GraphAssembly, Memory
+from kfac_pinn.jacobian.graph_assembly import GraphAssembly
 from kfac_pinn.jacobian.linearization import Linearization, TermJacobian
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
+from kfac_pinn.jacobian.residual_graph import Memory
+from kfac_pinn.notices import NOTICES
 
 __all__ = ["Source"]
 
 COST = (
     "the points of {names} are mixed (a mean over them, BatchNorm, attention, a matrix times the "
-    "values, or jets outside of a closure: call step(closure) there), so part of the Jacobian is "
+    "values), or code cannot be seen through (compiled code, a hook, an autograd.Function, jets: "
+    "in a closure, step(closure), compiled code and jets can), so part of the Jacobian is "
     "left to autograd. Products with it are exact and cost a backward pass each, its rows "
     "(GaussNewton, ENGD, SPRING) one a residual; Kronecker factors of these layers are estimated "
     "by a random cotangent"
 )
-CALLS, GRAPH, AUTOGRAD = range(3)
+CALLS, GRAPH, AUTOGRAD = range(3)  # from the cheapest to the one that is always exact
+# A run has a few programs; a process that goes on making closures must not keep them all.
 PROGRAMS = 64
 REMEMBERED: OrderedDict[Hashable, Memory] = OrderedDict()
 
@@ -133,10 +136,9 @@ class Source:
     def _say_what_it_costs(self, terms: list[TermJacobian]) -> None:
         """Once for these parameters."""
         names = [term.name for term in terms if term.rest is not None]
-        known = remembered(self.ids)
-        if names and not known:
-            known["said"] = True
-            warnings.warn(COST.format(names=", ".join(names)), stacklevel=2)
+        if names:
+            message = COST.format(names=", ".join(names))
+            NOTICES.once_of(next(iter(self.names)), "cost", message)
 
 
 def by_autograd(partition: Partition, name: str, output: Tensor, value: Tensor) -> TermJacobian:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Term
 from kfac_pinn.jacobian.scalar_losses import ends_in_squares, refuse_broadcast, residual_terms
+from kfac_pinn.notices import outside
 
-__all__ = ["as_terms", "total_loss"]
+__all__ = ["as_terms", "holds_loss", "is_loss", "total_loss"]
 
 
 def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]:
@@ -29,6 +30,14 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
         TypeError: if it is anything else, with the line that would be right.
         ValueError: for a residual of another shape, or a loss that is not a sum of squares.
     """
+    trained = None if trained is None else list(trained)
+    if is_loss(output):
+        return list(residual_terms(output, trained))
+    return [term for name, value in entries(output) for term in terms_of(value, name, trained)]
+
+
+def entries(output: Any) -> list[tuple[str, Any]]:
+    """What a closure returned, entry by entry with a name."""
     if isinstance(output, Mapping):
         named = [(f"residual {key!r}", value) for key, value in output.items()]
     elif isinstance(output, (tuple, list)):
@@ -37,8 +46,17 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
         named = [("residual", output)]
     if not named:
         raise TypeError("the closure returned no residuals; return at least one tensor")
-    trained = None if trained is None else list(trained)
-    return [term for name, value in named for term in terms_of(value, name, trained)]
+    return named
+
+
+def is_loss(value: Any) -> bool:
+    """Whether it is one number, not a vector of residuals."""
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def holds_loss(output: Any) -> bool:
+    """Whether it is one number, or has one among its entries."""
+    return any(is_loss(value) for _, value in entries(output))
 
 
 def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
@@ -61,18 +79,16 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
         warnings.warn(
             f"{name} of shape (1,) is a sum of squares, and a residual is squared once more. If it "
             "is the loss, return it with shape (), or call backward() on it",
-            stacklevel=2,
+            stacklevel=outside(),
         )
     return [LeastSquares(value, name)]
 
 
 def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> list[Term]:
-    """Those of a tensor of shape ()."""
+    """Those of a tensor of shape () among others, which may have been meant for a residual."""
     try:
         return list(residual_terms(loss, trained))
     except ValueError as error:
-        if name == "residual":
-            raise
         raise ValueError(
             f"{name} has shape () and so is taken for a loss, but {error}. A single residual, a "
             "prior on a coefficient say, has shape (1,): write r.reshape(1)"
@@ -81,6 +97,9 @@ def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> lis
 
 def total_loss(output: Any) -> Tensor:
     """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
-    if isinstance(output, Tensor) and output.ndim == 0:
+    if is_loss(output):
         return output
-    return torch.stack([term.loss() for term in as_terms(output)]).sum()
+    named = entries(output)
+    losses = [value for _, value in named if is_loss(value)]
+    rest = [t for name, value in named if not is_loss(value) for t in terms_of(value, name, None)]
+    return torch.stack([*losses, *(term.loss() for term in rest)]).sum()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,7 +29,11 @@ class CountSketch:
         S = [S_1; ...; S_h] / sqrt(h),    S_i with one entry +-1 in every column
 
     E[S^T S] = I, with ones on the diagonal of S^T S itself, and S J costs h passes over J. More
-    hashes help where a few rows of J weigh most: two of them rarely share all their buckets.
+    hashes help where a few rows of J weigh most: two of them rarely share all their buckets. The
+    rows of J are dealt out, so that all buckets are equally full.
+
+    Attributes:
+        bucket, sign: of every row of J, (N, h).
 
     Args:
         rows: N.
@@ -52,15 +57,37 @@ class CountSketch:
         self.size = size
         ends = [size * part // hashes for part in range(hashes + 1)]
         parts = [
-            torch.randint(*part, (rows,), generator=generator, device=device)
-            for part in pairwise(ends)
+            start + torch.randperm(rows, generator=generator, device=device) % (end - start)
+            for start, end in pairwise(ends)
         ]
         self.bucket = torch.stack(parts, dim=1)
         self.sign = 1 - 2 * torch.randint(2, (rows, hashes), generator=generator, device=device)
 
+    @property
+    def scale(self) -> float:
+        """sqrt(h)."""
+        return math.sqrt(self.bucket.shape[1])
+
     def __call__(self, matrix: Tensor) -> Tensor:
         """S J for J of shape (N, ...)."""
         return self.of([matrix])
+
+    def groups(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Hash by hash: which rows of S, the rows of J that each adds up (m, k), and their signs.
+
+        Where fewer than k rows are added, one more stands there with the sign 0.
+        """
+        start = 0
+        for bucket, sign in zip(self.bucket.T, self.sign.T, strict=True):
+            order = bucket.argsort()
+            counts = torch.bincount(bucket - start, minlength=int(bucket.max()) + 1 - start)
+            width = int(counts.max())
+            place = torch.arange(width, device=order.device)
+            first = (counts.cumsum(0) - counts)[:, None]
+            index = order[(first + place).clamp_max(len(order) - 1)]
+            inside = place < counts[:, None]
+            yield slice(start, start + len(counts)), index, sign[index] * inside
+            start += len(counts)
 
     def of(self, blocks: Iterable[Tensor]) -> Tensor:
         """S J from blocks of rows of J in order, one block in memory at a time.
@@ -77,7 +104,7 @@ class CountSketch:
                 total.index_add_(0, bucket, sign.reshape(shape) * rows)
         if total is None:
             raise ValueError("S J was asked of no rows; give at least one block")
-        return total / self.bucket.shape[1] ** 0.5
+        return total / self.scale
 
 
 @dataclass(frozen=True)

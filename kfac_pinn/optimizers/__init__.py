@@ -4,7 +4,8 @@ base                 the step loop: linearise, propose, move, write down
 direction            direction and search: kfac, engd, spring
 damped               damped steps and a law: kfac_pinn, hessian_free; gauss_newton chooses the
                      damping by a trust region, levenberg_marquardt by trials
-saving               typed state to plain containers and back
+stateful             what is remembered: saved, restored, undone; saving: to plain containers
+source               where a step reads from: a closure, or losses sent backwards before it
 """
 
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters

@@ -12,7 +12,9 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-__all__ = ["Common", "check_group", "natural_lr", "refuse_unknown", "whole_number"]
+from kfac_pinn.jacobian.check import CheckSchedule
+
+__all__ = ["Common", "check_group", "checked", "natural_lr", "refuse_unknown", "whole_number"]
 
 
 class Common(TypedDict, total=False):
@@ -21,10 +23,13 @@ class Common(TypedDict, total=False):
     Attributes:
         weight_decay: w >= 0, adds w/2 ||theta||^2 to the loss, exactly; may differ by group.
         max_iter: steps in one call of `step(closure)`, at most, as in `torch.optim.LBFGS`.
+        check: when the Jacobian is compared with autograd's: True, at every step; False, never; by
+            default in the steps 1, 2, 4, 8, ... and every hundredth (`CheckSchedule()`).
     """
 
     weight_decay: float
     max_iter: int
+    check: bool | CheckSchedule
 
 
 Range = tuple[Callable[[float], bool], str]
@@ -122,6 +127,13 @@ def whole_number(name: str, value: Any) -> int:
         error = ValueError if whole else TypeError
         raise error(f"{name} must be a whole number, at least 1, found {value!r}")
     return int(value)
+
+
+def checked(value: Any) -> bool | CheckSchedule:
+    """When to compare the Jacobian with autograd's."""
+    if isinstance(value, (bool, CheckSchedule)):
+        return value
+    raise TypeError(f"check is True, False or a CheckSchedule, found {value!r}")
 
 
 def natural_lr(owner: type) -> Any:

@@ -2,77 +2,67 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.backward import BackwardWatch, depends_on
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import (
     Common,
     check_group,
+    checked,
     natural_lr,
     refuse_unknown,
     whole_number,
 )
-from kfac_pinn.optimizers.flat import FlatOptimizer, Parameters
-from kfac_pinn.optimizers.precision import on, precision_of, refuse_autocast, refuse_scaler
-from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, does_nothing, release
+from kfac_pinn.optimizers.flat import Parameters
+from kfac_pinn.optimizers.precision import (
+    precision_of,
+    refuse_autocast,
+    refuse_inference,
+    refuse_scaler,
+)
+from kfac_pinn.optimizers.reading import Reading
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
-from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
+from kfac_pinn.optimizers.source import NO_DEFAULT, Source
+from kfac_pinn.optimizers.stateful import Snapshot, StatefulOptimizer
 from kfac_pinn.search.damping import DampingLaw
-from kfac_pinn.search.one_evaluation import OneEvaluation, Trial, Unseen
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.one_evaluation import OneEvaluation, Trial
+from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["LeastSquaresOptimizer", "Parameters"]
 
-# A default that `inspect` reports as none: frameworks ask `step` whether it needs a closure, and
-# hand one over if `closure` has no default.
-NO_DEFAULT: Any = inspect.Parameter.empty
 ONE_EVALUATION = OneEvaluation()
 
 
-class LeastSquaresOptimizer(FlatOptimizer, ABC):
+class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     """An optimizer of L(theta) = sum_k 1/2 mean r_k^2: a subclass says which step it proposes.
 
     Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a
     `DampedOptimizer` (damped steps and a damping law).
 
-    State is replaced, never changed in place, so that a failed step can be undone. Of a parameter:
-    `self.state[p]`, tensors, or dataclasses where `kinds` names their type. Of the whole optimizer:
-    `self.memory`, a frozen dataclass. In `state_dict` all of it is plain containers.
-
     Attributes:
         positive: the groups' numbers that must not be zero.
-        kinds: the types of those entries of `state[p]` that are no tensors.
-        memory: what the optimizer remembers, besides the parameters' state.
         search: how far to go; `OneEvaluation()`: as the next loss will judge.
-        unseen: what is remembered of a step that is still to be judged.
-        steps: how many steps it has taken.
         check: when the Jacobian is compared with autograd's; True: at every step, False: never.
         stats: of the last step: loss, new_loss, evaluations, step_length, shortened, reason, ...
             The reason is empty unless nothing moved.
     """
 
     positive: ClassVar[frozenset[str]] = frozenset({"lr"})
-    kinds: ClassVar[Mapping[str, Any]] = {}
-    memory: Any = None
     _left: float = math.nan  # the loss after the last step
-    _precision: str = ""  # dtype and device of the last step
-    _stepping, _zeroed = False, False
     _step_supports_amp_scaling = True  # so that a GradScaler shows itself, and is refused
 
     def __init__(
@@ -85,14 +75,14 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
     ) -> None:
         rest: dict[str, Any] = dict(common)
         decay, self.max_iter = rest.pop("weight_decay", 0.0), rest.pop("max_iter", 1)
+        self.check = checked(rest.pop("check", CheckSchedule()))
         refuse_unknown(type(self), rest)
         self.max_iter = whole_number("max_iter", self.max_iter)
+        self._source = Source()
         super().__init__(params, {**defaults, "weight_decay": decay})
-        self.search, self.unseen, self.steps = search, Unseen(), 0
-        self.check: bool | CheckSchedule = CheckSchedule()
+        self.search = search
         self.stats: dict[str, float | int | str] = {}
         self._remarks = Remarks()
-        self._begin_to_watch()
         if (natural_lr(type(self)) == 1 and self.evaluates) or isinstance(search, OneEvaluation):
             self._remarks.small_lr(float(defaults["lr"]))
 
@@ -119,8 +109,9 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """What follows for the next `leap` from the ratio that the last one achieved."""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:
         """One step, or `max_iter` of them.
 
         Args:
@@ -138,7 +129,9 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
         refuse_scaler(self)
-        with self._reading(closure) as reading:
+        refuse_inference()
+        name = type(self).__name__
+        with self._source.reading(closure, name, self.max_iter) as reading:
             loss, resting = self._once(reading), 0
             for _ in range(self.max_iter - 1):
                 resting = 0 if self.stats["step_norm"] else resting + 1
@@ -150,10 +143,7 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As of any optimizer; the losses sent backwards from now on are those of the next step."""
         super().zero_grad(set_to_none)
-        self._zeroed = True
-        if not self._stepping:
-            self._watch.clear()
-            self._watch.start()
+        self._source.zero()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train further parameters, from now on, with hyper-parameters of their own.
@@ -168,80 +158,7 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        if "_watch" in vars(self):
-            self._watch.parameters = self.parameters
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy or pickle, which watches for itself."""
-        super().__setstate__(state)
-        if "_watch" not in vars(self):
-            self._begin_to_watch()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
-        left_out = {"step", "_watch"} | {key for key in vars(self) if key.endswith("_hooks")}
-        return {key: value for key, value in vars(self).items() if key not in left_out}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and containers only: `torch.load(weights_only=True)` reads them."""
-        saved = super().state_dict()
-        saved["state"] = plain(saved["state"])
-        own = {"steps": self.steps, "memory": plain(self.memory), "unseen": plain(self.unseen)}
-        return {**saved, **own, **signature_of(self)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state exactly: torch would cast every state tensor to its parameter's dtype.
-
-        Raises:
-            ValueError: for the state of another optimizer, or of parameters of other shapes.
-        """
-        refuse_foreign(self, state_dict)
-        super().load_state_dict(state_dict)
-        order = [p for group in self.param_groups for p in group["params"]]
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, p in zip(ids, order, strict=True):
-            if i in state_dict["state"]:
-                entries = placed(state_dict["state"][i], p.device)
-                kinds = {key: self.kinds.get(key) for key in entries}
-                self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
-        self.steps = state_dict["steps"]
-        device = order[0].device
-        self._precision = on(device, state_dict["precision"])
-        self.memory = restored(type(self.memory), placed(state_dict["memory"], device))
-        self.unseen = restored(Unseen, placed(state_dict["unseen"], device))
-
-    @contextmanager
-    def _reading(self, closure: Any) -> Iterator[Reading]:
-        """The closure, or the losses so far; afterwards no graph is kept."""
-        losses = [loss for loss in self._watch.losses if depends_on(loss, self.parameters)]
-        missing = closure is None or closure is NO_DEFAULT
-        self._watch.stop()
-        self._stepping, self._zeroed = True, False
-        try:
-            yield self._by_losses(losses) if missing else self._by_closure(closure, losses)
-        finally:
-            self._stepping = False
-            release(self._watch.losses)
-            self._watch.clear()
-            if missing:
-                self._watch.start()
-
-    def _by_closure(self, closure: Any, losses: list[Tensor]) -> Reading:
-        """The losses, where some wait and the closure does nothing: Lightning hands one over."""
-        if losses and does_nothing(closure):
-            return self._by_losses(losses)
-        return ByClosure(closure, len(losses))
-
-    def _by_losses(self, losses: list[Tensor]) -> ByLosses:
-        """What a step without a closure reads."""
-        if not losses:
-            raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
-        if self.max_iter > 1:
-            raise RuntimeError(
-                f"max_iter={self.max_iter} steps in one call need a closure: write "
-                "`optimizer.step(closure)`, or leave out max_iter"
-            )
-        return ByLosses(losses)
+        self._source.parameters = self.parameters
 
     def _once(self, reading: Reading) -> Tensor:
         """One step."""
@@ -257,7 +174,7 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
             self.steps += 1
             self._move(step, objective)
         if step.displacement is not None and not step.is_finite:
-            self._rollback(before)
+            self.rollback(before)
             step = Step.stay(Outcome.NOT_FINITE, **step.info)
         self._write_down(step, objective, linearization)
         self._precision = precision_of(parameters[0])
@@ -269,11 +186,11 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
     ) -> tuple[Linearization | None, Step]:
         """The linearisation, None where the last step led to no finite loss, and the next step."""
         rule = self._rule(reading)
-        objective.repeatable = rule is None
+        objective.repeatable, reading.once = rule is None, rule is not None
         try:
             linearization = self._linearized(reading, objective, rule)
         except NothingReturnedError:
-            if not self._zeroed:
+            if not self._source.zeroed:
                 raise
             return None, Step.stay(Outcome.NOTHING, loss=math.nan, new_loss=math.nan)
         if linearization is not None:
@@ -287,12 +204,12 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
     @contextmanager
     def _undone_by_errors(self, objective: Objective) -> Iterator[Snapshot]:
         """Parameters and state as before, if something goes wrong."""
-        before = self._snapshot()
+        before = self.snapshot()
         try:
             yield before
         except BaseException as error:
             objective.restore()
-            self._rollback(before)
+            self.rollback(before)
             if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 raise FloatingPointError(OVERFLOW) from error
             raise
@@ -330,7 +247,7 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
         self._remarks.clipped_inside(linearization)
         if not reading.repeatable:
             self._remarks.clipped(linearization.parameters, linearization.gradient)
-        elif reading.waiting and not self._zeroed and has_gradient(linearization.parameters):
+        elif reading.waiting and not self._source.zeroed and has_gradient(linearization.parameters):
             raise RuntimeError(ACCUMULATED.format(count=reading.waiting))
 
     def _trial(self, parameters: list[Tensor]) -> Trial | None:
@@ -347,8 +264,8 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
         rule, trial = rule or ONE_EVALUATION, self._trial(objective.parameters)
         loss = math.inf if linearization is None else linearization.loss
         if trial is not None:
-            failed = not loss <= trial.loss
-            self.learn(rule.law, -math.inf if failed else trial.ratio(loss))
+            failed, ratio = trial.verdict(linearization)
+            self.learn(rule.law, -math.inf if failed else ratio)
             if failed:
                 shorter, step = rule.back(trial, loss, objective.origin)
                 self.unseen = replace(self.unseen, trial=shorter)
@@ -391,6 +308,8 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
             parts = linearization.unflatten(linearization.gradient)
             for p, g in zip(objective.parameters, parts, strict=True):
                 p.grad = g.clone()
+            for leaf, g in linearization.others:
+                leaf.grad = g  # trial evaluations may have zeroed it
         self._left = step.loss if moved else loss
         self.stats = {
             "loss": loss,
@@ -404,43 +323,11 @@ class LeastSquaresOptimizer(FlatOptimizer, ABC):
             **step.info,
         }
 
-    def _begin_to_watch(self) -> None:
-        """For losses that are sent backwards, until the first step with a closure."""
-        self._watch = BackwardWatch(self.parameters)
-        self._watch.start()
-        weakref.finalize(self, self._watch.stop)
-
     def _renew(self, precision: str) -> None:
         """Forget the state of parameters that had another dtype or device in the last step."""
         if self._precision and precision != self._precision:
             self._remarks.precision(self._precision, precision)
-            self.state.clear()
-            self.unseen = Unseen()
-            self.memory = None if self.memory is None else type(self.memory)()
-
-    def _snapshot(self) -> Snapshot:
-        state = {key: dict(value) for key, value in self.state.items()}
-        groups = [dict(group) for group in self.param_groups]
-        return Snapshot(state, groups, self.steps, self.memory, self.unseen)
-
-    def _rollback(self, before: Snapshot) -> None:
-        self.state.clear()
-        self.state.update(before.state)
-        for group, old in zip(self.param_groups, before.groups, strict=True):
-            group.clear()  # settings that were added
-            group.update(old)
-        self.steps, self.memory, self.unseen = before.steps, before.memory, before.unseen
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of an optimizer before a step."""
-
-    state: dict[Any, Any]
-    groups: list[dict[str, Any]]
-    steps: int
-    memory: Any
-    unseen: Unseen
+            self.forget()
 
 
 def has_gradient(parameters: Iterable[Tensor]) -> bool:
@@ -451,12 +338,6 @@ def has_gradient(parameters: Iterable[Tensor]) -> bool:
 OVERFLOW = (
     "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
     "the equations, the data or the weights of the terms"
-)
-NO_LOSS = (
-    "{name}.step() was called without a closure, and no loss was sent backwards to its parameters "
-    "since the last step or zero_grad(). Write `optimizer.step(closure)`, with a closure that "
-    "returns the residuals or the loss, or `optimizer.zero_grad(); loss = ...; loss.backward(); "
-    "optimizer.step()`, backward() without create_graph, after the optimizer was constructed"
 )
 ACCUMULATED = (
     "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "

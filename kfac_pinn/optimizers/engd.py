@@ -50,6 +50,9 @@ class ENGD(DirectionOptimizer):
         search: the step length; by default the best of a grid, as published. `Armijo()` was as good
             with a twentieth of the closure calls.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Mueller & Zeinhofer (2023), arXiv:2302.13163; per layer and diagonal: Dangel, Mueller &
     Zeinhofer (2024), arXiv:2405.15603; sample space: Guzman-Cordero et al. (2025),
     arXiv:2505.12149.
@@ -262,11 +265,7 @@ def put(values: Tensor, columns: Sequence[slice], like: Tensor) -> Tensor:
 
 def averaged(average: Average, old: Tensor | None, new: Tensor) -> Tensor:
     """decay old + (1 - decay) new; starts again where the set of parameters has changed."""
-    if old is not None and old.shape != new.shape:
-        old = None
-    if old is None and new.ndim == 1 and average.start is not None:
-        old = torch.full_like(new, average.start)  # the diagonal of the identity
-    return average(old, new)
+    return average(old if old is not None and old.shape == new.shape else None, new)
 
 
 def common_value(values: Tensor) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 __all__ = ["FlatOptimizer", "Parameters"]
@@ -16,6 +16,12 @@ Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[t
 
 class FlatOptimizer(Optimizer):
     """A torch optimizer whose trained tensors are also read as a flat vector (P,)."""
+
+    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+        if isinstance(params, nn.Module):
+            name = type(params).__name__
+            raise TypeError(f"found a module ({name}) for its parameters: write model.parameters()")
+        super().__init__(params, defaults)
 
     @property
     def parameters(self) -> list[Tensor]:

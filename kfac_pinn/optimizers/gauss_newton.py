@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from kfac_pinn.curvature.compression import Compression, Exact
+from kfac_pinn.curvature.compression import Compression, Sketch
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.notices import outside
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
-from kfac_pinn.optimizers.remarks import outside
 from kfac_pinn.search.damping import DampingLaw
-from kfac_pinn.search.model import DampedModel, Trial
-from kfac_pinn.search.one_evaluation import OneEvaluation
-from kfac_pinn.search.step import Objective, Outcome, Step
-from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
+from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
+from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
+from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.search.trust_region import RatioControl, TakenStep, TargetSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,6 +45,7 @@ class Memory:
         lowest, found: the lowest damping so far, and the number of the step that found it.
         target: of the ratio, in the first stage; None: the schedule's first.
         second_stage: whether the damping has passed its minimum.
+        taken: the last step, if one was taken, for new points to judge it.
     """
 
     radius: float | None = None
@@ -52,6 +54,7 @@ class Memory:
     found: int = 0
     target: float | None = None
     second_stage: bool = False
+    taken: TakenStep | None = None
 
 
 class GaussNewton(ModelOptimizer):
@@ -63,18 +66,20 @@ class GaussNewton(ModelOptimizer):
     be tuned. The step comes from the singular values of J itself, since J^T J has only half of
     their digits (it serves while lambda is large). The target is low at first, and lower where the
     damping does not fall (long steps, under which it falls by many orders of magnitude), high once
-    the damping has passed its minimum.
+    the damping has passed its minimum. Where the points of a step are new, they judge the one
+    before: it is no longer than twice, or half, that one.
 
-    Take it where J's decomposition is affordable: it is the most accurate optimizer here by orders
-    of magnitude. On one CPU core in float64 that means all of J up to about a thousand parameters,
-    and a thousand sketched rows (`Sketch(rows=1300)`, of ten thousand points or more) up to about
-    ten thousand. Take `KFACPINN` for larger networks. A step costs O(R P min(R, P)) operations and
-    O(min(R, P) P) numbers of memory, R rows (points of all residuals) and P parameters.
+    A step costs O(R P min(R, P)) operations for R rows (points of all residuals) and P parameters:
+    a second or less up to about a thousand of either. Above, m ~ 1000 random sums of the rows stand
+    for them, O(m^2 P + m^3), the step being the best combination of two that they know
+    (`sketched_model`). Up to ten thousand parameters it is the most accurate optimizer here by
+    orders of magnitude; take `KFACPINN` for larger networks.
 
     Args:
         params: as for any torch optimizer.
         lr: scales the steps of a group; 1 unless a group is to move less.
-        compression: how J is made small enough: all of it (`Exact()`) or a `Sketch(rows)`.
+        compression: how J is made small: `Sketch()`, which keeps all of J where that is cheap,
+            with a number of rows of your own, or all of J (`Exact()`).
         control: how the target is hit.
         schedule: which target holds when.
         search: `OneEvaluation()` instead of the control.
@@ -84,7 +89,10 @@ class GaussNewton(ModelOptimizer):
     interpolated, whatever the equation says between them: a warning says so, once. Use more points,
     and hold some out.
 
-    Source: DSGNAR (2607.02194); what was measured here: docs/notes_gauss_newton.md.
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
+    Source: DSGNAR (2607.02194); what was measured here: docs/design_notes.md.
     """
 
     memory: Memory
@@ -102,7 +110,7 @@ class GaussNewton(ModelOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr}, search, **common)
         self.memory = Memory()
-        self.compression = compression or Exact()
+        self.compression = compression or Sketch()
         self.control = control or RatioControl()
         self.schedule = schedule or TargetSchedule()
 
@@ -119,11 +127,11 @@ class GaussNewton(ModelOptimizer):
         """The longest step that hits the target, if it decreases the loss."""
         if not linearization.gradient.any():
             return Step.stay(Outcome.NO_GRADIENT)
-        decomposition = self.decompose(linearization)
+        decomposition, longest = self.decompose(linearization), self._longest(linearization)
         model, target = damped_model(linearization, decomposition), self._target
 
         def attempt(radius: float) -> Trial:
-            damping = decomposition.damping(radius)
+            damping = decomposition.damping(min(radius, longest))
             trial = tried(self.aim(model, damping), damping, linearization, objective)
             return replace(
                 trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
@@ -132,6 +140,9 @@ class GaussNewton(ModelOptimizer):
         trial = self.control(attempt, self._radius(linearization), target)
         accepted = trial.step.loss < linearization.loss
         self._remember(trial, decomposition, accepted)
+        if accepted:
+            taken = trial.radius, trial.step.predicted, linearization.loss, trial.step.loss
+            self.memory = replace(self.memory, taken=TakenStep(*taken))
         free = decomposition.effective_parameters(float(trial.damping))
         self._warn(free, len(linearization.residual))
         step = trial.step if accepted else Step.stay(Outcome.NO_DECREASE)
@@ -167,8 +178,17 @@ class GaussNewton(ModelOptimizer):
         """Where the search begins: the last radius; in the first step, ||theta||."""
         squares = sum(float(p.detach().square().sum()) for p in linearization.parameters)
         length = math.sqrt(squares) or 1.0
+        # A step below the rounding of theta moves nothing: the radius must be able to grow again
         rounding = torch.finfo(linearization.residual.dtype).eps * length
         return max(length if self.memory.radius is None else self.memory.radius, rounding)
+
+    def _longest(self, linearization: Linearization) -> float:
+        """The bound of the radius, if the points are new; inf if they are not."""
+        if self.memory.taken is None:
+            return math.inf
+        rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
+        noise = standard_error(linearization)
+        return self.memory.taken.longest(linearization.loss, noise, rounding)
 
     def _remember(self, trial: Trial, decomposition: Decomposition, accepted: bool) -> None:
         """The radius and target for the next step, and whether the damping passed its minimum."""
@@ -201,10 +221,33 @@ class GaussNewton(ModelOptimizer):
 
 
 def damped_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
-    """The model of a step, diagonal in the singular basis."""
+    """The model of a step, diagonal in the singular basis, or the one of a sketch."""
+    if decomposition.sketched:
+        return sketched_model(linearization, decomposition)
 
     def solve(damping: float) -> Step:
         p = decomposition.step(damping).to(linearization.residual)
         return Step(p, predicted=decomposition.decrease(damping))
+
+    return DampedModel(linearization, solve)
+
+
+def sketched_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
+    """The exact model of a step on the span of two that a sketch knows.
+
+        p(lambda) = c_1 p_1 + c_2 p_2,    p_1 = -(J_S^T J_S + lambda I)^-1 J_S^T r_S,
+                                          p_2 = -(J_S^T J_S + lambda I)^-1 J^T r,    J_S = S J.
+
+    p_1 solves the sketched problem. That is nearly all of it once J can fit r, while the part of r
+    that no step removes enters as noise. p_2 has the exact gradient, is free of that noise, and bad
+    where S misses curvature. The exact model, two products with J, weighs them.
+    """
+    other = decomposition.solver(linearization.gradient.double())
+
+    def solve(damping: float) -> Step:
+        pair = torch.stack([decomposition.step(damping), other(damping)])
+        model = QuadraticModel(linearization, pair.to(linearization.residual), damping)
+        c = model.minimiser()
+        return Step(c @ model.directions, predicted=model.decrease(c))
 
     return DampedModel(linearization, solve)

@@ -14,6 +14,7 @@ from kfac_pinn.curvature.preconditioners import Preconditioner
 from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
 from kfac_pinn.optimizers.arguments import Common
@@ -22,7 +23,7 @@ from kfac_pinn.optimizers.damped import DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
-from kfac_pinn.search.step import Objective, Step
+from kfac_pinn.search.step import Step
 
 Closure: TypeAlias = Callable[[], Residuals]
 
@@ -120,6 +121,7 @@ class TruncatedCG:
 
 
 GAUSS_NEWTON, CG = GGN(), TruncatedCG()
+# As in the code that Martens published with the paper, like the 250 iterations and decay 0.95.
 BACKTRACK = Armijo(c=1e-2, factor=0.8, trials=60)
 
 
@@ -144,6 +146,9 @@ class HessianFree(DampedOptimizer):
 
     `stats` tells `cg_iterations`, `cg_reason` (why it stopped), `cg_taken` (the iterate), `ratio`
     and `damping`.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
 
     Source: Martens (2010), "Deep learning via Hessian-free optimization"; Martens & Sutskever
     (2012).
@@ -173,6 +178,7 @@ class HessianFree(DampedOptimizer):
             solution = self._solve(linearization, curvature, damping)
             index, p = self._taken(solution, objective)
             notes = {"cg_iterations": solution.iterations, "cg_taken": index}
+            # An indefinite C, or a start that is no longer of use, may lead uphill
             if not linearization.gradient @ p < 0:  # the promise of -inf: lambda rises
                 step = Step(-linearization.gradient, predicted=-math.inf)
             else:

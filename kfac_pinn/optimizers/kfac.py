@@ -14,12 +14,13 @@ from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, KroneckerCurvature
 from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
 from kfac_pinn.search.model import QuadraticModel
-from kfac_pinn.search.step import Objective, Step
+from kfac_pinn.search.step import Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,6 +71,9 @@ class KFAC(DirectionOptimizer):
         factors: Fisher type, weight sharing, averages, damping rule, periods.
         search: the step length; by default the best of a grid, `FixedStep()` for a fixed lr.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Dangel et al. (2024), algorithm 1.
     """
 
@@ -110,6 +114,9 @@ class KFACStar(LeastSquaresOptimizer):
             default, which hardly moves.
         damping: lambda >= 0, of the factors and of the model.
         factors: Fisher type, weight sharing, averages, damping rule, periods.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
 
     Source: Dangel et al. (2024), section 3.4; Martens & Grosse (2015), section 7.
     """

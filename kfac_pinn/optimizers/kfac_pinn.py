@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.kronecker_factors import Average, Factors, TraceNormDamping
+from kfac_pinn.curvature.factor_damping import TraceNormDamping
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
@@ -19,7 +21,7 @@ from kfac_pinn.optimizers.kfac import STORED, refreshed
 from kfac_pinn.search.damping import MARQUARDT, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,20 +37,20 @@ class Memory(Damping):
 
 
 class KFACPINN(DampedOptimizer):
-    """K-FAC with the defaults one would recommend; damping and step length adapt by themselves.
+    """Truncated Gauss-Newton: conjugate gradients preconditioned by K-FAC.
 
-    Each step goes a few conjugate gradients into the exact damped Gauss-Newton system
+    Take `GaussNewton` for networks of up to about 1,000 parameters and `KFACPINN` for larger ones,
+    in float64; neither has anything to tune.
+
+    Each step takes a few conjugate gradient iterations in the exact damped Gauss-Newton system
 
         (J^T J + lambda I) d = -grad L
 
-    from d = 0. Their preconditioner is the K-FAC inverse F^-1, corrected by the last products
-    with J^T J that earlier steps have spent (`Pairs`): as J changes slowly, the iterations go on
-    where they stopped. lambda follows the ratio of actual to predicted decrease, and a step that
-    does not decrease the loss is shortened. Cost: a step of KFAC, `products` products with J and
-    J^T, one or a few evaluations of the loss; memory: 2 `memory` vectors of length P.
-
-    Take it for any network whose exact Gauss-Newton step (`GaussNewton`: a singular value
-    decomposition of J) is too expensive, from about ten thousand parameters and points.
+    from d = 0. The preconditioner is the K-FAC inverse F^-1, corrected by the last products with
+    J^T J that earlier steps computed (`Pairs`): as J changes slowly, the iterations continue where
+    they stopped. lambda follows the ratio of actual to predicted decrease, and a step that does
+    not decrease the loss is shortened. Cost: a step of KFAC, `products` products with J and J^T,
+    one or a few evaluations of the loss; memory: 2 `memory` vectors of length P.
 
     Args:
         params: parameters, named parameters or groups; lr may differ by group.
@@ -59,7 +61,10 @@ class KFACPINN(DampedOptimizer):
         law: how the damping follows the decrease ratio.
         search: what is left of a step that decreases the loss too little.
 
-    Source: docs/notes_kfac.md has what was measured; truncated Gauss-Newton: Martens (2010);
+    Raises:
+        TypeError, ValueError: for parameters or settings that cannot be trained with, each named.
+
+    Source: docs/design_notes.md has what was measured; truncated Gauss-Newton: Martens (2010);
     the correction: Morales & Nocedal (2000).
     """
 
@@ -80,7 +85,11 @@ class KFACPINN(DampedOptimizer):
         if products < 1 or memory < 0:
             found = f"{products} and {memory}"
             raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
+        # A tenth of the slope's promise, or a quarter of the step: a trial costs an evaluation, and
+        # 4^-7 of a step is none
         super().__init__(params, {"lr": lr}, law, search or Armijo(0.1, 0.25, 8), **common)
+        # The first factors themselves, not averaged with the identity: F is a preconditioner from
+        # the first step on, and A and B share the damping by their traces
         self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
         self.products, self.limit, self.memory = products, memory, Memory()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kfac_pinn.curvature.sample_space import NaturalGradient, sample_space
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import damped_inverse
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
@@ -19,13 +20,15 @@ from kfac_pinn.search.damping import NIELSEN, DampingLaw
 from kfac_pinn.search.geodesic import Geodesic
 from kfac_pinn.search.model import DampedModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["LevenbergMarquardt", "Solver"]
 
+# Rounding is 2e-10 |r| at this h, 6e-6 |r| at the default, eps^(1/3): r_vv of a short step is small
+# beside r.
 BENT = Geodesic(h=1e-3)
 
 
@@ -62,6 +65,9 @@ class LevenbergMarquardt(ModelOptimizer):
         law: how mu follows the decrease ratio of a first trial.
         acceleration: bends the step; None: straight, as convex losses need it.
         search: `OneEvaluation()` instead of trials; steps are then straight.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
 
     Source: Levenberg (1944), Marquardt (1963); Nielsen (1999) on damping; Transtrum & Sethna
     (2012) on acceleration.
@@ -106,7 +112,7 @@ class LevenbergMarquardt(ModelOptimizer):
         solver, acceptable = Solver(linearization), self._judge(objective)
         first = damping = self.memory.damping or self.fraction * solver.mean_diagonal
         vetoed = False
-        for number in range(self.trials):
+        for number in range(self.trials):  # by 2, 4, 8, ...: what fails often is far off
             trial = self._attempt(solver, damping, objective)
             vetoed = trial.ratio > 0 and not acceptable(trial.step)
             if trial.ratio > 0 and not vetoed:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["on", "precision_of", "refuse_autocast", "refuse_scaler"]
+__all__ = ["on", "precision_of", "refuse_autocast", "refuse_inference", "refuse_scaler"]
 
 HALF = (
     "second-order steps need all digits of float32, better float64. Leave out autocast and the "
@@ -32,7 +32,21 @@ def refuse_scaler(optimizer: Any) -> None:
         raise TypeError(f"GradScaler.step has no meaning here: {HALF}")
 
 
+def refuse_inference() -> None:
+    """Raise `RuntimeError` under `torch.inference_mode`, in which there is no autograd."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "step() was called under torch.inference_mode(), where nothing can be differentiated: "
+            "call it outside"
+        )
+
+
 def refuse_autocast(parameter: Tensor) -> None:
     """Raise `ValueError` under autocast."""
+    if parameter.is_meta:
+        raise ValueError(
+            "the parameters are on the meta device, which holds no numbers: call "
+            'model.to_empty(device="cpu"), and initialise them'
+        )
     if torch.is_autocast_enabled(parameter.device.type):
         raise ValueError(f"step() was called under autocast: {HALF}")

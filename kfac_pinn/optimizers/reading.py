@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.backward import BackwardWatch
+from kfac_pinn.jacobian.backward import WATCHES, BackwardWatch
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 __all__ = ["ByClosure", "ByLosses", "Reading", "does_nothing", "release"]
 
@@ -20,7 +20,13 @@ Check = bool | CheckSchedule
 
 
 class Reading(Protocol):
-    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too."""
+    """Where residual and Jacobian come from, and whether the loss can be had elsewhere too.
+
+    Attributes:
+        once: whether the loss after a step is that of the next one, perhaps at other points.
+    """
+
+    once: bool
 
     @property
     def repeatable(self) -> bool:
@@ -48,7 +54,7 @@ class ByClosure:
         waiting: how many losses were sent backwards before it.
     """
 
-    repeatable = True
+    repeatable, once = True, False
 
     def __init__(self, closure: Callable[[], Any], waiting: int = 0) -> None:
         self.closure, self.waiting = closure, waiting
@@ -57,7 +63,7 @@ class ByClosure:
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
     ) -> Linearization:
         """By evaluating the closure."""
-        return linearize(self.closure, parameters, check, names)
+        return linearize(self.closure, parameters, check, names, data=self.once)
 
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
@@ -69,7 +75,7 @@ class ByClosure:
 class ByLosses:
     """`loss.backward(); step()`: losses of the current parameters, with their graphs."""
 
-    repeatable, waiting = False, 0
+    repeatable, waiting, once = False, 0, True
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self.losses = list(losses)
@@ -108,6 +114,8 @@ def does_nothing(closure: Callable[[], Any]) -> bool:
 def release(losses: Iterable[Tensor]) -> None:
     """Let the graphs go, which `backward()` would have freed, even if the losses are still held."""
     for loss in losses:
+        for watch in WATCHES:
+            watch.taken |= any(loss is other for other in watch.losses)
         if not loss.is_leaf and loss._base is None:  # a view cannot be detached in place
             loss.detach_()
 

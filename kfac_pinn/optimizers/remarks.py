@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.notices import NOTICES, outside
 
 __all__ = ["Remarks", "Stopwatch", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
-SMALL_LR = 1e-2  # of a step that is solved for
+SMALL_LR = 1e-2  # Adam's habit of 1e-3: steps that are solved for have lr 1, and 0.1 may be meant
 FIRST_STEPS, BUSY, LONG = 5, 3.0, 0.05  # steps watched, wall seconds a second of work, seconds
 
 
@@ -27,6 +27,7 @@ class Remarks:
     """What has been remarked on, and what there was to compare with."""
 
     def __init__(self) -> None:
+        NOTICES.forget_lines()  # a new optimizer is a new run
         self.made: set[str] = set()
         self.used: set[int] = set()  # parameters that some residual has depended on
 
@@ -172,16 +173,6 @@ class Stopwatch:
     def now() -> tuple[float, float]:
         """Both clocks."""
         return time.perf_counter(), time.thread_time()
-
-
-def outside() -> int:
-    """The `stacklevel`, seen from the caller, of the first frame outside this package and torch."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None:
-        if not str(frame.f_globals.get("__name__", "")).startswith(("kfac_pinn.", "torch.")):
-            break
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 NO_EFFECT = (

@@ -43,6 +43,9 @@ class SPRING(DirectionOptimizer):
         bias_correction: divide by sqrt(1 - mu^2k), k = 1, 2, ..., for the start from phi_0 = 0;
             what is remembered stays as it is.
 
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
+
     Source: Goldshlager, Abrahamsen & Lin (2024), arXiv:2401.10190; for PINNs, with the bias
     correction and Nystrom: Guzman-Cordero et al. (2025), arXiv:2505.12149, equations 7 and 8,
     algorithm 1.

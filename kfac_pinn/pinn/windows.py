@@ -1,6 +1,6 @@
 """Long times by windows: one network a window, each started from the one before.
 
-A single network loses the thread where a solution goes on for long. Here [0, T] is cut into
+A single network often fails on long intervals of time. Here [0, T] is cut into
 windows of equal length D, and u_i solves the i-th in its own time t - i D, with the last values of
 u_{i-1} as initial condition.
 

@@ -1,6 +1,6 @@
 """How far to go, how much to damp, and what was promised.
 
-step          what an optimizer proposes, and the loss at trial steps
+step          what an optimizer proposes
 model         the quadratic model: predicted decrease, decrease ratio, damped steps
 damping       laws by which the damping follows the ratio
 line          lengths along a direction
@@ -21,7 +21,7 @@ from kfac_pinn.search.line import (
 )
 from kfac_pinn.search.model import DampedModel
 from kfac_pinn.search.one_evaluation import OneEvaluation
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "KeepDamping",
     "Marquardt",
     "NormConstraint",
-    "Objective",
     "OneEvaluation",
     "Outcome",
     "RatioControl",

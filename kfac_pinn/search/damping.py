@@ -44,11 +44,11 @@ class Marquardt:
     Source: Levenberg (1944), Marquardt (1963); Nocedal & Wright, section 10.3.
     """
 
-    low: float = 0.25
+    low: float = 0.25  # between a quarter and three: Nocedal & Wright, algorithm 4.1
     high: float = 0.75
     fall: float = 3.0
     rise: float = 3.0
-    least: float = 1e-16
+    least: float = 1e-16  # below the rounding of a curvature of one it decides nothing
 
     def __call__(self, damping: float, ratio: float) -> float:
         """The next lambda; a ratio that is not a number counts as failure."""
@@ -95,7 +95,7 @@ class KeepDamping:
         return damping
 
 
-MARQUARDT = Marquardt()
+MARQUARDT = Marquardt()  # alike both ways: where every second step fails, lambda stays
 MARTENS = Marquardt(fall=1.5, rise=1.5)  # Martens (2010), section 4.1
 NIELSEN = Marquardt(fall=3.0, rise=2.0)  # the factors of Nielsen (1999)
 

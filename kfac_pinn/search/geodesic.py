@@ -19,7 +19,7 @@ from torch import Tensor
 from kfac_pinn.jacobian.closure import terms_at
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import LeastSquares
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 __all__ = ["Geodesic", "second_derivative"]
 

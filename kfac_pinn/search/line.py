@@ -14,7 +14,8 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.search.step import Outcome, Step
 
 __all__ = ["Armijo", "ExhaustiveGrid", "FixedStep", "GridSearch", "NormConstraint", "Search"]
 

@@ -11,19 +11,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.capture.data import same_data
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.damping import DampingLaw, Towards
-from kfac_pinn.search.model import decrease_ratio
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.model import decrease_ratio, predicted_decrease
+from kfac_pinn.search.step import Outcome, Step
 
 __all__ = ["OneEvaluation", "Trial", "Unseen"]
 
-TOWARDS = Towards()
+TOWARDS = Towards()  # `Marquardt` would fail every third step, which goes back here
+DEVIATIONS = 2.0  # a loss on other points that is higher by more standard errors has risen
+TRUSTED = 0.5  # of ||r||: the change up to which the linearisation is good enough backwards
+
+
+class Verdict(NamedTuple):
+    """Whether a step failed, and the ratio of actual to predicted decrease to go by."""
+
+    failed: bool
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Trial:
         loss, slope: L and grad L . displacement at the origin.
         predicted: the decrease of the loss that the model promised for the displacement.
         retreats: how often it was shortened so far.
+        noise: the standard error of the loss, had its points been drawn at random.
+        data: what tells its points from others (`Linearization.data`).
     """
 
     origin: Tensor
@@ -43,6 +56,8 @@ class Trial:
     slope: float
     predicted: float
     retreats: int = 0
+    noise: float = 0.0
+    data: Tensor | None = None
 
     @classmethod
     def of(cls, step: Step, linearization: Linearization, origin: Tensor) -> Trial | None:
@@ -50,11 +65,47 @@ class Trial:
         if step.displacement is None or not step.is_finite or not step.predicted > 0:
             return None
         slope = float(linearization.gradient @ step.displacement)
-        return cls(origin, step.displacement, linearization.loss, slope, step.predicted)
+        return cls(
+            origin,
+            step.displacement,
+            linearization.loss,
+            slope,
+            step.predicted,
+            noise=standard_error(linearization),
+            data=linearization.data,
+        )
 
     def ratio(self, loss: float) -> float:
         """(actual decrease) / (predicted decrease), from the loss after the step."""
         return decrease_ratio(self.loss, loss, self.predicted)
+
+    def verdict(self, there: Linearization | None) -> Verdict:
+        """On the step, by the linearisation after it; None: the loss there is not finite.
+
+        Losses at other points differ by chance. Where the loss has not risen by more than that,
+        the step counts as a success, and the next one is bolder: so the damping comes down until
+        steps do fail. The ratio itself is mostly chance, and damping by it never comes down.
+        """
+        if there is None:
+            return Verdict(True, -math.inf)
+        if self._at_same_points(there):
+            return Verdict(not there.loss <= self.loss, self.ratio(there.loss))
+        rose = there.loss > self.loss + DEVIATIONS * self.noise
+        return Verdict(rose and not self._was_as_high(there), 1.0)
+
+    def _at_same_points(self, there: Linearization) -> bool:
+        if self.data is None or there.data is None:
+            return True
+        return same_data(self.data, there.data)
+
+    def _was_as_high(self, there: Linearization) -> bool:
+        """Whether the new points are to blame: on them, 1/2 ||r - J p||^2 at the origin is no less.
+
+        Only of a step that changed r little, of which this says something.
+        """
+        change = there @ self.displacement
+        small = bool(change.norm() < TRUSTED * there.residual.norm())
+        return small and predicted_decrease(there, -self.displacement) <= 0
 
     def scaled(self, s: float) -> Trial:
         """The trial of s times its displacement: -predicted = slope s + curvature s^2 / 2."""
@@ -89,16 +140,16 @@ class OneEvaluation:
     this rule anyway. The damping (where there is none, the step length) follows the ratio of actual
     to predicted decrease towards a target at which few steps fail.
 
-    Keep the points for several steps: losses at different points say little about a step. After
-    `retreats` shortenings the parameters are back where they were, and the loss there is found
-    anew.
+    Points may be new in every step, at a cost: a loss at other points has risen only if it did so
+    by more than its standard error explains (`Trial.verdict`). After `retreats` shortenings the
+    parameters are back where they were, and the loss there is found anew.
 
     Args:
         law: (damping, ratio) -> damping.
         retreats: how often a step is shortened before it is given up.
         shortest, longest: what is left of a step that is shortened, at least and at most.
 
-    Measured: docs/notes_one_evaluation.md.
+    Measured: docs/design_notes.md.
     """
 
     evaluates: ClassVar[bool] = False
@@ -131,3 +182,9 @@ class OneEvaluation:
         known = trial.loss if shorter is None else math.nan
         step = Step(trial.origin + left - here, known, outcome=Outcome.WENT_BACK)
         return shorter, step.noting(ratio=trial.ratio(loss))
+
+
+def standard_error(linearization: Linearization) -> float:
+    """Of the loss as a mean over points: sqrt(sum_k var(r_k^2 / 2) / N_k)."""
+    parts = linearization.split(linearization.residual.square() / 2)  # r_k^2 / (2 N_k)
+    return math.sqrt(sum(len(part) * float(part.var(correction=0)) for part in parts))

@@ -9,12 +9,49 @@ from typing import TypeAlias
 
 import torch
 
-from kfac_pinn.search.model import Trial
+from kfac_pinn.search.damping import Marquardt
+from kfac_pinn.search.model import Trial, decrease_ratio
 
-__all__ = ["Attempt", "RatioControl", "TargetSchedule"]
+__all__ = ["Attempt", "RatioControl", "TakenStep", "TargetSchedule"]
 
 
 Attempt: TypeAlias = Callable[[float], Trial]
+
+DOUBLING = Marquardt(fall=2.0, rise=2.0)
+DEVIATIONS = 2.0  # by so many standard errors a loss on other points may be higher by chance
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """What a step achieved on its points, until other points judge it.
+
+    The ratio on its own points says little of a step that fitted them: the fewer the points, the
+    less. On new points it counts what was fitted as no decrease.
+
+    Attributes:
+        radius: its length.
+        predicted: the decrease that the model promised.
+        before, after: the loss.
+    """
+
+    radius: float
+    predicted: float
+    before: float
+    after: float
+
+    def longest(self, loss: float, noise: float, rounding: float) -> float:
+        """The radius that the next step must not exceed: twice or half the last one, or the same.
+
+        Args:
+            loss: that the next step begins with.
+            noise: its standard error, had its points been drawn at random.
+            rounding: of losses at the same points, relative; where it differs by no more, the
+                points are the same and there is no bound.
+        """
+        if abs(loss - self.after) <= rounding * self.after:
+            return math.inf
+        ratio = decrease_ratio(self.before, loss - DEVIATIONS * noise, self.predicted)
+        return 1 / DOUBLING(1 / self.radius, ratio)
 
 
 @dataclass(frozen=True)
@@ -22,7 +59,7 @@ class RatioControl:
     """The longest step whose decrease ratio reaches a target: bracketed, then bisected, eq. (29).
 
     Hitting the target matters: the next point of a coarse grid of radii may have a ratio five
-    times higher, and high ratios are what the low target is to avoid (docs/notes_gauss_newton.md).
+    times higher, and high ratios are what the low target is to avoid (docs/design_notes.md).
 
     Args:
         factor: between neighbouring radii while the target is being bracketed.
@@ -31,8 +68,8 @@ class RatioControl:
     """
 
     factor: float = 1.5
-    expansions: int = 3
-    bisections: int = 4
+    expansions: int = 3  # 1.5^3: the radius changes by three and a half in a step, at most
+    bisections: int = 4  # 1.5^(1/16): the target's radius to three percent
 
     def __call__(self, attempt: Attempt, radius: float, target: float) -> Trial:
         """The longest trial that meets the target; the shortest tried, if none does.
@@ -85,13 +122,13 @@ class TargetSchedule:
         rounding: relative to sigma_1^2.
 
     Source: the two stages are those of DSGNAR (2607.02194); the rest was measured here:
-    docs/notes_gauss_newton.md.
+    docs/design_notes.md.
     """
 
     least: float = 0.06
     low: float = 0.15
     high: float = 0.85
-    change: float = 0.9
+    change: float = 0.9  # from low to least in nine steps without progress
     patience: int = 60
     impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps

@@ -1,9 +1,11 @@
 """Value and derivatives of a network in one pass.
 
 detached    what has lost its derivatives, and must not come back
-jets        a value and its derivatives along directions, carried together
-rules       how each torch function acts on jets
+jets        a value and its derivatives along directions, carried together; basis: which ones
+rules       how each torch function acts on jets; rule_table: where they stand
 operators   gradient, Laplacian and all other operators, from one pass
+polarisation  which directions and weights make up an operator
+arguments   what can be wrong with the arguments of an operator
 stochastic  unbiased estimators of operators in high dimension
 """
 

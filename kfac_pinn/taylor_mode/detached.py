@@ -8,12 +8,13 @@ and an operation that would bring it back into a jet is refused.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+from kfac_pinn.notices import NOTICES
 
 __all__ = ["LOST", "NO_NUMPY", "Detached", "detached", "remark_number"]
 
@@ -64,8 +65,7 @@ def unmarked(result: Any) -> Any:
 
 def remark_number(method: str) -> None:
     """A number may steer a branch; in a formula it is a constant."""
-    warnings.warn(
+    NOTICES.once_a_line(
         f"x.{method}() in a function that is differentiated gives numbers without derivatives: "
-        "right for a choice, wrong in a formula, where the tensor itself must stand",
-        stacklevel=4,
+        "right for a choice, wrong in a formula, where the tensor itself must stand"
     )

@@ -8,61 +8,37 @@ so that every linear layer is one matrix product.  Torch functions act on jets t
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, resolve_name
+from torch.overrides import handle_torch_function
 
+from kfac_pinn.taylor_mode.basis import Basis
 from kfac_pinn.taylor_mode.detached import LOST, NO_NUMPY, Detached, detached
+from kfac_pinn.taylor_mode.rule_table import (
+    IN_PLACE,
+    OF_VALUES,
+    RULES,
+    apply,
+    is_operator,
+    leaves_among,
+    missing,
+    name_of,
+    positional,
+)
 
-__all__ = ["RULES", "Basis", "Jet", "register", "rule"]
+__all__ = ["Jet"]
 
-RULES: dict[Any, Callable[..., Any]] = {}  # torch function -> what it does to jets
-IN_PLACE: set[Any] = set()  # those among them that change their first argument
-OF_VALUES: set[Any] = set()  # rules of functions without derivatives: plain tensors come out
-OPERANDS = ("input", "other")  # the names of the first one or two arguments in torch
-OF_NUMPY = {"axis": "dim", "keepdims": "keepdim"}  # what torch takes for its own names, too
 # What modules ask of a tensor besides its numbers: of the rows as of the value.
 FACTS = {"layout", "itemsize", *(f"is_{kind}" for kind in (
     "cpu", "xpu", "mps", "meta", "mkldnn", "nested", "quantized", "sparse", "sparse_csr",
 ))}  # fmt: skip
 ARITHMETIC = {name: name for name in ("add", "subtract", "multiply", "matmul", "maximum")}
 ARITHMETIC |= {"divide": "divide", "true_divide": "divide", "power": "pow", "minimum": "minimum"}
-NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg)
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-
-class Basis:
-    """Which derivatives a jet carries: orders 1..K along D directions, the top order maybe summed.
-
-    With ``weights`` w of shape (C, D) the top order is kept only as the C sums
-    sum_d w_cd d^K/dt^K f(x + t v_d); without, as all D of them (C = D).  A stack of coefficients
-    has S = 1 + D (K - 1) + C rows: the value, orders 1..K-1, and the top order.
-    """
-
-    def __init__(self, order: int, count: int, weights: Tensor | None = None) -> None:
-        if order < 1:
-            raise ValueError(f"a jet needs order >= 1, found {order}: call the function itself")
-        if weights is not None and (weights.ndim != 2 or weights.shape[1] != count):
-            raise ValueError(f"weights must be (C, {count}), found {tuple(weights.shape)}")
-        self.order, self.count, self.weights = order, count, weights
-        self.differentiable = torch.is_grad_enabled()  # with respect to parameters
-        top = count if weights is None else weights.shape[0]
-        self.sizes = [1, *[count] * (order - 1), top]
-
-    def collapse(self, terms: Tensor) -> Tensor:
-        """Sum over directions to the top order: (D, ...) -> (C, ...), sum_d w_cd terms_d."""
-        return terms if self.weights is None else torch.tensordot(self.weights.to(terms), terms, 1)
-
-    def spread(self, top: Tensor) -> Tensor:
-        """The transpose of `collapse`: (C, ...) -> (D, ...), sum_c w_cd top_c."""
-        return top if self.weights is None else torch.tensordot(self.weights.T.to(top), top, 1)
 
 
 class Jet:
@@ -313,22 +289,6 @@ for _operator, _method in {**{name: name for name in SAME}, **RENAMED}.items():
 Jet.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The rule; arguments that it does not know are named."""
-    definition = RULES[func]
-    try:
-        return definition(*args, **kwargs)
-    except TypeError as error:
-        try:
-            inspect.signature(definition).bind(*args, **kwargs)
-        except TypeError as misfit:
-            raise NotImplementedError(
-                f"{name_of(func)} on jets: {misfit}. Leave this argument away or write the "
-                f"function out; or give it a rule that knows the argument, @rule({name_of(func)})"
-            ) from None
-        raise error
-
-
 def check(func: Any, arguments: list[Any]) -> None:
     """Refuse jets of different bases, those whose memory another has changed, and lost rows."""
     jets = jets_among(arguments)
@@ -363,106 +323,6 @@ def refuse_losses(func: Any, arguments: list[Any], basis: Basis) -> None:
         )
 
 
-def is_operator(func: Any) -> bool:
-    """y += z: the name y is bound to the result, whatever that is."""
-    return str(getattr(func, "__name__", "")).startswith("__i")
-
-
-def positional(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments as rules take them: operands by position, and torch's names for NumPy's."""
-    named = {OF_NUMPY.get(key, key): value for key, value in kwargs.items()}
-    return (*args, *(named.pop(key) for key in OPERANDS if key in named)), named
-
-
-def leaves_among(arguments: Any) -> list[Any]:
-    """All arguments, those in lists and tuples one by one."""
-    flat: list[Any] = []
-    for each in arguments:
-        if isinstance(each, (list, tuple)):
-            flat += leaves_among(each)
-        else:
-            flat.append(each)
-    return flat
-
-
 def jets_among(arguments: Any) -> list[Jet]:
     """All jets among arguments, in lists and tuples too."""
     return [each for each in leaves_among(arguments) if isinstance(each, Jet)]
-
-
-def rule(*functions: Any) -> Callable[[Rule], Rule]:
-    """Register the decorated function as what the torch `functions` do to jets.
-
-    It takes the arguments of the torch function, at least one of them a `Jet`, and returns jets.
-    Functions of the same name in `torch`, `torch.Tensor`, `torch.nn.functional`, `torch.special`
-    and `torch.linalg` follow unless they have a rule of their own, and so do the in-place forms.
-    """
-
-    def register(definition: Rule) -> Rule:
-        for function in functions:
-            RULES[function] = definition
-            for namesake in namesakes(function):
-                RULES.setdefault(namesake, definition)
-        return definition
-
-    return register
-
-
-def register(maker: Callable[[Any], Callable[..., Any]], *functions: Any) -> None:
-    """Register rules that call the torch function itself, for it and for its namesakes.
-
-    A namesake is called as it is: it may differ, as `torch.svd` and `torch.linalg.svd` do.
-    """
-    for function in functions:
-        RULES[function] = maker(function)
-        for namesake in namesakes(function):
-            own = function if namesake in IN_PLACE else namesake
-            RULES.setdefault(namesake, maker(own))
-
-
-def namesakes(function: Any) -> list[Any]:
-    """The same function elsewhere in torch, and its in-place forms."""
-    name = getattr(function, "__name__", "?").removeprefix("special_").removeprefix("linalg_")
-    same = [getattr(space, name, None) for space in NAMESPACES]
-    in_place = [getattr(space, f"{name}_", None) for space in NAMESPACES]
-    IN_PLACE.update(each for each in in_place if callable(each))
-    return [each for each in same + in_place if callable(each)]
-
-
-def name_of(function: Any) -> str:
-    """As it is written in code."""
-    function = getattr(function, "function", function)
-    return str(resolve_name(function) or getattr(function, "__name__", function))
-
-
-def missing(function: Any) -> str:
-    """What to write for a function without a rule."""
-    if isinstance(function, (torch.ScriptMethod, torch.ScriptFunction)):
-        return SCRIPTED
-    name = name_of(function)
-    short = name.rsplit(".", 1)[-1]
-    return f"""{name} has no rule for jets. Add one, in one of four ways:
-
-    from kfac_pinn.taylor_mode.rules import by_autograd, elementwise, linear, rule
-
-    @elementwise({name})  # it acts on each entry: give its derivatives
-    def {short}_derivatives(v, y, order):  # y = {short}(v)
-        return [...]  # the first, second, ... derivative, `order` tensors like v
-
-    linear({name})  # it is linear in its first argument
-
-    @rule({name})  # anything else, in terms of functions that have rules
-    def {short}_of_jets(x):
-        return ...
-
-    by_autograd({name})  # it is differentiable `order` times by autograd: slow, but nothing to do
-"""
-
-
-SCRIPTED = (
-    "a module or function compiled by torch.jit (scripted or traced) hides its torch functions, so "
-    "that jets cannot pass through it: give the operator the original module, laplacian(model, x), "
-    "and compile after training, or use torch.compile(model)"
-)

@@ -8,23 +8,29 @@ the network in place of its terms.
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, product
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.taylor_mode import rules  # noqa: F401  (fills the table)
-from kfac_pinn.taylor_mode.detached import LOST, Detached
-from kfac_pinn.taylor_mode.jets import Basis, Jet
+from kfac_pinn.taylor_mode.arguments import (
+    Function,
+    as_jet,
+    called,
+    check_directions,
+    check_function,
+    check_order,
+    check_points,
+)
+from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.jets import Jet
+from kfac_pinn.taylor_mode.polarisation import Axes, directions_of, roots
 
 __all__ = [
     "bilaplacian",
-    "directions_of",
     "divergence",
     "gradient",
     "hessian",
@@ -33,9 +39,6 @@ __all__ = [
     "partial",
     "taylor",
 ]
-
-Function: TypeAlias = Callable[[Any], Any]
-Axes: TypeAlias = tuple[int, ...]
 
 
 def taylor(
@@ -84,12 +87,13 @@ def taylor(
 
 def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
     """Weights as one tensor; trained ones, among numbers too, stay in the autograd graph."""
-    if isinstance(weights, str):
-        raise TypeError(f"weights must be numbers or tensors, found {weights!r}")
     nested = isinstance(weights, (list, tuple))
     if nested and not all(isinstance(w, (int, float)) for w in weights):
         return torch.stack([coefficients(each, like) for each in weights])
-    return torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    try:
+        return torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"weights must be numbers or tensors, found {weights!r}") from error
 
 
 def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:
@@ -164,22 +168,6 @@ def contracted(H: Tensor, A: Tensor) -> Tensor:
     return (H * A).sum((-2, -1))
 
 
-def roots(w: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """Directions v_d and signs s_d with sum_d s_d v_d v_d' = A (or the diagonal matrix of w).
-
-    Positive and negative eigenvalues have directions of their own; parts that vanish have none.
-    """
-    if diagonal:
-        values, vectors = w, torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    else:
-        values, vectors = torch.linalg.eigh((w + w.mT) / 2)
-    sides = [(values * sign).clamp(min=0).sqrt() for sign in (1, -1)]
-    scaled = [(root.unsqueeze(-2) * vectors).movedim(-1, 0) for root in sides]
-    kept = [side for side in range(2) if torch.compiler.is_compiling() or sides[side].any()] or [0]
-    signs = [values.new_full((len(scaled[side]),), 1.0 - 2.0 * side) for side in kept]
-    return torch.cat([scaled[side] for side in kept]), torch.cat(signs)
-
-
 def hessian(u: Function, x: Tensor) -> Tensor:
     """The second derivatives d_i d_j u: (N, d, d) for a scalar field, (N, c, d, d) for (N, c)."""
     H = hessians(u, x)
@@ -247,148 +235,3 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float | Tensor]) ->
     found = directions_of(terms, x.shape[1])
     directions = torch.tensor(list(found), dtype=x.dtype, device=x.device)
     return taylor(u, x, orders.pop(), directions, list(found.values()))[-1]
-
-
-def directions_of(terms: Mapping[Axes, Any], d: int) -> dict[Axes, Any]:
-    """Integer directions v and weights w with sum_a c_a ξ_a1 ... ξ_ak = sum_v w_v (v . ξ)^k.
-    Eq. (7) of docs/mathematics.md.
-
-    Polarisation, ξ_1 ... ξ_k = 1 / (2^(k-1) k!) sum_{s in {1} x {±1}^(k-1)} s_1 ... s_k (s . ξ)^k;
-    directions that are multiples of one another are merged.
-
-    Source: Griewank, Utke, Walther (2000) interpolate the same sums.
-    """
-    weights: defaultdict[Axes, Any] = defaultdict(float)
-    for axes, coefficient in terms.items():
-        k = len(axes)
-        for signs in product((1, -1), repeat=k - 1):
-            v = [0] * d
-            for axis, sign in zip(axes, (1, *signs), strict=True):
-                v[axis] += sign
-            primitive, factor = reduced(v)
-            scale = math.prod(signs) * factor**k / (2 ** (k - 1) * math.factorial(k))
-            weights[primitive] += coefficient * scale
-    nonzero = {v: w for v, w in weights.items() if any(v) and (isinstance(w, Tensor) or w)}
-    return nonzero or {tuple([1] + [0] * (d - 1)): 0.0}
-
-
-def reduced(v: list[int]) -> tuple[Axes, int]:
-    """v = factor * primitive, whose entries share no divisor and whose first is positive."""
-    leading = next((entry for entry in v if entry), 1)
-    factor = math.gcd(*v) * (1 if leading > 0 else -1) or 1
-    return tuple(entry // factor for entry in v), factor
-
-
-# --- what can be wrong with the arguments -----------------------------------------------------
-
-
-def called(u: Function, jet: Jet) -> Any:
-    """u(jet); where that fails for what u is, a word on what to pass instead."""
-    try:
-        return u(jet)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, TypeError) and not takes_one(u):
-            raise TypeError(of_one_argument(jet.shape[-1], error)) from error
-        if "Jet" in str(error) and "kfac_pinn" not in origin(error):
-            raise TypeError(
-                f"u calls something that does not take jets: {error}. Jets pass through torch "
-                "functions and modules, not through torch.func and vmap, compiled extensions or "
-                "tests for isinstance(x, Tensor): call torch functions on the whole batch"
-            ) from error
-        raise
-
-
-def of_one_argument(d: int, error: TypeError) -> str:
-    """How to call a u of several arguments."""
-    parts = "z[:, :1], z[:, 1:]" if d == 2 else ", ".join(f"z[:, {i}:{i + 1}]" for i in range(d))
-    return (
-        f"u must be a function of one argument, the points (N, {d}), but calling it with them "
-        f"failed: {error}. Pass a lambda that takes them apart: lambda z: model({parts})"
-    )
-
-
-def origin(error: BaseException) -> str:
-    """The file in which it was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else trace.tb_frame.f_code.co_filename
-
-
-def takes_one(u: Function) -> bool:
-    """Whether u can be called with one argument, as far as it says."""
-    try:
-        inspect.signature(getattr(u, "forward", u)).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # builtins do not say
-        return True
-    return True
-
-
-def as_jet(result: Any, basis: Basis) -> Jet:
-    """What u returned, if it is one function of x."""
-    if isinstance(result, Jet) and result.basis is basis:
-        return result
-    if isinstance(result, Jet):
-        raise ValueError("u returned a jet left over from another call: let it depend on x only")
-    if isinstance(result, Detached):
-        raise RuntimeError(f"what u returned was detached from x: it {LOST}")
-    if isinstance(result, Tensor):
-        raise ValueError(
-            "u returned a plain tensor, which does not depend on the points that u was given: let "
-            "u use its argument, lambda z: model(z), not model(x). A u that is constant says so, "
-            "torch.full_like(z[:, :1], c) or c + 0 * z[:, :1]"
-        )
-    raise TypeError(
-        f"u must return one tensor, found {type(result).__name__}: pass a lambda that picks one, "
-        f"lambda x: u(x)[{pick(result)}]"
-    )
-
-
-def pick(result: Any) -> str:
-    """The key or index of one of several outputs."""
-    return repr(next(iter(result), "...")) if isinstance(result, Mapping) else "0"
-
-
-def check_function(u: Any) -> None:
-    """Operators take the function itself."""
-    if not callable(u):
-        fix = ": pass it uncalled, laplacian(model, x)" if isinstance(u, (Tensor, Jet)) else ""
-        raise TypeError(
-            f"u must be a function of the points, such as a model, found {type(u).__name__}{fix}"
-        )
-
-
-def check_order(order: Any) -> None:
-    """Derivatives are counted."""
-    if not isinstance(order, int):
-        raise TypeError(f"the order must be an integer >= 1, found {order!r}")
-
-
-def check_points(x: Any) -> None:
-    """Points are a floating tensor (N, d)."""
-    if isinstance(x, Jet):
-        raise TypeError(
-            "an operator of an operator: x is already being differentiated. Write the "
-            "composition as one operator: partial(u, x, (i, j, ...)), bilaplacian(u, x) or "
-            "homogeneous(u, x, terms)."
-        )
-    if not isinstance(x, Tensor):
-        fix = ": the function comes first, laplacian(u, x)" if callable(x) else ": torch.tensor(x)"
-        raise TypeError(f"x must be a floating point tensor (N, d), found {type(x).__name__}{fix}")
-    if not x.is_floating_point():
-        raise TypeError(f"x must be a floating point tensor (N, d), found {x.dtype}: x.double()")
-    if x.ndim != 2:
-        fix = "x[:, None]" if x.ndim == 1 else "x.flatten(0, -2)"
-        raise ValueError(f"x must be (N, d), found {tuple(x.shape)}: pass {fix}")
-
-
-def check_directions(v: Any, x: Tensor) -> None:
-    """Directions are (D, d), or (D, N, d)."""
-    N, d = x.shape
-    if not isinstance(v, Tensor) or not v.is_floating_point():
-        found = v.dtype if isinstance(v, Tensor) else type(v).__name__
-        raise TypeError(f"directions must be a floating point tensor (D, {d}), found {found}")
-    if v.ndim not in (2, 3) or v.shape[1:] not in (x.shape, x.shape[1:]):
-        raise ValueError(f"directions must be (D, {d}) or (D, {N}, {d}), found {tuple(v.shape)}")

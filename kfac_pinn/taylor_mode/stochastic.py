@@ -12,7 +12,9 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.taylor_mode.operators import Function, check_points, roots, taylor
+from kfac_pinn.taylor_mode.arguments import Function, check_points
+from kfac_pinn.taylor_mode.operators import taylor
+from kfac_pinn.taylor_mode.polarisation import roots
 
 __all__ = [
     "gaussian",

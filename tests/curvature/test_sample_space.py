@@ -8,8 +8,8 @@ import torch
 from small_problems import small_case
 from torch import Generator, nn
 
-from kfac_pinn import MonteCarlo, NystromKernel, Sketch, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact
+from kfac_pinn import MonteCarlo, NystromKernel, laplacian, linearize
+from kfac_pinn.curvature.compression import Exact, Sketch, add_ridge
 from kfac_pinn.curvature.preconditioners import NystromPreconditioner, gramian_product
 from kfac_pinn.curvature.sample_space import kernel_product
 from kfac_pinn.linalg import CountSketch, rows_at_once
@@ -41,16 +41,40 @@ def test_products_in_batches(linearization, rows):
         torch.testing.assert_close(gramian_product(linearization, V), J.mT @ (J @ V))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+def sketched_by_hand(linearization, size, hashes):
+    """Of each term's rows and residual a sketch of its own."""
+    generator, parts = Generator().manual_seed(5), []
+    both = torch.cat([linearization.rows(), linearization.residual[:, None]], dim=1)
+    for rows in linearization.split(both):
+        own = round(size * len(rows) / len(both))
+        parts.append(CountSketch(len(rows), own, generator, hashes)(rows))
+    return torch.cat(parts).split([linearization.size, 1], dim=1)
+
+
 @pytest.mark.parametrize("hashes", [1, 2])
-def test_a_sketched_step_is_that_of_the_sketched_problem(linearization, rows, hashes):
-    J, r, size = linearization.rows(), linearization.residual, 12
-    S = CountSketch(len(r), size, Generator().manual_seed(5), hashes)
-    A, b = S(J), S(r)
+def test_a_sketched_step_is_that_of_the_sketched_problem(linearization, hashes):
+    """From the factors of layers, which never make J itself."""
+    A, b = sketched_by_hand(linearization, 12, hashes)
     expected = -torch.linalg.solve(A.mT @ A + 1e-3 * torch.eye(A.shape[1], dtype=A.dtype), A.mT @ b)
-    with in_batches_of(rows, linearization):
-        model = Sketch(size, hashes)(linearization, Generator().manual_seed(5), 0.0)
-    torch.testing.assert_close(model.step(1e-3), expected, rtol=1e-7, atol=1e-9)
+    model = Sketch(12, hashes)(linearization, Generator().manual_seed(5), 0.0)
+    assert model.sketched
+    torch.testing.assert_close(model.step(1e-3), expected[:, 0], rtol=1e-7, atol=1e-9)
+    g = torch.randn(linearization.size, dtype=torch.float64)
+    expected = -torch.linalg.solve(A.mT @ A + 1e-3 * torch.eye(A.shape[1], dtype=A.dtype), g)
+    torch.testing.assert_close(model.solver(g)(1e-3), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_the_rows_of_a_ridge_are_sketched_too(linearization):
+    """S J + S' diag(sqrt w): one signed entry more in each column."""
+    weights = torch.linspace(0, 2, linearization.size, dtype=torch.float64)
+    A, _ = sketched_by_hand(linearization, 12, 1)
+    change = A.clone()
+    add_ridge(change, weights.sqrt(), Generator().manual_seed(0))
+    change -= A
+    assert (change.count_nonzero(dim=0) == (weights > 0)).all()
+    torch.testing.assert_close(change.square().sum(0), weights)
+    model = Sketch(12)(linearization.with_ridge(weights), Generator().manual_seed(5), 0.0)
+    assert model.S.square().sum() > A.square().sum()
 
 
 def test_exact_in_batches(linearization):
@@ -59,6 +83,19 @@ def test_exact_in_batches(linearization):
         with in_batches_of(3, linearization):
             batched = Exact()(linearization, Generator(), damping).step(1e-2)
         torch.testing.assert_close(batched, whole, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_ridge_in_batches(linearization, rows):
+    """The rows sqrt(w_i) e_i, from the third batch on too."""
+    weights = torch.linspace(0, 2, linearization.size, dtype=torch.float64)
+    ridged = linearization.with_ridge(weights)
+    damped = linearization.gramian() + weights.diag() + 1e-2 * torch.eye(len(weights)).double()
+    expected = -torch.linalg.solve(damped, ridged.gradient)
+    for level in (0.0, 1.0):
+        with in_batches_of(rows, linearization):
+            found = Exact()(ridged, Generator(), level).step(1e-2)
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
 def test_random_numbers_follow_step_and_seed(linearization):

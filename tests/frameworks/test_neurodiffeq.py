@@ -18,9 +18,10 @@ def _double() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
-def test_laplace_ends_far_below_adam(kind: type[Optimizer]) -> None:
-    assert laplace.solve(kind, 40) < 0.1 / 10  # Adam's is 0.1 after 250 steps
+@pytest.mark.parametrize(("kind", "goal"), [(KFACPINN, 1e-4), (GaussNewton, 1e-6)])
+def test_laplace_ends_far_below_adam(kind: type[Optimizer], goal: float) -> None:
+    """New points in every epoch; Adam's error is 1.6e-3 after 500 with the better of two rates."""
+    assert laplace.solve(kind, 40, width=64, points=20) < goal
 
 
 def test_an_ode() -> None:

@@ -49,9 +49,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(kind: type[Optimizer]) -
 
 
 def test_a_checkpoint_of_a_late_group_fits_the_next_run() -> None:
-    run(pina.UnknownSource(), KFACPINN, 3)
-    resumed = run(pina.UnknownSource(), KFACPINN, 5, resume=Path("of_3/epoch=2.ckpt"))
-    assert [len(g["params"]) for g in resumed.optimizer.instance.param_groups] == [6, 1]
+    run(pina.UnknownCentre(), KFACPINN, 3)
+    resumed = run(pina.UnknownCentre(), KFACPINN, 5, resume=Path("of_3/epoch=2.ckpt"))
+    assert [len(g["params"]) for g in resumed.optimizer.instance.param_groups] == [8, 2]
 
 
 def test_the_losses_that_pina_logs_are_those_of_the_last_evaluation() -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from kfac_pinn import laplacian, linearize, taylor
-from kfac_pinn.jacobian.blocks import Layer, Leaf
+from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.pinn import networks
 
 N, D = 5, 2

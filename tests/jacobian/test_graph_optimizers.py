@@ -12,7 +12,7 @@ from row_by_row import derivative
 from torch import Tensor, nn
 
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree
-from kfac_pinn.search.step import Objective
+from kfac_pinn.jacobian.objective import Objective
 
 X = torch.rand(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 OPTIMIZERS = [KFACPINN, GaussNewton, SPRING, ENGD, KFAC, HessianFree]

@@ -20,10 +20,12 @@ from oracles import (
     jacobian,
     stacked,
 )
+from small_problems import network, points
 from torch import Tensor, nn
 
 from kfac_pinn import ConvexLoss, Linearization, laplacian, linearize, taylor, total_loss
-from kfac_pinn.jacobian.blocks import Layer, LayerJacobian
+from kfac_pinn.jacobian.blocks import LayerJacobian
+from kfac_pinn.jacobian.layers import Layer
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: list[Activation] = [torch.tanh, torch.sin, torch.sigmoid, torch.exp]
@@ -276,3 +278,21 @@ def test_scaled_residuals_are_stacked() -> None:
     lin = linearize(lambda: [w * part for part in parts], [w])
     close(lin.residual, stacked(parts))
     assert lin.loss == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("small", [0, 2**20])
+def test_products_are_the_same_from_rows_and_from_factors(
+    small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small J the rows are written out, whatever the number of its shared positions."""
+    monkeypatch.setattr("kfac_pinn.jacobian.linearization.SMALL", small)
+    model, x = network(2, 5, 1), points(9)
+    found = linearize(lambda: (laplacian(model, x), model(x)), model.parameters())
+    found = found.with_ridge(torch.rand(found.size, dtype=torch.float64))
+    J, v = found.rows(), torch.randn(found.size, dtype=torch.float64)
+    for _ in range(3):
+        torch.testing.assert_close(found.curvature(v), J.T @ (J @ v) + found.ridge * v)
+    rows = vars(found)["_arranged"]
+    assert rows is None if not small else torch.equal(rows, J)
+    factors = found.terms[0].blocks[found.blocks[0]]
+    assert (factors.g.stride(1) == 1) == (not small)  # points last in memory

@@ -1,138 +1,182 @@
-"""How many small faults would the tests notice?  A random sample of mutants, one package at a time.
+"""How many small faults would the tests notice?  A random sample of mutants, a package at a time.
 
-    python tests/mutation/run.py linalg --sample 40
-    python tests/mutation/run.py all --sample 40
+    python tests/mutation/run.py linalg --sample 25
+    python tests/mutation/run.py all --sample 25
 
 A mutant is the package with one operator, number, comparison, condition or decorator changed
-(Cosmic Ray, `pip install -e ".[mutation]"`).  It is killed if the package's own tests fail, or,
-should those pass, the tests of the floors above.  Works on a clone of the last commit, so that the
-checkout stays as it is; outside CI, since a mutant takes tens of seconds.  Survivors are printed
-with their change.
+(Cosmic Ray, `pip install -e ".[mutation]"`).  It meets the tests that execute the changed line,
+the nearest and quickest first, and is killed if one of them fails.  All of it happens in a folder
+beside the checkout, with a clone of the last commit: first the package's tests run once, to see
+what each executes, then the mutants (some seconds each, a minute for one that survives).  What is
+done is written down line by line, so that a run that was stopped goes on where it was; `--again`
+tries the survivors once more, with the last commit's tests.  What became of them: survivors.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
-import os
-import random
+import shutil
 import subprocess
-import sys
-import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from judge import pytest_in
+from mutants import Mutant, sample
+from reach import FOLDER, SECONDS, Reach
 
 ROOT = Path(__file__).parents[2]
-JUDGE = "tests/mutation/judge.py"
 
-# package -> (what is mutated, the tests nearest to it, then those that a survivor also meets)
+# package -> (what is mutated, the tests that are asked: those of the first folder come first)
 PACKAGES = {
-    "linalg": ("kfac_pinn/linalg", ["tests/linalg"], ["tests/curvature"]),
-    "jacobian": ("kfac_pinn/jacobian", ["tests/jacobian"], ["tests/test_bad_input.py"]),
-    "curvature": ("kfac_pinn/curvature", ["tests/curvature"], ["tests/optimizers/test_kfac.py"]),
-    "search": ("kfac_pinn/search", ["tests/search"], ["tests/optimizers/test_one_evaluation.py"]),
-    "optimizers": ("kfac_pinn/optimizers", ["tests/optimizers"], ["tests/test_bad_input.py"]),
-    "training": ("kfac_pinn/pinn/training", ["tests/pinn"], ["tests/test_examples.py"]),
+    "linalg": ("kfac_pinn/linalg", ["tests/linalg", "tests/curvature"]),
+    "jacobian": ("kfac_pinn/jacobian", ["tests/jacobian", "tests/test_bad_input.py"]),
+    "curvature": ("kfac_pinn/curvature", ["tests/curvature", "tests/optimizers/test_kfac.py"]),
+    "search": ("kfac_pinn/search", ["tests/search", "tests/optimizers/test_one_evaluation.py"]),
+    "optimizers": ("kfac_pinn/optimizers", ["tests/optimizers"]),
+    "training": ("kfac_pinn/pinn/training", ["tests/pinn"]),
 }
-
-# `X | None` in an annotation is not code.
-EQUIVALENT = ["core/ReplaceBinaryOperator_BitOr_.*"]
-
-CONFIGURATION = """
-[cosmic-ray]
-module-path = "{module}"
-timeout = {timeout}
-excluded-modules = []
-test-command = "{command}"
-
-[cosmic-ray.distributor]
-name = "local"
-
-[cosmic-ray.filters.operators-filter]
-exclude-operators = {equivalent}
-"""
+STAGES = 5.0, 40.0  # seconds of tests: of the nearest, and of all that execute the line
 
 
 def main() -> None:
     """Sample, mutate, test, report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("package", choices=[*PACKAGES, "all"])
-    parser.add_argument("--sample", type=int, default=40, help="mutants a package")
+    parser.add_argument("--sample", type=int, default=25, help="mutants a package")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds a test run")
-    parser.add_argument("--out", type=Path, help="a JSON file of the result")
+    parser.add_argument("--again", action="store_true", help="the survivors, with new tests")
+    parser.add_argument("--tests", nargs="*", help="instead of those that execute the line")
+    parser.add_argument("--folder", type=Path, default=ROOT.with_name(ROOT.name + "-mutants"))
     options = parser.parse_args()
-    chosen = PACKAGES if options.package == "all" else [options.package]
-    results = {name: measure(name, options) for name in chosen}
-    for name, result in results.items():
-        print(f"{name}: {result['killed']} of {result['mutants']} killed")
-        print("\n".join(result["survivors"]))
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    bench = Bench(options.folder, options.tests)
+    names = PACKAGES if options.package == "all" else [options.package]
+    for name in names:
+        bench.reach(name)  # before anything is changed
+        chosen = sample(bench.clone, PACKAGES[name][0], options.sample, options.seed)
+        found = [bench.verdict(mutant, name, options.again) for mutant in chosen]
+        print(summary(name, found), flush=True)
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
-    """Kill counts and the survivors of one package."""
-    module, near, far = PACKAGES[name]
-    with tempfile.TemporaryDirectory() as folder:
-        clone = Path(folder) / "clone"
-        run("git", "clone", "--quiet", str(ROOT), str(clone), where=ROOT)
-        configuration = clone / "mutation.toml"
-        configuration.write_text(
-            CONFIGURATION.format(
-                module=module,
-                timeout=options.timeout,
-                command=" ".join([sys.executable, JUDGE, ",".join(near), ",".join(far)]),
-                equivalent=json.dumps(EQUIVALENT),
+def summary(name: str, found: Sequence[dict[str, Any]]) -> str:
+    """How many were killed, and which were not."""
+    counts = Counter(each["outcome"] for each in found)
+    lines = [f"{name}: " + ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))]
+    for each in found:
+        if each["outcome"] == "survived":
+            lines += [f"  {each['path']}:{each['line']}", *(f"    {c}" for c in each["change"])]
+    return "\n".join(lines)
+
+
+class Bench:
+    """A clone to work on, what its tests execute, and the verdicts so far.
+
+    Args:
+        folder: of all that.
+        tests: run these, whatever they execute.
+    """
+
+    def __init__(self, folder: Path, tests: list[str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.clone, self.results, self.chosen = folder / "clone", folder / "results.jsonl", tests
+        self.commit = git("rev-parse", "--short", "HEAD")
+        shutil.rmtree(self.clone, ignore_errors=True)
+        git("clone", "--quiet", str(ROOT), str(self.clone))
+        self.reach = cache(self.reach_of)
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.results.exists():
+            rows = map(json.loads, self.results.read_text().splitlines())
+            self.known = {row["key"]: row for row in rows}
+
+    def reach_of(self, package: str) -> Reach:
+        """What the tests of a package execute, written down the first time."""
+        folder = self.clone.with_name(package)
+        if not (folder / SECONDS).exists():
+            folder.mkdir(exist_ok=True)
+            code, output = pytest_in(
+                self.clone, ["-p", "reach", *PACKAGES[package][1]], {FOLDER: str(folder)}
             )
-        )
-        run("cosmic-ray", "init", "mutation.toml", "session.sqlite", where=clone)
-        run("cr-filter-operators", "session.sqlite", "mutation.toml", where=clone)
-        keep_sample(clone / "session.sqlite", options.sample, options.seed)
-        run("cosmic-ray", "exec", "mutation.toml", "session.sqlite", where=clone)
-        return report(run("cosmic-ray", "dump", "session.sqlite", where=clone))
+            print(f"{package}: {output.splitlines()[-1]}", flush=True)
+            if code:
+                raise RuntimeError(f"the tests must pass before a fault is put in:\n{output}")
+        return Reach(folder)
+
+    def verdict(self, mutant: Mutant, package: str, again: bool = False) -> dict[str, Any]:
+        """Known, or found now and written down."""
+        file = self.clone / mutant.path
+        source = file.read_text()
+        changed = mutant.applied(source)
+        change = [] if changed is None else difference(source, changed)
+        key = " ".join([mutant.path, mutant.operator, *change])
+        known = self.known.get(key)
+        if known and not (again and known["outcome"] == "survived"):
+            return known
+        start = time.monotonic()
+        outcome, test = "no change", ""
+        if changed is not None:
+            file.write_text(changed)
+            try:
+                outcome, test = self.judged(mutant, package)
+            finally:
+                file.write_text(source)
+        row = {
+            "key": key,
+            "package": package,
+            "path": mutant.path,
+            "line": mutant.first,
+            "operator": mutant.operator,
+            "change": change,
+            "outcome": outcome,
+            "test": test,
+            "commit": self.commit,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        self.known[key] = row
+        with self.results.open("a") as results:
+            results.write(json.dumps(row) + "\n")
+        print(outcome, f"{mutant.path}:{mutant.first}", *change, test, flush=True)
+        return row
+
+    def judged(self, mutant: Mutant, package: str) -> tuple[str, str]:
+        """killed (and by which test), timeout or survived."""
+        lines, near = range(mutant.first, mutant.last + 1), PACKAGES[package][1][0]
+        done: list[str] = []
+        for seconds in STAGES:
+            found = self.chosen or self.reach(package).tests(mutant.path, lines, near, seconds)
+            if tests := [test for test in found if test not in done]:
+                code, output = pytest_in(self.clone, ["-x", *tests], None, 3 * seconds + 60)
+                if code is None:
+                    return "timeout", ""
+                if code:
+                    return "killed", failed_in(output)
+            done += tests
+        return "survived", ""
 
 
-def run(*command: str, where: Path) -> str:
-    """Its output; torch on one thread, the clone's own package."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(where)}
-    return subprocess.run(
-        command, cwd=where, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+def failed_in(output: str) -> str:
+    """The test that failed, or the last line."""
+    lines = output.splitlines()
+    found = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
+    return found[0].split(" - ")[0] if found else ""
 
 
-def keep_sample(session: Path, size: int, seed: int) -> None:
-    """Mark all mutants but a random sample as skipped."""
-    from cosmic_ray.work_db import WorkDB, use_db
-    from cosmic_ray.work_item import WorkerOutcome, WorkResult
-
-    with use_db(session, WorkDB.Mode.open) as database:
-        pending = sorted(item.job_id for item in database.pending_work_items)
-        random.Random(seed).shuffle(pending)
-        for job in pending[size:]:
-            database.set_result(job, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+def git(*arguments: str) -> str:
+    """Its output."""
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.strip()
 
 
-def report(dump: str) -> dict[str, object]:
-    """Counts, and of each survivor the changed lines."""
-    pairs = [json.loads(line) for line in dump.splitlines()]
-    done = [(item, result) for item, result in pairs if result["worker_outcome"] == "normal"]
-    alive = [(item, result) for item, result in done if result["test_outcome"] == "survived"]
-    return {
-        "mutants": len(done),
-        "killed": len(done) - len(alive),
-        "survivors": [describe(item, result) for item, result in alive],
-    }
-
-
-def describe(item: dict, result: dict) -> str:  # type: ignore[type-arg]
-    """path:line and the two lines that differ."""
-    mutation = item["mutations"][0]
-    changed = [
-        line
-        for line in result["diff"].splitlines()
-        if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    ]
-    return "\n".join([f"  {mutation['module_path']}:{mutation['start_pos'][0]}", *changed])
+def difference(source: str, changed: str) -> list[str]:
+    """The lines that differ, as - and +."""
+    lines = difflib.ndiff(source.splitlines(), changed.splitlines())
+    return [f"{line[0]} {line[2:].strip()}" for line in lines if line[0] in "+-"]
 
 
 if __name__ == "__main__":

@@ -392,7 +392,7 @@ def test_graphs_of_old_losses_are_let_go() -> None:
         assert nodes[-1]() is None
         assert loss.grad_fn is None  # still held by the loop, without its graph
     optimizer.zero_grad()
-    assert not optimizer._watch.losses
+    assert not optimizer._source.losses
 
 
 def test_an_optimizer_that_is_gone_watches_no_longer() -> None:
@@ -414,7 +414,7 @@ def test_steps_with_a_closure_keep_no_graph_of_other_losses() -> None:
     optimizer.step(plain.loss)
     loss = plain.loss()
     loss.backward()
-    assert not optimizer._watch.losses
+    assert not optimizer._source.losses
 
 
 def test_a_closure_that_does_nothing_leaves_the_step_to_the_losses() -> None:
@@ -440,7 +440,7 @@ def test_losses_that_other_optimizers_descend_are_not_kept(other: bool) -> None:
         adam.zero_grad()
         (model(plain.x) - 1).square().mean().backward()
         adam.step()
-    assert len(optimizer._watch.losses) == (0 if other else 1)
+    assert len(optimizer._source.losses) == (0 if other else 1)
     losses = train(optimizer, plain.loss, 4)
     assert min(losses[1:]) < losses[0]
 

@@ -22,7 +22,7 @@ from small_problems import (
 from test_kfac import PROBLEMS, reference
 from torch import Tensor, nn
 
-from kfac_pinn import ENGD, Linearization, linearize
+from kfac_pinn import ENGD, Linearization, laplacian, linearize
 from kfac_pinn.curvature.kronecker_factors import Average
 from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
@@ -107,6 +107,44 @@ def test_average_starts_from_the_identity() -> None:
         damped = gramian + 1e-3 * torch.eye(linearization.size, dtype=torch.float64)
         expected = -torch.linalg.solve(damped, linearization.gradient)
         assert relative(optimizer.direction(linearization), expected) <= 1e-11
+
+
+@pytest.mark.parametrize("start", [1.0, 0.0, None])
+def test_averages_of_parts_are_merged_with_what_is_remembered(start: float | None) -> None:
+    """Of each layer and of the diagonal, from `start` times the identity; a layer that a step does
+    not see keeps its average, and goes on from there.
+    """
+    model, _ = small_case()
+    x, y = points(12), points(12, seed=1)
+    whole = lambda: (laplacian(model, x) + 1, model(y))  # noqa: E731
+    without_first = lambda: model[2](points(9, 5, seed=2))  # noqa: E731
+    average = Average(0.75, start)
+    layers, diagonal = (
+        ENGD(model.parameters(), damping=1e-3, gramian=gramian(average))
+        for gramian in (PerLayer, Diagonal)
+    )
+    columns = [torch.arange(15), torch.arange(15, 21)]  # both layers' weight and bias
+    known: list[Tensor | None] = [None, None]
+    mean: Tensor | None = None
+
+    def averaged(old: Tensor | None, new: Tensor) -> Tensor:
+        if old is None and start is None:
+            return new
+        identity = torch.eye(len(new), dtype=new.dtype) if new.ndim == 2 else torch.ones_like(new)
+        return 0.75 * (start * identity if old is None else old) + 0.25 * new  # type: ignore[operator]
+
+    for closure, seen in ((whole, (0, 1)), (without_first, (1,)), (whole, (0, 1))):
+        linearization = linearize(closure, list(model.parameters()))
+        J, gradient = linearization.rows(), linearization.gradient
+        found = layers.direction(linearization)
+        for i in seen:
+            known[i] = averaged(known[i], J[:, columns[i]].mT @ J[:, columns[i]])
+            damped = known[i] + 1e-3 * torch.eye(len(columns[i]), dtype=J.dtype)
+            expected = -torch.linalg.solve(damped, gradient[columns[i]])
+            assert relative(found[columns[i]], expected) <= 1e-10
+        mean = averaged(mean, J.square().sum(0))
+        expected = -gradient / (mean + 1e-3)
+        assert relative(diagonal.direction(linearization), expected) <= 1e-12
 
 
 @pytest.mark.parametrize("gramian", [Full, PerLayer, Diagonal])

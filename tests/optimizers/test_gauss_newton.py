@@ -13,12 +13,13 @@ from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
 from kfac_pinn import GaussNewton, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact, Sketch
+from kfac_pinn.curvature.compression import Exact, Sketch, affordable
 from kfac_pinn.jacobian.losses import ConvexLoss
+from kfac_pinn.optimizers.gauss_newton import damped_model
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import relative_l2
 from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.search.trust_region import TargetSchedule
+from kfac_pinn.search.trust_region import TakenStep, TargetSchedule
 from kfac_pinn.taylor_mode.operators import taylor
 
 
@@ -143,6 +144,45 @@ def test_sketched_rows_approach_the_whole():
     assert error(800) <= 1e-9
 
 
+def test_a_sketched_step_is_the_best_of_two_by_the_exact_model():
+    model, residuals = setting(sizes=(2, 6, 6, 1), points=(60, 20))
+    lin = linearize(residuals, list(model.parameters()))
+    J, g = lin.rows(), lin.gradient
+    sketch = Sketch(20)(lin, Generator().manual_seed(0), 0.0)
+    damping = 1e-3
+    step = damped_model(lin, sketch).step(damping)
+    p = step.displacement
+    assert step.predicted == pytest.approx(float(-(g @ p) - 0.5 * (J @ p).square().sum()))
+
+    def damped(p):
+        return float(g @ p + 0.5 * (J @ p).square().sum() + 0.5 * damping * p.square().sum())
+
+    pair = sketch.step(damping), sketch.solver(g)(damping)
+    assert all(damped(p) <= damped(scale * q) for q in pair for scale in (0.1, 0.5, 1.0))
+    assert damped(p) <= damped(pair[0] - 0.1 * pair[1])
+
+
+def test_a_residual_that_no_step_removes_does_not_stall_a_sketch():
+    """Noise of size one in the data of a linear model: a sketched gradient is mostly noise."""
+    generator = Generator().manual_seed(0)
+    X = torch.randn(2000, 12, generator=generator, dtype=torch.float64)
+    y = torch.randn(2000, 1, generator=generator, dtype=torch.float64) + X[:, :1]
+    model = torch.nn.Linear(12, 1, bias=False, dtype=torch.float64)
+    optimizer = GaussNewton(model.parameters(), compression=Sketch(60))
+    for _ in range(40):
+        optimizer.step(lambda: model(X) - y)
+    best = torch.linalg.lstsq(X, y).solution
+    assert relative(model.weight.detach().mT, best) < 1e-3
+
+
+def test_large_problems_are_sketched_by_default_and_small_ones_are_not():
+    assert affordable(5000, 900) == 5000
+    assert affordable(900, 10**6) == 900
+    rows = affordable(4700, 3401)
+    assert 500 < rows < 1500
+    assert affordable(10**5, 10**6) < 10**4
+
+
 def test_the_order_of_the_points_does_not_matter():
     trajectories = []
     for order in (None, lambda n: torch.arange(n).flip(0)):
@@ -256,3 +296,34 @@ def test_the_gramian_does_not_change_the_path(monkeypatch: pytest.MonkeyPatch) -
 
     for ours, exact in zip(path(1e-9), path(float("inf")), strict=True):
         assert relative(ours, exact) < 1e-6
+
+
+TAKEN = TakenStep(radius=2.0, predicted=1.0, before=1.0, after=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "noise", "longest"),
+    [
+        (0.1, 0.0, math.inf),  # the points are the same
+        (0.12, 0.0, 4.0),  # most of the promise was kept on others
+        (0.5, 0.0, 2.0),
+        (0.9, 0.0, 1.0),
+        (3.0, 0.0, 1.0),  # the loss rose
+        (1.4, 0.5, 2.0),  # by less than chance explains
+        (math.inf, 0.0, 1.0),
+    ],
+)
+def test_new_points_judge_the_last_step(loss: float, noise: float, longest: float) -> None:
+    assert TAKEN.longest(loss, noise, 1e-4) == longest
+
+
+def test_new_points_in_every_step() -> None:
+    """As many residuals as parameters: without the bound each step fits its points, error 0.3."""
+    torch.manual_seed(0)
+    model, problem = MLP((2, 16, 16, 1)).double(), poisson_2d()
+    optimizer, generator = GaussNewton(model.parameters()), Generator().manual_seed(0)
+    for _ in range(30):
+        batch = problem.sample(generator, {"interior": 300, "boundary": 60}, torch.float64)
+        optimizer.step(batch.residuals(model))
+    x = torch.rand(500, 2, generator=generator, dtype=torch.float64)
+    assert relative_l2(model, problem.solution, x) < 3e-2

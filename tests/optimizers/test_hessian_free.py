@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from kfac_pinn import HessianFree, Linearization, laplacian, linearize, total_loss
 from kfac_pinn.curvature.preconditioners import NystromPreconditioner
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import RelativeResidual
 from kfac_pinn.optimizers.hessian_free import GGN, Hessian, TruncatedCG
 from kfac_pinn.search.damping import MARTENS, KeepDamping
 from kfac_pinn.search.line import FixedStep
-from kfac_pinn.search.step import Objective, Step
+from kfac_pinn.search.step import Step
 
 TO_FIVE_DIGITS = TruncatedCG(stop=(RelativeResidual(1e-5),))
 EXACT = TruncatedCG(stop=(RelativeResidual(1e-12),), iterations=2000, backtracking=False)
@@ -211,6 +213,50 @@ def test_backtracking_takes_a_smaller_loss() -> None:
             optimizer.step(residuals)
             losses.append(float(total_loss(residuals()).detach()))
         assert losses[0] <= losses[1]
+
+
+def test_the_promise_is_that_of_the_iterate_gone_back_to() -> None:
+    """-(g.p + 1/2 p.G p) of the p taken, not of the last one, whose model is better still."""
+    earlier = 0
+    for seed in range(8):
+        model, residuals = small_case(n=20, hidden=8, seed=seed)
+        theta, linearization = flat(model), linearize(residuals, list(model.parameters()))
+        optimizer = HessianFree(model.parameters(), damping=1e-6)
+        step = proposal(optimizer, linearization, residuals)
+        p, info = step.displacement, step.info
+        expected = float(linearization.gradient @ p + 0.5 * p @ linearization.gramian() @ p)
+        assert step.predicted == pytest.approx(-expected, rel=1e-6)
+        earlier += info["cg_taken"] < info["cg_iterations"]
+        nn.utils.vector_to_parameters(theta, model.parameters())
+        objective = Objective(residuals, list(model.parameters()))
+        assert objective(p) <= objective(optimizer.gather("solution"))  # the last iterate
+    assert earlier >= 2, "otherwise nothing was gone back to"
+
+
+def test_a_solution_that_does_not_descend_is_replaced_by_the_gradient() -> None:
+    """Its promise is none, so that the damping rises; the search follows -grad L downhill."""
+    model, residuals = small_case()
+    solver = TruncatedCG(iterations=0, decay=1.0)  # the step is the start of the solve
+    for start in ("uphill", "level", "downhill"):
+        optimizer = HessianFree(model.parameters(), solver=solver)
+        linearization = linearize(residuals, list(model.parameters()))
+        gradient = linearization.gradient
+        given = {"uphill": 1.0, "level": 0.0, "downhill": -2.0}[start] * gradient
+        optimizer.scatter("solution", given)
+        before, step = flat(model), proposal(optimizer, linearization, residuals)
+        nn.utils.vector_to_parameters(before.clone(), model.parameters())
+        if start == "downhill":
+            assert torch.equal(step.displacement, -2 * gradient)
+            continue
+        assert torch.equal(step.displacement, -gradient)
+        assert step.predicted == -math.inf
+        optimizer.scatter("solution", given)
+        optimizer.step(residuals)
+        assert optimizer.param_groups[0]["damping"] == 1.5 and optimizer.stats["ratio"] == -math.inf
+        moved = flat(model) - before
+        assert relative(moved, -optimizer.stats["step_length"] * gradient) <= 1e-12
+        assert optimizer.stats["new_loss"] < optimizer.stats["loss"]
+        nn.utils.vector_to_parameters(before, model.parameters())
 
 
 def test_reasons_to_stop() -> None:

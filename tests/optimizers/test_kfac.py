@@ -14,15 +14,10 @@ from small_problems import Closure, cases, flat, network, points, relative, smal
 from torch import Tensor, nn
 
 from kfac_pinn import KFAC, KFACPINN, KFACStar, Linearization, laplacian, linearize, taylor
-from kfac_pinn.curvature.kronecker_factors import (
-    Average,
-    Empirical,
-    Factors,
-    ForwardOnly,
-    KroneckerCurvature,
-    Reduce,
-    TraceNormDamping,
-)
+from kfac_pinn.curvature.factor_damping import TraceNormDamping
+from kfac_pinn.curvature.fisher import Empirical, ForwardOnly
+from kfac_pinn.curvature.kronecker_factors import Average, Factors, KroneckerCurvature
+from kfac_pinn.curvature.weight_sharing import Reduce
 from kfac_pinn.linalg import Pairs, conjugate_gradients
 from kfac_pinn.search.line import FixedStep
 

@@ -17,9 +17,12 @@ from torch import Tensor
 
 import kfac_pinn
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, OneEvaluation
+from kfac_pinn.jacobian import linearize
+from kfac_pinn.jacobian.capture.data import same_data
 from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt
 from kfac_pinn.search.damping import Towards
-from kfac_pinn.search.one_evaluation import Trial
+from kfac_pinn.search.one_evaluation import Trial, standard_error
+from kfac_pinn.search.step import Step
 
 SEARCHING = [KFACPINN, GaussNewton, KFAC, ENGD, SPRING, HessianFree, LevenbergMarquardt]
 every_search = pytest.mark.parametrize("make", SEARCHING, ids=lambda c: c.__name__)
@@ -255,3 +258,95 @@ def test_all_optimizers_that_search_are_tested_here() -> None:
         and {"lr", "search"} <= set(inspect.signature(c).parameters)
     }
     assert found <= set(SEARCHING)
+
+
+# New points
+
+
+def drawn(seed: int, kept: int) -> Any:
+    """A fit whose points are drawn anew every so many calls, and the error on others."""
+    model, generator = network(2, 8, 1, seed=seed), torch.Generator().manual_seed(seed)
+    calls, known = 0, torch.empty(0)
+
+    def closure() -> Tensor:
+        nonlocal calls, known
+        if calls % kept == 0:
+            known = torch.rand(60, 2, generator=generator, dtype=torch.float64)
+        calls += 1
+        return model(known) - torch.sin(3 * known[:, :1]) * known[:, 1:]
+
+    def error() -> float:
+        x = points(200, seed=5)
+        return float(
+            (model(x) - torch.sin(3 * x[:, :1]) * x[:, 1:]).detach().square().mean().sqrt()
+        )
+
+    return model, closure, error
+
+
+@pytest.mark.parametrize("kept", [1, 2, 7])
+@pytest.mark.parametrize("make", [KFACPINN, GaussNewton, SPRING])
+def test_points_drawn_anew_do_not_mislead_it(make: Any, kept: int) -> None:
+    model, closure, error = drawn(0, kept)
+    optimizer = make(model.parameters(), search=OneEvaluation())
+    start = error()
+    for _ in range(60):
+        optimizer.step(closure)
+    assert error() < start / 30
+
+
+def linearized(model: Any, x: Tensor, y: Tensor, order: Any = slice(None)) -> Any:
+    return linearize(lambda: model(x[order]) - y[order], model.parameters(), data=True)
+
+
+@pytest.mark.parametrize("changed", ["points", "weight", "mask"])
+def test_other_data_are_seen_and_the_same_are_the_same(changed: str) -> None:
+    """Points, targets, weights, masks of a dropout: whatever else than parameters is different."""
+    model, x = network(2, 5, 1), points(20)
+
+    def data(x: Tensor, weight: float = 1.0, seed: int = 0) -> Tensor:
+        mask = torch.rand(20, 1, generator=torch.Generator().manual_seed(seed)) < 0.5
+        residual = weight * mask.to(x) * model(x) - 1
+        return linearize(lambda: residual, model.parameters(), data=True).data
+
+    first, again = data(x), data(x)
+    other = {
+        "points": data(points(20, seed=3)),
+        "weight": data(x, weight=1.1),
+        "mask": data(x, seed=1),
+    }[changed]
+    assert same_data(first, again)
+    assert not same_data(first, other)
+
+
+def test_moved_parameters_and_shuffled_points_are_no_other_data() -> None:
+    model, x = network(2, 5, 1), points(20)
+    y = x[:, :1].clone()
+    first = linearized(model, x, y).data
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    assert same_data(first, linearized(model, x, y, torch.randperm(20)).data)
+
+
+def test_a_rise_beyond_chance_fails_at_other_points_too() -> None:
+    model, x = network(2, 5, 1), points(40)
+    first = linearized(model, x, x[:, :1])
+    step = Step(-1e-3 * first.gradient, predicted=1e-6)
+    trial = Trial.of(step, first, flat(model))
+    assert trial is not None
+    other = points(40, seed=1)
+    assert trial.verdict(linearized(model, other, other[:, :1])) == (False, 1.0)
+    assert trial.verdict(linearized(model, other, 10 + other[:, :1])).failed is False  # the points
+    with torch.no_grad():
+        model[-1].weight.mul_(100)  # not the step's doing, but as far
+    far = replace(trial, displacement=flat(model) - trial.origin)
+    assert far.verdict(linearized(model, other, other[:, :1])).failed
+
+
+def test_the_standard_error_of_a_loss_is_that_of_its_mean() -> None:
+    model, x = network(2, 5, 1), points(30)
+    found = linearize(lambda: (model(x) - 1, 2 * model(x[:9])), model.parameters())
+    parts = [(model(x) - 1).square() / 2, (2 * model(x[:9])).square() / 2]
+    expected = sum(float(p.var(correction=0)) / len(p) for p in parts) ** 0.5
+    assert standard_error(found) == pytest.approx(expected)

@@ -18,13 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 import kfac_pinn
 from kfac_pinn import Linearization, laplacian, linearize, total_loss
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.optimizers.damped import DampedOptimizer, ModelOptimizer
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.damping import Marquardt
 from kfac_pinn.search.line import Armijo, GridSearch
 from kfac_pinn.search.model import DampedModel
-from kfac_pinn.search.step import Objective, Outcome
+from kfac_pinn.search.step import Outcome
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
 CLASSES = [c for c in EXPORTED if inspect.isclass(c) and issubclass(c, LeastSquaresOptimizer)]

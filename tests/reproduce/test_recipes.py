@@ -85,3 +85,17 @@ def test_a_run_at_rest_holds_its_last_value() -> None:
     assert times[-1] == pytest.approx(100)
     assert middle[-1] == pytest.approx(3e-14) and high[-1] > low[-1] > 1e-15
     assert (middle[1:] <= middle[:-1] * (1 + 1e-9)).all(), "no median jumps up"
+
+
+@pytest.mark.parametrize(("budget", "end"), [(10, 10), (11, 100)])
+def test_a_median_ends_where_a_run_was_cut_short(budget: int, end: int) -> None:
+    """A run of 10 s cut short says nothing about later; one at rest before its budget does."""
+    figures, pandas = load("published.figures"), load("pandas")
+    rows = pandas.DataFrame(
+        [
+            {"seed": seed, "step": s, "seconds": s, "unit": "seconds", "budget": given}
+            for seed, last, given in ((0, 10, budget), (1, 100, 100))
+            for s in (1, last)
+        ]
+    )
+    assert figures.shared_end(rows, "seconds") == end

@@ -33,7 +33,7 @@ def test_runner_trains_keeps_what_is_done_and_reports(
     page = tmp_path / "docs" / "experiments" / "heat_1d.md"
     page.parent.mkdir(parents=True)
     (tmp_path / "docs" / "choosing.md").write_text("<!-- published -->\n<!-- end -->\n")
-    (tmp_path / "README.md").write_text("<!-- headline -->\n<!-- end -->\n")
+    (page.parent / "index.md").write_text("<!-- headline -->\n<!-- end -->\n")
     page.write_text("# Heat\n<!-- results -->\n<!-- end -->\nends\n")
     invoke(run.app, "report", "--folder", tmp_path)
     assert "| 257 | kfac_star |" in page.read_text()
@@ -110,7 +110,6 @@ def test_report_fills_every_page_and_says_what_is_missing(
         load(f"published.{name}") for name in ("recipes", "training", "pages")
     )
     docs = shutil.copytree(EXAMPLES.parent / "docs", tmp_path / "docs")
-    shutil.copy(EXAMPLES.parent / "README.md", tmp_path)
     monkeypatch.setitem(recipes.PROBLEMS, "heat_4d", smaller(recipes.PROBLEMS["heat_4d"], 3))
     for name, seed in itertools.product(("adam", "kfac_star"), range(2)):
         run = experiment(name, problem="heat_4d", network=(64, 64, 48, 48), points={}, steps=2)
@@ -123,7 +122,8 @@ def test_report_fills_every_page_and_says_what_is_missing(
     assert "No run is committed yet" in (docs / "experiments" / "poisson_100d.md").read_text()
     assert re.search(r"heat_4d .* 99 s .* adam .* \(2\)", (docs / "choosing.md").read_text())
     line = r"\| 4\+1d heat \| 10,065 \| 99 \| 2 \| \S+ \| – \| \S+ \| – \| – \|"
-    assert re.search(line, (tmp_path / "README.md").read_text())
+    assert re.search(line, (docs / "experiments" / "index.md").read_text())
+    assert (docs / "figures" / "headline.png").exists()
     assert (docs / "figures" / "heat_4d.png").exists()
 
 

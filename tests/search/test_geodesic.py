@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import functional as autograd
 
 from kfac_pinn import ConvexLoss, LevenbergMarquardt, laplacian, linearize
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.geodesic import Geodesic, second_derivative
-from kfac_pinn.search.step import Objective
 
 
 def exact_second_derivative(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:

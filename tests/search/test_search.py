@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kfac_pinn.jacobian.closure import Linearization, linearize
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.line import (
     Armijo,
     ExhaustiveGrid,
@@ -21,7 +22,7 @@ from kfac_pinn.search.line import (
     Search,
 )
 from kfac_pinn.search.model import QuadraticModel
-from kfac_pinn.search.step import Objective, Outcome, Step
+from kfac_pinn.search.step import Outcome, Step
 
 Residual = Callable[[Tensor], Tensor]
 
@@ -111,6 +112,25 @@ def test_patience_is_what_separates_the_two_grids() -> None:
     assert lengths(0) == [2**-3] * 3
     assert lengths(2) == [2**-1, 2**-5, 2**-5]
     assert lengths(20) == [2**-1, 2**-1, 2**-23]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("search", [GridSearch(), ExhaustiveGrid(), Armijo()])
+def test_lengths_whose_loss_is_not_finite_are_passed_over(search: Search, bad: float) -> None:
+    """Six lengths lead nowhere; the seventh is the longest that can be taken."""
+
+    def residual(theta: Tensor) -> Tensor:
+        far = bool((theta.detach() - 4).abs().max() > 0.03)
+        return theta * (bad if far else 1.0)
+
+    problem = Problem(residual, torch.full((2,), 4.0, dtype=torch.float64))
+    step = problem(search, torch.full((2,), -1.0, dtype=torch.float64))
+    assert step.displacement is not None and step.length == 2.0**-6
+    torch.testing.assert_close(step.displacement, torch.full((2,), -(2.0**-6)).double())
+    assert step.loss == pytest.approx(0.5 * (4 - 2.0**-6) ** 2, rel=1e-14)
+    tried = {"GridSearch": 10, "ExhaustiveGrid": 31, "Armijo": 7}[type(search).__name__]
+    assert problem.objective.evaluations == tried
+    assert step.shortened == (6 if isinstance(search, Armijo) else 0)
 
 
 @pytest.mark.parametrize("search", [GridSearch(), ExhaustiveGrid(), Armijo()])

@@ -16,7 +16,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from kfac_pinn.taylor_mode.jets import Basis, Jet
+from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.operators import laplacian, taylor
 
 f64 = torch.float64

@@ -12,7 +12,6 @@ from torch import nn
 
 from kfac_pinn.taylor_mode.operators import (
     bilaplacian,
-    directions_of,
     divergence,
     gradient,
     hessian,
@@ -21,6 +20,7 @@ from kfac_pinn.taylor_mode.operators import (
     partial,
     taylor,
 )
+from kfac_pinn.taylor_mode.polarisation import directions_of
 from kfac_pinn.taylor_mode.stochastic import (
     gaussian,
     hutchinson_laplacian,

@@ -37,7 +37,7 @@ class Config:
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
         step, judges: points of a step of adapters, and those it is judged on, by condition.
-        whole_step: points of a step of all weights: many parameters make it dear.
+        whole_step: points of a step of all weights: many parameters make it expensive.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.

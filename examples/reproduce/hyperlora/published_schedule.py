@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hyperlora_ext.schedules import RunArguments
 from hyperlora_ext.task_problem import Sizes
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.pinn.training import Callback, Every, History, Patience, Schedule, fit
+from kfac_pinn.pinn.training import Every, History, Patience, Schedule, fit
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["PUBLISHED_HYPER", "PUBLISHED_PINN", "PublishedSchedule"]
 
@@ -41,33 +44,24 @@ class PublishedSchedule:
         """The learning rate as a fraction of 1e-3, at least 1e-4 of it."""
         return max(1e-4, 0.1 ** max(0, 1 + (epoch - self.hold) // self.every))
 
-    def __call__(
-        self,
-        model: nn.Module,
-        problem: Problem,
-        steps: int | None = None,
-        seconds: float | None = None,
-        seed: int = 0,
-        callbacks: Sequence[Callback] = (),
-    ) -> History:
+    def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
         """Train the model for at most so many epochs of Adam, then polish it.
 
         The callbacks see the epochs; a checkpoint of the last one repeats the polishing.
         """
         trained = [p for p in model.parameters() if p.requires_grad]
         adam = torch.optim.Adam(trained, lr=1e-3)
-        callbacks = [Schedule(LambdaLR(adam, self.rate)), Patience(self.patience), *callbacks]
-        options: dict[str, Any] = {"seed": seed, "sampling": Every(10**9, self.sizes)}
-        steps = self.epochs if steps is None else min(steps, self.epochs)
-        history = fit(
-            model, problem, adam, steps=steps, seconds=seconds, callbacks=callbacks, **options
-        )
+        seed, sampling, steps = run.get("seed", 0), Every(10**9, self.sizes), run.get("steps")
+        scheduled = [Schedule(LambdaLR(adam, self.rate)), Patience(self.patience)]
+        run["callbacks"] = [*scheduled, *run.get("callbacks", ())]
+        run["steps"] = self.epochs if steps is None else min(steps, self.epochs)
+        history = fit(model, problem, adam, sampling=sampling, **run)
         if not self.polish:
             return history
         lbfgs = torch.optim.LBFGS(
             trained, max_iter=self.polish, tolerance_grad=0, line_search_fn="strong_wolfe"
         )
-        last = fit(model, problem, lbfgs, steps=1, **options)
+        last = fit(model, problem, lbfgs, steps=1, seed=seed, sampling=sampling)
         return History(history.rows + last.rows, f"{history.reason}; L-BFGS: {last.reason}")
 
 

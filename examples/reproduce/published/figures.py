@@ -12,10 +12,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from published.recipes import PROBLEMS
 from published.recorded import RECORDED, SCALE
 
-__all__ = ["errors", "write"]
+__all__ = ["NAMES", "STYLES", "errors", "write"]
 
+#: What people call them.
+NAMES = {
+    "gauss_newton": "GaussNewton",
+    "kfac_pinn": "KFACPINN",
+    "kfac_star": "K-FAC*",
+    "kfac": "K-FAC",
+    "engd": "ENGD",
+    "engd_layers": "ENGD, by layer",
+    "engd_diagonal": "ENGD, diagonal",
+    "spring": "SPRING",
+    "kernel_engd": "kernel ENGD",
+    "hessian_free": "Hessian-free",
+    "lbfgs": "L-BFGS",
+    "adam": "Adam",
+    "sgd": "SGD",
+}
 #: The same everywhere: a colour a family, a line style a member; first-order methods in greys.
 STYLES = {
     "gauss_newton": ("C3", "-"),
@@ -35,24 +52,24 @@ STYLES = {
 
 
 def errors(rows: pd.DataFrame, path: Path) -> None:
-    """Held-out errors, a column a network: against seconds, against steps with the published runs
-    as crosses, and against the loss.
+    """Held-out errors, a column a network: against seconds, and against steps with the published
+    runs as crosses.
     """
     panels = list(rows.groupby(["problem", "parameters"]))
-    size = (4 * len(panels) + 1.7, 10)
-    figure, axes = plt.subplots(3, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for column, ((problem, parameters), runs) in zip(axes.T, panels, strict=True):
-        top, middle, bottom = column
+    size = (4 * len(panels) + 1.9, 6.6)
+    figure, axes = plt.subplots(2, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for (top, bottom), ((problem, parameters), runs) in zip(axes.T, panels, strict=True):
         against(top, runs, "seconds")
-        against(middle, runs, "step")
-        published(middle, problem, parameters, set(runs["optimizer"]))
-        against_loss(bottom, runs)
-        top.set(title=f"{problem}, {parameters} parameters", xlabel="seconds")
-        middle.set(xlabel="steps (crosses: published)")
-        bottom.set(xlabel="training loss")
-        for axis in column:
-            axis.set(xscale="log", yscale="log", ylabel="held-out relative $L_2$ error")
+        against(bottom, runs, "step")
+        published(bottom, problem, parameters, set(runs["optimizer"]))
+        top.set(title=f"{PROBLEMS[problem]().name}, {parameters:,} parameters")
+        top.set(xlabel="CPU seconds")
+        bottom.set(xlabel="steps (crosses: published run)")
+        for axis in (top, bottom):
+            axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.set(ylabel="relative $L_2$ error, held-out points")
     figure.legend(handles=legend(rows), loc="outside right upper")
     write(figure, path)
 
@@ -60,7 +77,7 @@ def errors(rows: pd.DataFrame, path: Path) -> None:
 def legend(rows: pd.DataFrame) -> list[plt.Line2D]:
     """The optimizers that there are, in the order of `STYLES`."""
     names = [name for name in STYLES if name in set(rows["optimizer"])]
-    return [plt.Line2D([], [], label=name, **style(name)) for name in names]
+    return [plt.Line2D([], [], label=NAMES[name], **style(name)) for name in names]
 
 
 def style(optimizer: str) -> dict[str, str]:
@@ -72,16 +89,30 @@ def style(optimizer: str) -> dict[str, str]:
 def write(figure: plt.Figure, path: Path) -> None:
     """Store a figure as a small PNG, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
-    """Median and quartiles over the seeds, interpolated to common times."""
+    """Median and quartiles over the seeds, interpolated to common times; thin lines where only
+    some of the seeds were trained for longer.
+    """
     for optimizer, runs in seeds_of(rows):
-        times, (low, middle, high) = quartiles(runs, unit)
+        shared = shared_end(runs, unit)
+        times, (low, middle, high) = quartiles(runs[runs[unit] <= shared], unit)
         axis.plot(times, middle, **style(optimizer))
         axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
+        for _, run in runs[runs[unit] >= shared].groupby("seed"):
+            error = run["relative_l2"].clip(1e-17, 10)
+            axis.plot(run[unit], error, **style(optimizer), linewidth=0.8)
+
+
+def shared_end(runs: pd.DataFrame, unit: str) -> float:
+    """Where the first run was cut short by its budget; a run that came to rest before goes on."""
+    last = runs.sort_values("step").groupby("seed").tail(1)
+    given = last["unit"].iloc[0]
+    cut = last[last[given] >= 0.999 * last["budget"]]
+    return float(cut[unit].min()) if len(cut) else float("inf")
 
 
 def quartiles(runs: pd.DataFrame, unit: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,14 +139,6 @@ def published(axis: plt.Axes, problem: str, parameters: int, optimizers: set[str
             color, line = STYLES[optimizer]
             mark = "x" if line == "-" else "+"
             axis.plot(steps, rms / SCALE[problem], mark, color=color, markersize=4)
-
-
-def against_loss(axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """One line a seed: below the others it generalises better at equal loss."""
-    for optimizer, runs in seeds_of(rows):
-        for _, run in runs.groupby("seed"):
-            error = run["relative_l2"].clip(upper=10)
-            axis.plot(run["loss"], error, **style(optimizer), linewidth=0.7, alpha=0.6)
 
 
 def seeds_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

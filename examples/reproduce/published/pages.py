@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from published.figures import errors
+from published.figures import NAMES, errors
+from published.headline import draw
 from published.recipes import OPTIMIZERS, PROBLEMS
 from published.recorded import RECORDED, RMS, SCALE, SECONDS, TEN_SEEDS, steps
 from published.results import RUN, SEEDS, load, markdown, summary
@@ -36,7 +37,8 @@ def report(folder: Path, root: Path) -> None:
     """Tables, figures, hardware and what is missing, on all pages of a checkout that have them."""
     everything, docs = load(folder), root / "docs"
     fill(docs / "choosing.md", winners(everything), "published")
-    fill(root / "README.md", headline(everything), "headline")
+    fill(docs / "experiments" / "index.md", headline(everything), "headline")
+    draw(everything, docs / "figures" / "headline.png")
     for problem in PROBLEMS:
         rows, page = (
             everything[everything["problem"] == problem],
@@ -54,13 +56,49 @@ def section(problem: str, rows: pd.DataFrame, folder: Path, pages: Path) -> str:
     errors(rows, pages / figure)
     return "\n\n".join(
         [
+            markdown(short(rows)).rstrip(),
+            f"![{seen(problem, rows)}]({figure})",
+            "*Medians and quartiles over the runs; thin lines: single runs trained for longer.*",
+            missing(problem, rows),
+            "<details markdown>\n<summary>All rows, settings and commands</summary>",
             markdown(comparison(rows)).rstrip(),
-            f"![Held-out error against seconds and against the training loss]({figure})",
-            "Each row is remade by its command, which prints it and draws the figure into `mine`:",
+            "Reproduce a row with its command, which prints it and draws the figure into `mine`:",
             f"```\n{commands(rows)}\n```",
             f"Measured on {hardware(folder, problem)}",
-            missing(problem, rows),
+            "</details>",
         ]
+    )
+
+
+def short(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row an optimizer and network: the best settings at the longest budget."""
+    table = distinct(summary(rows)).sort_values(["parameters", "budget", "relative L2"])
+    keys = ["parameters", "optimizer"]
+    longest = table["budget"] == table.groupby(keys)["budget"].transform("max")
+    best = table[longest].drop_duplicates(keys).sort_values(["parameters", "relative L2"])
+    scale = best["problem"].map(SCALE).astype(float)
+    ends = [
+        RMS.get(key, NAN) for key in best[["problem", *keys]].itertuples(index=False, name=None)
+    ]
+    return pd.DataFrame(
+        {
+            "parameters": [f"{n:,}" for n in best["parameters"]],
+            "optimizer": best["optimizer"].map(NAMES),
+            "CPU seconds": best["seconds"].round(),
+            "runs": best["seeds"],
+            "relative L2": best["relative L2"],
+            "published": ends / scale,
+        }
+    )
+
+
+def seen(problem: str, rows: pd.DataFrame) -> str:
+    """What the figure of a problem shows, for those who do not see it."""
+    names = ", ".join(NAMES[name] for name in NAMES if name in set(rows["optimizer"]))
+    best = short(rows).sort_values("relative L2").iloc[0]
+    return (
+        f"Relative error against CPU seconds and against steps on {PROBLEMS[problem]().name}, for "
+        f"{names}; {best['optimizer']} has the smallest error, {best['relative L2']:.0e}"
     )
 
 
@@ -109,7 +147,7 @@ def row(rows: pd.DataFrame) -> str:
 
 
 def commands(rows: pd.DataFrame) -> str:
-    """A line a row of the table: what makes it again where the results are there already."""
+    """A line a row of the table: the command that reproduces it."""
     return "\n".join(dict.fromkeys(command(run) for run in distinct(summary(rows)).itertuples()))
 
 
@@ -217,7 +255,7 @@ def missing(problem: str, rows: pd.DataFrame) -> str:
         absent = [known(problem, parameters, name) for name in OPTIMIZERS if name not in there]
         if absent:
             parts.append(f"with {parameters:,} parameters {', '.join(absent)}")
-    text = f"Not run (published RMS in brackets): {'; '.join(parts)}."
+    text = f"Missing (published RMS in brackets): {'; '.join(parts)}."
     return text if parts else "Every optimizer has been run."
 
 

@@ -1,4 +1,4 @@
-"""What reviewers asked for, a study each: a table (CSV), a figure, and a page of the docs."""
+"""Studies beside the published problems: a table (CSV), a figure, and a page of the docs each."""
 
 from __future__ import annotations
 
@@ -30,20 +30,42 @@ class Study:
         draw: (table, path) -> the figure.
         shown: what of the table stands on the page, if anything.
         seconds: about how long it takes.
+        seen: what the figure shows, for those who do not see it.
     """
 
     measure: Callable[[], pd.DataFrame]
     draw: Callable[[pd.DataFrame, Path], None]
     shown: Callable[[pd.DataFrame], pd.DataFrame] | None
     seconds: float
+    seen: str
 
 
+SPECTRA = (
+    "Eigenvalues over their index of the Gramian, its blocks, the Kronecker approximation and the "
+    "preconditioned Gramian at several steps: K-FAC leaves a few orders of magnitude"
+)
+PICTURES = (
+    "Maps of solution, error and residual at four times: Adam and SGD miss what K-FAC* "
+    "and KFACPINN find"
+)
+COST = (
+    "Milliseconds and memory of a step of Adam, K-FAC* and KFACPINN against dimension, points, "
+    "width and depth, beside the lines of the formulas"
+)
+ABLATION = (
+    "Relative error against the number of steps a batch is kept, and against the EMA factor, for "
+    "three batch sizes: small batches want new points, and an EMA of 0.9 to 0.95 is best"
+)
 STUDIES = {
-    "spectra": Study(spectra.measure, spectra.draw, spectra.quantiles, 40),
-    "pictures": Study(pictures.measure, pictures.draw, pictures.errors, 200),
-    "cost": Study(cost.measure_all, cost.draw, cost.constants, 200),
+    "spectra": Study(spectra.measure, spectra.draw, spectra.quantiles, 40, SPECTRA),
+    "pictures": Study(pictures.measure, pictures.draw, pictures.errors, 200, PICTURES),
+    "cost": Study(cost.measure_all, cost.draw, cost.constants, 200, COST),
     "ablation": Study(
-        lambda: ablation.measure(RESULTS / "ablation"), ablation.draw, ablation.medians, 750
+        lambda: ablation.measure(RESULTS / "ablation"),
+        ablation.draw,
+        ablation.medians,
+        750,
+        ABLATION,
     ),
 }
 SECONDS = {name: study.seconds for name, study in STUDIES.items()}
@@ -72,7 +94,7 @@ def publish(name: str) -> None:
     study.draw(rows, DOCS / "figures" / f"{name}.png")
     facts = json.loads(table(name).with_suffix(".json").read_text())
     source = f"{circumstances(facts)}, commit {facts['commit']}"
-    parts = [f"![{name}](../figures/{name}.png)", f"Measured on {source}."]
+    parts = [f"![{study.seen}](../figures/{name}.png)", f"Measured on {source}."]
     if study.shown is not None:
         parts.insert(1, markdown(study.shown(rows)).rstrip())
     fill(DOCS / "experiments" / f"{name}.md", "\n\n".join(parts))

@@ -45,6 +45,7 @@ class Capture(TorchFunctionMode):
         unseen: whether code was met whose Jacobian is not in the uses: nested
             `torch.autograd.grad`, `torch.func` transforms, a tracked weight in `x @ W.T`.
         calls_autograd: whether `torch.autograd.grad` was called.
+        differentiated: ids of what it was called for.
 
     Raises (while active):
         RuntimeError: for a trained layer in half precision.
@@ -57,6 +58,7 @@ class Capture(TorchFunctionMode):
         self.broadcasts: list[Broadcast] = []
         self.program: list[Any] = []
         self.unseen = self.calls_autograd = False
+        self.differentiated: set[int] = set()
 
     def tracks(self, value: Any) -> bool:
         """Whether this is one of the parameters we watch."""
@@ -69,7 +71,10 @@ class Capture(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.program.append(func)
-        self.calls_autograd |= func is torch.autograd.grad
+        if func is torch.autograd.grad:
+            self.calls_autograd = True
+            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            self.differentiated |= {id(x) for x in ([inputs] if is_one(inputs) else inputs)}
         if func in UNSEEN:
             self.unseen = self.unseen or UNSEEN[func](self.tracks, *args, **kwargs)
         if func in NORMS:
@@ -115,6 +120,11 @@ class Capture(TorchFunctionMode):
         copies = value.expand(shape[0], *[1] * (new - 1), *value.shape[0 if new else 1 :])
         self.broadcasts.append(Broadcast(value, get_gradient_edge(copies)))
         return copies
+
+
+def is_one(inputs: Any) -> bool:
+    """Whether `torch.autograd.grad` was given a tensor, not several."""
+    return isinstance(inputs, (Tensor, Jet))
 
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:

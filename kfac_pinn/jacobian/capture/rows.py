@@ -71,7 +71,6 @@ class Tagged:
         self.generator = torch.Generator().manual_seed(len(output))
         self.weights = self._powers_of_two()
         self.first = self._backward(self.weights)
-        self.passes: dict[str, list[tuple[Tensor, list[Tensor | None]]]] = {}
 
     def gradient(self, i: int, rows: Rows, owners: Owners) -> Tensor:
         """d r_n / d y_m of the one residual n that reads row m, shape (M, d)."""
@@ -96,7 +95,7 @@ class Tagged:
             return self.known[key]
         known = self.known.get(key)
         if known is not None and len(known.index) == len(first):
-            tags, second = self._pass("random")[0]
+            tags, second = self._random_pass
             if fits(first, rows(second[i]), known.of(tags, 0.0)):  # type: ignore[arg-type]
                 return known
         return self._decode(i, rows, key, first)
@@ -112,7 +111,7 @@ class Tagged:
         index = index.to(first.device)
         size, tiny = first.norm(dim=1), torch.finfo(first.dtype).tiny
         dead = size <= 32 * torch.finfo(first.dtype).eps * size.max()
-        for digit, (_, second) in enumerate(self._pass("digits")):
+        for digit, second in enumerate(self._digit_passes):
             gradient = rows(second[i])  # type: ignore[arg-type]
             ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(tiny)
             level = ((ratio - 1) * levels).round().clamp(0, levels - 1)
@@ -126,17 +125,19 @@ class Tagged:
 
     def _levels(self) -> int:
         """So many tags are told apart by one pass."""
+        # Neighbours must differ by more than `fits` allows: by 6e-5 (1e-6), in float32 2e-2 (2e-3)
         return 2**14 if self.output.dtype == torch.float64 else 2**6
 
-    def _pass(self, kind: str) -> list[tuple[Tensor, list[Tensor | None]]]:
-        """The passes with random tags, or with those that number the residuals."""
-        if kind not in self.passes:
-            tags = [self._random()] if kind == "random" else self._digits()
-            self.passes[kind] = [(t, self._backward(self.weights * t)) for t in tags]
-        return self.passes[kind]
+    @cached_property
+    def _random_pass(self) -> tuple[Tensor, list[Tensor | None]]:
+        """Random tags, and the gradients with them: known owners are compared with these."""
+        tags = 1 + torch.rand(len(self.output), generator=self.generator).to(self.output)
+        return tags, self._backward(self.weights * tags)
 
-    def _random(self) -> Tensor:
-        return 1 + torch.rand(len(self.output), generator=self.generator).to(self.output)
+    @cached_property
+    def _digit_passes(self) -> list[list[Tensor | None]]:
+        """The gradients with tags that number the residuals, a pass a digit."""
+        return [self._backward(self.weights * tags) for tags in self._digits()]
 
     def _digits(self) -> list[Tensor]:
         """1 + (a digit of n) / levels, for all digits."""
@@ -164,6 +165,7 @@ def fits(first: Tensor, second: Tensor, tags: Tensor) -> bool:
     """Whether second_m = tag_m first_m, up to rounding; tag 0: both vanish."""
     double = first.dtype == torch.float64
     error, size = (second - tags[:, None] * first).norm(dim=1), first.norm(dim=1)
+    # Rows far below the largest are what is left of sums that cancel: they prove nothing
     floor = 1e4 * torch.finfo(first.dtype).eps * size.max()
     return bool((error <= (1e-6 if double else 2e-3) * size + floor).all())
 

@@ -19,7 +19,7 @@ from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["WithDiffusivity", "heat", "heat_1d", "heat_4d", "inverse_heat"]
 
-DIFFUSIVITY = 0.25
+DIFFUSIVITY = 0.25  # of the published heat equations
 
 
 def heat_residual(u: Function, x: Tensor, diffusivity: float | Tensor) -> Tensor:

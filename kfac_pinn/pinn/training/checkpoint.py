@@ -80,5 +80,5 @@ class Checkpoint(Callback):
             raise ValueError(
                 f"{self.path} belongs to another run:\n  "
                 + "\n  ".join([*found[:SHOWN], *more])
-                + "\nGive it another path, or start anew: Checkpoint(path, resume=False)"
+                + "\nGive it another path, or start from scratch: Checkpoint(path, resume=False)"
             )

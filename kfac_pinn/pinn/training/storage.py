@@ -20,7 +20,7 @@ __all__ = ["load", "save", "writable"]
 
 _MARK = b"sha256 "
 _COMMENT = len(_MARK) + 64  # and the digest in hexadecimal
-_BLOCK = 2**20
+_BLOCK = 2**20  # bytes read at once: a checkpoint may be larger than the memory
 
 
 def save(content: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How each torch function acts on jets: one table, `kfac_pinn.taylor_mode.jets.RULES`, filled here.
+"""How each torch function acts on jets: fills the one table, `taylor_mode.rule_table.RULES`.
 
 `series` holds the mathematics (Leibniz, Faa di Bruno, their adjoints), `registration` and `nested`
 the kinds of rules, `elementary` and `special` the functions given by their derivatives, the others
@@ -10,19 +10,24 @@ A function of your own joins by one decorated function:
         ...
 """
 
-from kfac_pinn.taylor_mode.jets import RULES, rule
+from kfac_pinn.taylor_mode.rule_table import RULES, rule
 from kfac_pinn.taylor_mode.rules import (
     arithmetic,
     attention,
     choices,
+    complex_numbers,
     distances,
     elementary,
+    indexing,
+    joining,
     layers,
     nested,
     normalisation,
     recurrent,
     shapes,
     special,
+    tensor_products,
+    values,
 )
 from kfac_pinn.taylor_mode.rules.nested import by_autograd
 from kfac_pinn.taylor_mode.rules.registration import elementwise, linear
@@ -33,9 +38,12 @@ __all__ = [
     "attention",
     "by_autograd",
     "choices",
+    "complex_numbers",
     "distances",
     "elementary",
     "elementwise",
+    "indexing",
+    "joining",
     "layers",
     "linear",
     "nested",
@@ -44,4 +52,6 @@ __all__ = [
     "rule",
     "shapes",
     "special",
+    "tensor_products",
+    "values",
 ]

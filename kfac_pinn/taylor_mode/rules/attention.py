@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kfac_pinn.taylor_mode.jets import rule
+from kfac_pinn.taylor_mode.rule_table import rule
 from kfac_pinn.taylor_mode.rules.registration import Operand
 
 

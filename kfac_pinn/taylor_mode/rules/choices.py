@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Jet, jets_among, register, rule
+from kfac_pinn.taylor_mode.jets import Jet, jets_among
+from kfac_pinn.taylor_mode.rule_table import register, rule
+from kfac_pinn.taylor_mode.rules.indexing import gather
 from kfac_pinn.taylor_mode.rules.registration import (
     Operand,
     aligned,
@@ -22,7 +24,6 @@ from kfac_pinn.taylor_mode.rules.registration import (
     tensor_like,
     value_of,
 )
-from kfac_pinn.taylor_mode.rules.shapes import gather
 
 # --- of two -----------------------------------------------------------------------------------
 

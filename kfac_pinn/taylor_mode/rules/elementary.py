@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Basis, Jet
+from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.rules.registration import elementwise
 from kfac_pinn.taylor_mode.rules.series import total
 

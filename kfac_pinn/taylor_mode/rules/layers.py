@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Jet, rule
-from kfac_pinn.taylor_mode.rules.arithmetic import over_rows
+from kfac_pinn.taylor_mode.jets import Jet
+from kfac_pinn.taylor_mode.rule_table import rule
 from kfac_pinn.taylor_mode.rules.registration import Operand, multiply, shift
+from kfac_pinn.taylor_mode.rules.tensor_products import over_rows
 
 # --- weights ----------------------------------------------------------------------------------
 

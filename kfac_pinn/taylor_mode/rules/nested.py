@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from kfac_pinn.taylor_mode.jets import Basis, Jet, jets_among, name_of, register
+from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.jets import Jet, jets_among
+from kfac_pinn.taylor_mode.rule_table import name_of, register
 from kfac_pinn.taylor_mode.rules.registration import is_floating
 
 __all__ = ["by_autograd"]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import rule
+from kfac_pinn.taylor_mode.rule_table import rule
 from kfac_pinn.taylor_mode.rules.registration import Operand
 
 State: TypeAlias = tuple[Operand, ...]  # (h,), or (h, c)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from kfac_pinn.taylor_mode.jets import Basis, Jet, jets_among, register
+from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.jets import Jet, jets_among
+from kfac_pinn.taylor_mode.rule_table import register
 from kfac_pinn.taylor_mode.rules.series import (
     Bilinear,
     Composition,

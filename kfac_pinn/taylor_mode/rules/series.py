@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kfac_pinn.taylor_mode.jets import Basis
+from kfac_pinn.taylor_mode.basis import Basis
 
 Rows = Sequence[Tensor]
 Terms = list[tuple[int, Tensor, Tensor]]
@@ -24,7 +24,7 @@ Derivatives = Callable[[Tensor, Tensor, int], list[Tensor]]
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 # What one block of rows may take: a share of a core's cache, or enough to keep a GPU busy.
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
-MIN_BLOCK = 256  # entries
+MIN_BLOCK = 256  # entries: of less, the calls cost more than the cache saves
 
 
 def total(terms: Terms, out: Tensor | None = None) -> Tensor:

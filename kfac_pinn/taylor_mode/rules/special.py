@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.jets import Basis, Jet, jets_among, rule
+from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.jets import Jet, jets_among
+from kfac_pinn.taylor_mode.rule_table import rule
 from kfac_pinn.taylor_mode.rules.elementary import Derivatives
 from kfac_pinn.taylor_mode.rules.registration import (
     Operand,

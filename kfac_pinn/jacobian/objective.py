@@ -1,0 +1,88 @@
+"""The loss as a function of the displacement, by evaluating the user's closure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.check import names_of, refuse_changes
+from kfac_pinn.jacobian.losses import Residuals
+from kfac_pinn.jacobian.running import evaluate
+
+__all__ = ["Objective"]
+
+
+class Objective:
+    """L(theta + displacement) by the user's closure; counts its evaluations.
+
+    Args:
+        closure: returns residuals.
+        parameters: moved for an evaluation, put back by `restore`.
+        names: of the parameters, for errors.
+        ridge: w (P,) of a term 1/2 sum_i w_i theta_i^2 beside the closure's loss.
+
+    Raises (when called):
+        RuntimeError: for a closure that changes a parameter.
+    """
+
+    def __init__(
+        self,
+        closure: Callable[[], Residuals],
+        parameters: Sequence[Tensor],
+        names: Sequence[str] | None = None,
+        ridge: Tensor | None = None,
+    ) -> None:
+        self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
+        self.names = names_of(self.parameters, names)
+        self.repeatable = True  # whether the closure may be evaluated at other parameters
+        self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.evaluations = 0
+        self.gradients = False  # whether the closure calls autograd itself
+        self._last: tuple[Tensor, float] | None = None
+
+    def __call__(self, displacement: Tensor) -> float:
+        """The loss there; inf where it is not finite. Leaves the parameters there.
+
+        A displacement that is asked for twice in a row is evaluated once.
+        """
+        self.move(displacement)
+        if self._last is None or not torch.equal(self._last[0], displacement):
+            self._last = displacement, self._evaluate(displacement)
+        return self._last[1]
+
+    def move(self, displacement: Tensor) -> None:
+        """theta <- origin + displacement."""
+        self._write(self.origin + displacement)
+
+    def restore(self) -> None:
+        """theta <- origin, bit by bit."""
+        self._write(self.origin)
+
+    def _evaluate(self, displacement: Tensor) -> float:
+        there = [p.detach().clone() for p in self.parameters]
+        self.evaluations += 1
+        loss = float(self._loss())
+        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        if self.ridge is not None:
+            loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
+        return loss if math.isfinite(loss) else math.inf
+
+    def _loss(self) -> Tensor:
+        """By the closure, without a graph unless it turns out to need one."""
+        try:
+            return evaluate(self.closure, self.gradients, self.parameters)
+        except RuntimeError:
+            if self.gradients:
+                raise
+            self.gradients = True  # a hook on a tensor, retain_grad, ...
+            return evaluate(self.closure, True, self.parameters)
+
+    @torch.no_grad()
+    def _write(self, flat: Tensor) -> None:
+        parts = flat.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            # .data: graphs that the linearisation keeps do not mind (`AutogradJacobian`)
+            parameter.data.copy_(part.view_as(parameter))

@@ -1,0 +1,91 @@
+"""How a user's closure is run: what counts as its loss, and what its errors mean here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfac_pinn.jacobian.backward import BackwardWatch
+from kfac_pinn.jacobian.losses import Term
+from kfac_pinn.jacobian.terms import as_terms, total_loss
+
+__all__ = ["evaluate", "explained", "terms_at"]
+
+Closure = Callable[[], Any]
+
+
+def evaluate(closure: Closure, gradients: bool = True, parameters: Iterable[Tensor] = ()) -> Tensor:
+    """L at the current parameters, of a closure that returns residuals or calls backward.
+
+    Args:
+        closure: as of `linearize`; backward() inside it does nothing.
+        gradients: whether it may need a graph: one that calls autograd does
+            (`Linearization.needs_gradients`).
+        parameters: whose gradients code after backward() may want to find, to clip them say.
+    """
+    return total_loss(run(closure, gradients, parameters))
+
+
+def terms_at(closure: Closure, gradients: bool = True) -> list[Term]:
+    """The residual terms there; arguments as of `evaluate`."""
+    with torch.set_grad_enabled(gradients):  # the residuals of a loss are read off its graph
+        return as_terms(run(closure, gradients))
+
+
+def run(closure: Closure, gradients: bool, parameters: Iterable[Tensor] = ()) -> Any:
+    """What it returns, or the loss that it called backward on."""
+    # compiled code cannot be differentiated twice
+    eager = torch.compiler.set_stance("force_eager") if gradients else nullcontext()
+    with (
+        eager,
+        torch.set_grad_enabled(gradients),
+        BackwardWatch(parameters, run=False) as watch,
+    ):
+        returned = closure()
+        return returned if watch.loss is None else watch.loss
+
+
+@contextmanager
+def explained(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """torch's errors on points that do not fit the model, with what to write."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        advice = next((text for key, text in ADVICE.items() if re.search(key, str(error))), None)
+        if advice is None:
+            raise
+        p = parameters[0]
+        said = advice.format(dtype=p.dtype, device=p.device)
+        raise RuntimeError(f"{said} (inside the closure: {error})") from error
+
+
+CAST = (
+    "points or data of another dtype than the parameters, which are {dtype}. Convert them once: "
+    "x = x.to({dtype}), or the model to theirs before the optimizer is constructed"
+)
+ADVICE = {
+    "must have the same dtype|expected scalar type|expected m1 and m2 to have the same dtype"
+    "|should be the same|dtype.*but got": CAST,
+    "on the same device|is not on the expected device|different devices": (
+        "points or data on another device than the parameters, which are on {device}. Move them "
+        'once: x = x.to("{device}")'
+    ),
+    "floating point.*can require gradients": (
+        "points that are no floating point numbers have no derivatives. Convert them: "
+        "x = x.to({dtype}).requires_grad_()"
+    ),
+    "does not require grad|appears to not have been used in the graph": (
+        "a derivative with respect to points that the values do not depend on in the graph. Write "
+        "x = x.requires_grad_() before u = model(x), outside of torch.no_grad(), and differentiate "
+        "with respect to the very tensor that the model got, not a slice or copy of it"
+    ),
+    "[Ii]nference tensor|inference tensors": (
+        "points or parameters were made under torch.inference_mode(), and autograd cannot use "
+        "them. Write x = x.clone() outside of it, or torch.no_grad() instead"
+    ),
+}

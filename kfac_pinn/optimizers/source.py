@@ -1,0 +1,120 @@
+"""Where steps read from: the closure, or the losses sent backwards since the last one."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from kfac_pinn.jacobian.backward import BackwardWatch, depends_on
+from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, does_nothing, release
+
+__all__ = ["NO_DEFAULT", "Source"]
+
+# A default that `inspect` reports as none: frameworks ask `step` whether it needs a closure, and
+# hand one over if `closure` has no default.
+NO_DEFAULT: Any = inspect.Parameter.empty
+
+
+class Source:
+    """Watches for losses that are sent backwards, until the first step with a closure.
+
+    Attributes:
+        parameters: losses that do not depend on them are another model's.
+        zeroed: whether `zero_grad` was called since the last step began.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+        self.zeroed, self._stepping = False, False
+        self._watch = BackwardWatch(parameters)
+        self._watch.start()
+        weakref.finalize(self, self._watch.stop)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of the optimizer."""
+        return self._watch.parameters
+
+    @parameters.setter
+    def parameters(self, parameters: list[Tensor]) -> None:
+        self._watch.parameters = parameters
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """What was sent backwards since, and depends on the parameters."""
+        return [loss for loss in self._watch.losses if depends_on(loss, self.parameters)]
+
+    def __getstate__(self) -> list[Tensor]:
+        return self.parameters
+
+    def __setstate__(self, parameters: list[Tensor]) -> None:
+        """A copy watches for itself."""
+        self.__init__(parameters)  # type: ignore[misc]
+
+    def zero(self) -> None:
+        """Losses sent backwards from now on are those of the next step."""
+        self.zeroed = True
+        if not self._stepping:
+            self._watch.clear()
+            self._watch.start()
+
+    @contextmanager
+    def reading(self, closure: Any, name: str, times: int) -> Iterator[Reading]:
+        """The closure, or the losses so far; afterwards no graph is kept.
+
+        Args:
+            closure: as `step` got it.
+            name: of the optimizer, for errors.
+            times: how often it will be read.
+
+        Raises:
+            RuntimeError: without a closure, if no loss was sent backwards, or several steps are to
+                read it.
+        """
+        losses = self.losses
+        missing = closure is None or closure is NO_DEFAULT
+        self._watch.stop()
+        self._stepping, self.zeroed = True, False
+        try:
+            # Lightning hands a closure over that does nothing, after it sent its losses backwards.
+            if missing or (losses and does_nothing(closure)):
+                yield by_losses(losses, name, times, self._watch.taken)
+            else:
+                yield ByClosure(closure, len(losses))
+        finally:
+            self._stepping = False
+            release(self._watch.losses)
+            self._watch.clear()
+            if missing:
+                self._watch.start()
+
+
+def by_losses(losses: list[Tensor], name: str, times: int, taken: bool = False) -> ByLosses:
+    """What a step without a closure reads."""
+    if taken:
+        raise RuntimeError(TAKEN.format(name=name))
+    if not losses:
+        raise RuntimeError(NO_LOSS.format(name=name))
+    if times > 1:
+        raise RuntimeError(
+            f"max_iter={times} steps in one call need a closure: write "
+            "`optimizer.step(closure)`, or leave out max_iter"
+        )
+    return ByLosses(losses)
+
+
+TAKEN = (
+    "another optimizer of this package has stepped on the loss that {name}.step() is to read, and "
+    "moved parameters that it was computed from. Give one optimizer all parameters, as groups if "
+    "lr is to differ, or compute the loss and call backward() again between the two steps"
+)
+NO_LOSS = (
+    "{name}.step() was called without a closure, and no loss was sent backwards to its parameters "
+    "since the last step or zero_grad(). Write `optimizer.step(closure)`, with a closure that "
+    "returns the residuals or the loss, or `optimizer.zero_grad(); loss = ...; loss.backward(); "
+    "optimizer.step()`, backward() without create_graph, after the optimizer was constructed"
+)
