@@ -105,14 +105,15 @@ def periodic(axis: int, period: float, order: int = 0) -> Residual:
     def residual(u: Function, x: Tensor) -> tuple[Tensor, ...]:
         along = torch.zeros_like(x)
         along[:, axis] = 1.0
-        ends = x, x + period * along
-        if order == 0:
-            here, there = ((u(end),) for end in ends)
-        else:
-            here, there = (taylor(u, end, order, along[None]) for end in ends)
+        here, there = (_along(u, end, along, order) for end in (x, x + period * along))
         return tuple((a - b).reshape(len(x), -1) for a, b in zip(here, there, strict=True))
 
     return residual
+
+
+def _along(u: Function, x: Tensor, along: Tensor, order: int) -> tuple[Tensor, ...]:
+    """u and its derivatives along a direction up to an order."""
+    return taylor(u, x, order, along[None]) if order else (u(x),)
 
 
 def _at(value: Value, x: Tensor) -> Tensor | float:

@@ -7,7 +7,7 @@ Embeddings (`Normalized`, `FourierFeatures`, `PeriodicFeatures`) go in front wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -25,6 +25,8 @@ __all__ = [
     "Normalized",
     "PeriodicFeatures",
     "PirateNet",
+    "SideBySide",
+    "WithUnknowns",
     "wall_distance",
 ]
 
@@ -277,6 +279,46 @@ class HardConstraint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.value(x) + self.factor(x) * self.network(x)
+
+
+class SideBySide(nn.Module):
+    """The outputs of several networks as columns of one: a solution and a coefficient, say.
+
+    Args:
+        networks: of the same points, with outputs (N, C_i).
+    """
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        if not networks:
+            raise ValueError("SideBySide needs networks: SideBySide(MLP((2, 8, 1)), ...)")
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([network(x) for network in self.networks], dim=1)
+
+
+class WithUnknowns(nn.Module):
+    """A network together with numbers to be found, its attributes: `model.viscosity`.
+
+    Args:
+        network: u.
+        guesses: where each number starts, by its name.
+
+    Raises:
+        ValueError: for a name that the module has already, or that is none.
+    """
+
+    def __init__(self, network: nn.Module, guesses: Mapping[str, float]) -> None:
+        super().__init__()
+        self.network = network
+        for name, guess in guesses.items():
+            if not name.isidentifier() or hasattr(self, name):
+                raise ValueError(f"{name!r} cannot be the name of an unknown: take another one")
+            self.register_parameter(name, nn.Parameter(torch.tensor(float(guess))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
 def wall_distance(box: Box) -> Activation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -13,8 +13,10 @@ from kfac_pinn.pinn.domains import Device, Domain
 
 __all__ = [
     "Batch",
+    "InverseProblem",
     "Problem",
     "Term",
+    "Unknown",
     "named_equations",
     "relative_l2",
     "root_mean_square_error",
@@ -91,6 +93,24 @@ class Problem:
         """Points of the domain to measure errors on: ten times the largest term's by default."""
         n = 10 * max(term.size for term in self.terms.values()) if n is None else n
         return self.domain.interior(n, generator, dtype, device)
+
+
+class Unknown(NamedTuple):
+    """A number to be found: where the search starts, and what it is."""
+
+    guess: float
+    truth: float
+
+
+@dataclass(frozen=True)
+class InverseProblem(Problem):
+    """Find numbers too: the residuals read them as attributes of the model (`WithUnknowns`).
+
+    Attributes:
+        unknowns: by the name of the attribute.
+    """
+
+    unknowns: Mapping[str, Unknown] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

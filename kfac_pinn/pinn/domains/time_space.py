@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kfac_pinn.pinn.domains.samplers import Sampler
 from kfac_pinn.pinn.domains.shapes import Domain
+from kfac_pinn.pinn.domains.solids import Box
 
 __all__ = ["TimeSpace"]
 
@@ -39,6 +40,12 @@ class TimeSpace:
     def dim(self) -> int:
         """1 + the dimension of space."""
         return 1 + self.space.dim
+
+    @property
+    def box(self) -> Box:
+        """The box [start, end] x (the box around space)."""
+        lower, upper, fill = (getattr(self.space, name) for name in ("lower", "upper", "fill"))
+        return Box((self.start, *lower), (self.end, *upper), fill)
 
     @property
     def interior(self) -> Sampler:

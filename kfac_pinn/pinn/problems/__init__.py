@@ -1,4 +1,12 @@
-"""Problems as data, one PDE a file; each function returns a `kfac_pinn.pinn.problem.Problem`."""
+"""Problems as data, one group a file; each function returns a `kfac_pinn.pinn.problem.Problem`.
+
+    PROBLEMS["allen_cahn"]()          # all of them by name
+
+A new one needs a file here, and `@problem` in front of its function.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from kfac_pinn.pinn.problems.burgers import burgers, cole_hopf
 from kfac_pinn.pinn.problems.fokker_planck import fokker_planck
@@ -10,9 +18,14 @@ from kfac_pinn.pinn.problems.poisson import (
     poisson_10d,
     poisson_100d,
 )
+from kfac_pinn.pinn.problems.registry import PROBLEMS, problem
 from kfac_pinn.pinn.problems.ritz import poisson_ritz
 
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")  # each enters its problems
+
 __all__ = [
+    "PROBLEMS",
     "WithDiffusivity",
     "burgers",
     "cole_hopf",
@@ -27,4 +40,5 @@ __all__ = [
     "poisson_10d",
     "poisson_100d",
     "poisson_ritz",
+    "problem",
 ]

@@ -7,13 +7,16 @@ from math import pi
 import torch
 from torch import Tensor
 
+from kfac_pinn.pinn.conditions import dirichlet
 from kfac_pinn.pinn.domains import Box, TimeSpace, together
 from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.problems.registry import problem
 from kfac_pinn.taylor_mode.operators import taylor
 
-__all__ = ["burgers", "cole_hopf"]
+__all__ = ["burgers", "burgers_2d", "cole_hopf"]
 
 
+@problem
 def burgers(viscosity: float = 0.01 / pi) -> Problem:
     """u_t + u u_x = nu u_xx on [0, 1] x [-1, 1], u(0, x) = -sin(pi x), u(t, -1) = u(t, 1) = 0.
 
@@ -39,6 +42,30 @@ def burgers(viscosity: float = 0.01 / pi) -> Problem:
         lambda x: cole_hopf(x, viscosity),
         networks=((2, 20, 20, 20, 1),),
     )
+
+
+@problem
+def burgers_2d(viscosity: float = 0.004) -> Problem:
+    """u_t + u u_x + u u_y = nu Laplace u for t <= 1 on [0, 1]^2, u = 1 / (1 + e^((x+y-t) / 2 nu)).
+
+    Start and walls are given. A front of width nu that moves along the diagonal.
+    """
+    domain = TimeSpace(0.0, 1.0, Box.cube(2))
+
+    def solution(x: Tensor) -> Tensor:
+        return torch.sigmoid((x[:, :1] - x[:, 1:2] - x[:, 2:3]) / (2 * viscosity))
+
+    def interior(u: Function, x: Tensor) -> Tensor:
+        value, (u_t, u_x, u_y), laplace = taylor(u, x, weights=[0.0, 1.0, 1.0])
+        return u_t + value * (u_x + u_y) - viscosity * laplace
+
+    terms = {
+        "interior": Term(domain.interior, interior, 8000),
+        "initial": Term(domain.initial, dirichlet(solution), 500),
+        "walls": Term(domain.boundary, dirichlet(solution), 1000),
+    }
+    name = f"2+1d Burgers, viscosity {viscosity:g}"
+    return Problem(name, domain, terms, solution, ((3, 30, 30, 30, 1),))
 
 
 def cole_hopf(x: Tensor, viscosity: float) -> Tensor:

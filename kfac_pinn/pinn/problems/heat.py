@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kfac_pinn.pinn.domains import Box, TimeSpace, together
-from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
+from kfac_pinn.pinn.problems.registry import problem
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["WithDiffusivity", "heat", "heat_1d", "heat_4d", "inverse_heat"]
@@ -54,6 +55,7 @@ def heat(
     return Problem(f"{dim}+1d heat", domain, terms, solution, **published)
 
 
+@problem
 def heat_1d() -> Problem:
     """u* = exp(-pi^2 t / 4) sin(pi x): u(0, x) = sin(pi x), zero at the ends; one fixed batch."""
 
@@ -64,6 +66,7 @@ def heat_1d() -> Problem:
     return heat(1, solution, (900, 120), networks=networks)
 
 
+@problem
 def heat_4d() -> Problem:
     """u* = exp(-t) sum_i sin(2 x_i)."""
 
@@ -96,6 +99,7 @@ class WithDiffusivity(nn.Module):
         return self.network(x)
 
 
+@problem
 def inverse_heat(sensors: int = 100) -> Problem:
     """Find u and kappa in u_t = kappa u_xx from measurements of u* of `heat_1d`; kappa is 1/4.
 
@@ -116,4 +120,6 @@ def inverse_heat(sensors: int = 100) -> Problem:
         "interior": Term(domain.interior, interior, 900),
         "measurements": Term(domain.interior, measurements, sensors),
     }
-    return Problem("inverse heat", domain, terms, solution, networks=((2, 64, 1),))
+    unknowns = {"diffusivity": Unknown(1.0, DIFFUSIVITY)}
+    networks = ((2, 64, 1),)
+    return InverseProblem("inverse heat", domain, terms, solution, networks, unknowns=unknowns)

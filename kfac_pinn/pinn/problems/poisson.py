@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.problems.registry import problem
 from kfac_pinn.taylor_mode.operators import laplacian
 
 __all__ = ["poisson", "poisson_2d", "poisson_5d", "poisson_10d", "poisson_100d"]
@@ -51,6 +52,7 @@ def poisson(
     return Problem(f"{dim}d Poisson", box, terms, solution, **published)
 
 
+@problem
 def poisson_2d() -> Problem:
     """-Laplace u = 2 pi^2 sin(pi x) sin(pi y) with u = 0 on the boundary, one fixed batch."""
 
@@ -61,6 +63,7 @@ def poisson_2d() -> Problem:
     return poisson(2, lambda x: 2 * pi**2 * solution(x), solution, (900, 120), networks=networks)
 
 
+@problem
 def poisson_5d() -> Problem:
     """-Laplace u = pi^2 sum_i cos(pi x_i), u* = sum_i cos(pi x_i)."""
 
@@ -77,6 +80,7 @@ def poisson_5d() -> Problem:
     )
 
 
+@problem
 def poisson_10d() -> Problem:
     """Laplace u = 0, u* = sum_i x_(2i-1) x_(2i). The recorded runs divide u* by 1.34."""
 
@@ -93,6 +97,7 @@ def poisson_10d() -> Problem:
     )
 
 
+@problem
 def poisson_100d() -> Problem:
     """-Laplace u = -200 / s, u* = ||x||^2 / s with s = 33.47, as in the recorded runs.
 
