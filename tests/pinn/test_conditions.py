@@ -11,9 +11,10 @@ from torch import Generator
 from kfac_pinn import GaussNewton, laplacian
 from kfac_pinn.pinn.conditions import dirichlet, interface, neumann, periodic, robin
 from kfac_pinn.pinn.domains import Ball, Box, Polygon, TimeSpace
-from kfac_pinn.pinn.networks import MLP, SideBySide
+from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.pinn.training import fit
+from kfac_pinn.pinn.wrappers import SideBySide
 
 F64 = torch.float64
 PLATE = Box.cube(2, -1.0, 1.0) - Ball((0.3, 0.2), 0.4)
