@@ -192,6 +192,11 @@ def hard_constraint(domain: int = 40) -> Demo:
     return Demo(model, lambda: relative_l2(model, diffused, test))
 
 
+def constant(value: float) -> Callable:
+    """A function of x alone: DeepXDE hands auxiliary variables to one with two arguments."""
+    return lambda x: value
+
+
 def lorenz(domain: int = 400, width: int = 40) -> Demo:
     """Lorenz's system with all three coefficients unknown, from its values at 25 times."""
     truth, start = np.array([10.0, 15.0, 8 / 3]), [-8.0, 7.0, 27.0]
@@ -212,7 +217,7 @@ def lorenz(domain: int = 400, width: int = 40) -> Demo:
     values, times = (array.astype(dde.config.real(np)) for array in (values, times[:, None]))
     line = dde.geometry.TimeDomain(0, 3)
     conditions = [
-        *(dde.icbc.IC(line, lambda x, v=v: v, lambda _, on: on, i) for i, v in enumerate(start)),
+        *(dde.icbc.IC(line, constant(y), lambda _, on: on, i) for i, y in enumerate(start)),
         *(dde.icbc.PointSetBC(times, values[:, i : i + 1], component=i) for i in range(3)),
     ]
     points = {"num_domain": domain, "num_boundary": 2, "anchors": times}

@@ -124,7 +124,8 @@ class TermJacobian:
 
     @property
     def _parts(self) -> list[BlockJacobian | AutogradJacobian]:
-        return [*self.blocks.values(), *([] if self.rest is None else [self.rest])]
+        rest = [] if self.rest is None else [self.rest]
+        return [*self.blocks.values(), *rest]
 
     def _columns(self, points: slice) -> Iterator[tuple[slice, Tensor]]:
         for block, jacobian in self.blocks.items():

@@ -1,19 +1,23 @@
 """What surrounds an optimizer, to take or to leave.
 
-domains   where points are drawn: boxes, balls, time x space
+domains   where points are drawn: boxes, balls, polygons, what they combine to, time x space
 networks  the usual networks of PINNs, plain modules
 integrals quadratures and other fixed linear maps of a network's values
 problem   a PDE problem as data, and errors against its solution
-problems  Poisson, heat, Burgers, Fokker-Planck, inverse heat: one PDE a file
+conditions Neumann, Robin, interfaces, periodicity, in one line each
+problems  those people know, by name: PROBLEMS
 training  the one training loop, with checkpoints that resume exactly
 windows   long times, one network a window
 """
 
+from kfac_pinn.pinn.conditions import dirichlet, interface, neumann, periodic, robin
 from kfac_pinn.pinn.domains import (
     Ball,
     Box,
     Domain,
+    Polygon,
     Sampler,
+    Shape,
     TimeSpace,
     grid,
     sobol,
@@ -30,10 +34,21 @@ from kfac_pinn.pinn.networks import (
     Normalized,
     PeriodicFeatures,
     PirateNet,
+    SideBySide,
+    WithUnknowns,
     wall_distance,
 )
-from kfac_pinn.pinn.problem import Batch, Problem, Term, relative_l2, root_mean_square_error
+from kfac_pinn.pinn.problem import (
+    Batch,
+    InverseProblem,
+    Problem,
+    Term,
+    Unknown,
+    relative_l2,
+    root_mean_square_error,
+)
 from kfac_pinn.pinn.problems import (
+    PROBLEMS,
     WithDiffusivity,
     burgers,
     cole_hopf,
@@ -50,7 +65,10 @@ from kfac_pinn.pinn.problems import (
     poisson_ritz,
 )
 from kfac_pinn.pinn.training import (
+    R3,
+    RAD,
     Callback,
+    Causal,
     Checkpoint,
     Every,
     Fixed,
@@ -60,17 +78,22 @@ from kfac_pinn.pinn.training import (
     Run,
     Schedule,
     StopAtError,
+    by_residual,
     fit,
 )
 from kfac_pinn.pinn.windows import Windows, march, window
 
 __all__ = [
     "MLP",
+    "PROBLEMS",
+    "R3",
+    "RAD",
     "SIREN",
     "Ball",
     "Batch",
     "Box",
     "Callback",
+    "Causal",
     "Checkpoint",
     "Domain",
     "Every",
@@ -78,25 +101,33 @@ __all__ = [
     "FourierFeatures",
     "HardConstraint",
     "History",
+    "InverseProblem",
     "LinearMap",
     "ModifiedMLP",
     "Normalized",
     "Patience",
     "PeriodicFeatures",
     "PirateNet",
+    "Polygon",
     "Problem",
     "Progress",
     "Quadrature",
     "Run",
     "Sampler",
     "Schedule",
+    "Shape",
+    "SideBySide",
     "StopAtError",
     "Term",
     "TimeSpace",
+    "Unknown",
     "Windows",
     "WithDiffusivity",
+    "WithUnknowns",
     "burgers",
+    "by_residual",
     "cole_hopf",
+    "dirichlet",
     "fit",
     "fokker_planck",
     "gauss_legendre",
@@ -104,8 +135,11 @@ __all__ = [
     "heat",
     "heat_1d",
     "heat_4d",
+    "interface",
     "inverse_heat",
     "march",
+    "neumann",
+    "periodic",
     "periodic_trapezoid",
     "poisson",
     "poisson_2d",
@@ -114,6 +148,7 @@ __all__ = [
     "poisson_100d",
     "poisson_ritz",
     "relative_l2",
+    "robin",
     "root_mean_square_error",
     "sobol",
     "together",

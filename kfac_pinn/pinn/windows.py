@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from kfac_pinn.pinn.domains import TimeSpace
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.taylor_mode.jets import Jet
+from kfac_pinn.taylor_mode.operators import taylor
 
-__all__ = ["Shifted", "Windows", "march", "window"]
+__all__ = ["Continued", "Shifted", "Windows", "march", "window"]
 
 Function = Callable[[Any], Any]
 
@@ -50,6 +51,25 @@ class Shifted(nn.Module):
         missing = x.shape[-1] - len(self.offset)
         offset = nn.functional.pad(self.offset, (missing, 0))
         return self.network(x - offset.to(x.device, x.dtype))
+
+
+class Continued(nn.Module):
+    """u(t, x) = before(t_0, x) + (v(t, x) - v(t_0, x)): what was before goes on exactly at t_0.
+
+    Args:
+        before: the solution up to t_0, not trained; u costs what it does, and v twice.
+        network: v.
+        start: t_0.
+    """
+
+    def __init__(self, before: nn.Module, network: nn.Module, start: float) -> None:
+        super().__init__()
+        self.before, self.network, self.start = before, network, start
+
+    def forward(self, x: Any) -> Any:
+        """Fields (N, C) at the points x (N, d), or at a jet of them."""
+        first = torch.cat([0 * x[:, :1] + self.start, x[:, 1:]], dim=1)
+        return self.before(first) + (self.network(x) - self.network(first))
 
 
 class Windows(nn.Module):
@@ -84,33 +104,57 @@ def march(
     count: int,
     train: Callable[[nn.Module, Problem], Any],
     initial: str = "initial",
+    *,
+    velocity: str | None = None,
+    hard: bool = False,
 ) -> Windows:
     """Solve a problem on so many time windows of equal length, one after the other.
 
     Args:
         network: where the first window starts from; it is not changed. Trained on that window
             (`window(problem, (0, D))`) beforehand, or on something like it, it saves time. What it
-            does not train (the base of adapters, say) all windows share.
+            does not train (the base of adapters, say) all windows share. Every later window starts
+            from the one before, moved in time.
         problem: on a `TimeSpace`.
         count: of windows.
         train: trains a network on a problem: `fit` with an optimizer and a budget.
         initial: the term of the initial values.
+        velocity: the term of the initial velocities u_t, where there is one.
+        hard: whether the values are handed over exactly (`Continued`), not by a term of the loss.
+            The i-th window then evaluates all networks before it.
 
     Raises:
-        ValueError: for a problem without time or without that term, or fewer windows than one.
+        ValueError: for a problem without time or without these terms, fewer windows than one, or
+            another term that holds at the start only.
     """
     domain = timed(problem, initial)
     if count < 1:
         raise ValueError(f"{count} windows: give at least 1")
     ends = torch.linspace(domain.start, domain.end, count + 1, dtype=torch.float64).tolist()
-    pieces: list[Shifted] = []
+    pieces: list[nn.Module] = []
+    frozen: list[nn.Parameter] = []
+    start_from = network
     for start, end in pairwise(ends):
         before = pieces[-1] if pieces else None
         offset = torch.tensor(
             [start - domain.start] + [0.0] * domain.space.dim, dtype=torch.float64
         )
-        pieces.append(Shifted(copied(network if before is None else before.network), offset))
-        train(pieces[-1], window(problem, (start, end), before, initial=initial))
+        own = Shifted(copied(start_from), offset)
+        one = window(problem, (start, end), before, initial=initial, velocity=velocity)
+        if hard and before is not None:
+            terms = {name: term for name, term in one.terms.items() if name != initial}
+            pieces.append(Continued(before, own, start))
+            train(pieces[-1], replace(one, terms=terms))
+        else:
+            pieces.append(own)
+            train(own, one)
+        start_from = own.network
+        if hard:  # copied before it is frozen, since copies share what is frozen
+            start_from = copied(own.network)
+            frozen += [p for p in own.parameters() if p.requires_grad]
+            own.requires_grad_(False)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     return Windows(ends[1:], pieces)
 
 
@@ -120,6 +164,7 @@ def window(
     before: Function | None = None,
     weight: float = 10.0,
     initial: str = "initial",
+    velocity: str | None = None,
 ) -> Problem:
     """The problem on one interval of time.
 
@@ -129,15 +174,34 @@ def window(
             the problem's own.
         weight: of the mean square of that condition.
         initial: the term of the initial values.
+        velocity: the term of the initial velocities u_t, where there is one.
 
     Raises:
-        ValueError: for a problem without time or without that term.
+        ValueError: for a problem without time or without these terms, or with another term that
+            holds at the start only and would be asked for at the start of every window.
     """
     domain = timed(problem, initial)
     terms = {name: moved(term, domain, interval) for name, term in problem.terms.items()}
     if before is not None:
-        terms[initial] = continued(terms[initial], before, weight)
+        check_start(problem, domain, {initial, velocity})
+        terms[initial] = continued(terms[initial], before, weight, 0)
+        if velocity is not None:
+            terms[velocity] = continued(terms[velocity], before, weight, 1)
     return replace(problem, domain=TimeSpace(*interval, domain.space), terms=terms)
+
+
+def check_start(problem: Problem, domain: TimeSpace, known: set[str | None]) -> None:
+    """Every term that holds at the start only is one of those that are handed over."""
+    if unknown := {name for name in known if name is not None} - set(problem.terms):
+        raise ValueError(f"{problem.name} has terms {list(problem.terms)}, not {sorted(unknown)}")
+    for name in set(problem.terms) - known:
+        points: Any = problem.terms[name].points
+        x = points(4, torch.Generator().manual_seed(0), torch.float64, "cpu")
+        if (x[:, 0] == domain.start).all():
+            raise ValueError(
+                f"the term {name!r} of {problem.name} holds at the start of time: if it is that of "
+                f"the velocities, say velocity={name!r}; windows hand over values and velocities"
+            )
 
 
 def timed(problem: Problem, initial: str) -> TimeSpace:
@@ -166,13 +230,20 @@ def moved(term: Term, domain: TimeSpace, interval: tuple[float, float]) -> Term:
     return replace(term, points=points)
 
 
-def continued(term: Term, before: Function, weight: float) -> Term:
-    """u = before at the term's points."""
+def continued(term: Term, before: Function, weight: float, order: int) -> Term:
+    """The order-th derivative in t of u is that of before, at the term's points."""
+
+    def at(u: Function, x: Tensor) -> Tensor:
+        if order == 0:
+            return u(x)
+        along = torch.zeros_like(x[:1])
+        along[:, 0] = 1.0
+        return taylor(u, x, order, along)[-1][0]
 
     def residual(u: Function, x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            given = before(x)
-        return tuple((weight**0.5 * (u(x) - given)).unbind(1))
+            given = at(before, x)
+        return tuple((weight**0.5 * (at(u, x) - given)).unbind(1))
 
     return replace(term, residual=residual)
 

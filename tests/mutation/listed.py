@@ -33,7 +33,7 @@ class Fault:
     tests: str
 
 
-ENGD, FACTORS = "optimizers/engd.py", "curvature/kronecker_factors.py"
+ENGD, FISHER = "optimizers/engd.py", "curvature/fisher.py"
 SEEDS = "tests/optimizers/test_random_parts.py"
 SPACE = "tests/curvature/test_sample_space.py"
 FAULTS: dict[str, Fault] = {
@@ -121,16 +121,16 @@ FAULTS: dict[str, Fault] = {
         "tests/optimizers/test_engd.py",
     ),
     "diagonal of the identity": Fault(
-        FACTORS, "torch.ones_like(like)", "torch.zeros_like(like)", "tests/optimizers/test_engd.py"
+        "curvature/kronecker_factors.py",
+        "torch.ones_like(like)",
+        "torch.zeros_like(like)",
+        "tests/optimizers/test_engd.py",
     ),
     "monte carlo's step": Fault(
-        "curvature/fisher.py",
-        "generator_for(self.seed, step)",
-        "generator_for(self.seed, 0)",
-        SPACE,
+        FISHER, "generator_for(self.seed, step)", "generator_for(self.seed, 0)", SPACE
     ),
     "monte carlo's seed": Fault(
-        "curvature/fisher.py", "generator_for(self.seed, step)", "generator_for(0, step)", SPACE
+        FISHER, "generator_for(self.seed, step)", "generator_for(0, step)", SPACE
     ),
     "nystrom's step": Fault(
         "curvature/sample_space.py",

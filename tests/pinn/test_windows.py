@@ -18,8 +18,9 @@ from kfac_pinn import LevenbergMarquardt, taylor
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.pinn.problems import PROBLEMS
 from kfac_pinn.pinn.training import fit
-from kfac_pinn.pinn.windows import Shifted, Windows, march, window
+from kfac_pinn.pinn.windows import Continued, Shifted, Windows, march, window
 
 F64 = torch.float64
 START, END = 0.5, 2.5
@@ -72,6 +73,50 @@ def test_windows_go_on_where_one_network_stops(base: nn.Module) -> None:
     judged = transport().sample(torch.Generator().manual_seed(3), {"interior": 500}, F64)
     for r in judged.residuals(solved)().values():
         assert r.abs().max() < 0.1 and r.square().mean() < 1e-3
+
+
+def test_values_are_handed_over_exactly(base: nn.Module) -> None:
+    solved = march(base, transport(), 4, trained(12), hard=True)
+    assert error(solved, START, END) < 5e-3
+    x = DOMAIN.interior(50, torch.Generator().manual_seed(1), F64)
+    for before, piece, end in zip(solved.pieces, solved.pieces[1:], solved.ends, strict=False):
+        x[:, 0] = end
+        assert torch.equal(piece(x), before(x))
+    assert all(p.requires_grad for p in solved.parameters())
+    assert isinstance(solved.pieces[1], Continued) and len(list(base.parameters())) * 4 == len(
+        {id(p) for p in solved.parameters()}
+    )
+    judged = transport().sample(torch.Generator().manual_seed(3), {"interior": 200}, F64)
+    assert all(r.abs().max() < 0.2 for r in judged.residuals(solved)().values())
+
+
+def test_a_later_window_trains_its_own_network_only(base: nn.Module) -> None:
+    kept: list[tuple[nn.Module, list[Tensor]]] = []
+
+    def train(u: nn.Module, problem: Problem) -> None:
+        assert ("initial" in problem.terms) == (not kept)
+        for module, values in kept:
+            assert all(torch.equal(p, v) for p, v in zip(module.parameters(), values, strict=True))
+        trained(2)(u, problem)
+        kept.append((u, [p.clone() for p in u.parameters()]))
+
+    march(base, transport(), 3, train, hard=True)
+    assert len(kept) == 3
+
+
+def test_velocities_are_handed_over_too() -> None:
+    """u_tt = u_xx: values and velocities; a term at the start that is not named is an error."""
+    problem = PROBLEMS["wave"]()
+    with pytest.raises(ValueError, match="say velocity='at rest'"):
+        window(problem, (0.25, 0.5), problem.solution)
+    with pytest.raises(ValueError, match="not \\['speed'\\]"):
+        window(problem, (0.25, 0.5), problem.solution, velocity="speed")
+    later = window(problem, (0.25, 0.5), problem.solution, velocity="at rest")
+    batch = later.sample(torch.Generator().manual_seed(0), dict.fromkeys(later.terms, 20), F64)
+    assert all(r.abs().max() < 1e-10 for r in batch.residuals(problem.solution)().values())
+    moved = batch.residuals(lambda x: problem.solution(x) + x[:, :1] - 0.25)()
+    assert moved["initial 0"].abs().max() < 1e-10
+    assert (moved["at rest 0"] - 10**0.5).abs().max() < 1e-9
 
 
 def test_windows_are_saved_and_loaded_as_one_module(base: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_pinn.pinn.domains import Box, TimeSpace, together
-from kfac_pinn.pinn.problem import Function, Problem, Term
+from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
 from kfac_pinn.pinn.problems.registry import problem
 from kfac_pinn.taylor_mode.operators import taylor
 
@@ -120,4 +120,6 @@ def inverse_heat(sensors: int = 100) -> Problem:
         "interior": Term(domain.interior, interior, 900),
         "measurements": Term(domain.interior, measurements, sensors),
     }
-    return Problem("inverse heat", domain, terms, solution, networks=((2, 64, 1),))
+    unknowns = {"diffusivity": Unknown(1.0, DIFFUSIVITY)}
+    networks = ((2, 64, 1),)
+    return InverseProblem("inverse heat", domain, terms, solution, networks, unknowns=unknowns)

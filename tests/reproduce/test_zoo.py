@@ -1,0 +1,85 @@
+"""The zoo: runs are kept one by one, failures too, and come to one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from experiments import load
+from typer.testing import CliRunner
+
+from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.pinn.problems import PROBLEMS
+
+
+@pytest.fixture(autouse=True)
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+def call(*args: str):
+    return CliRunner().invoke(load("zoo").app, list(args))
+
+
+def small() -> Problem:
+    problem = PROBLEMS["poisson_2d"]()
+    terms = {k: Term(t.points, t.residual, 20) for k, t in problem.terms.items()}
+    return Problem("small", problem.domain, terms, problem.solution, ((2, 4, 1),))
+
+
+def broken() -> Problem:
+    def residual(u, x):
+        raise ArithmeticError("no residual today")
+
+    problem = small()
+    return Problem(
+        "broken",
+        problem.domain,
+        {"interior": Term(problem.domain.interior, residual, 5)},
+        problem.solution,
+        ((2, 4, 1),),
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("a_step_is_a_second")
+def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROBLEMS, "zz_small", small)
+    monkeypatch.setitem(PROBLEMS, "zz_broken", broken)
+    marks = ("--only", "zz", "--seconds", "2,4", "--folder", str(tmp_path))
+    first = call("measure", *marks)
+    assert first.exit_code == 0, first.output
+    assert len(list(tmp_path.glob("*.json"))) == 6 and not list(tmp_path.glob("*.part"))
+    found = json.loads((tmp_path / "zz_small-KFACPINN-0.json").read_text())
+    assert list(found["errors"]) == ["2", "4"] and found["steps"] == 4
+    assert found["errors"]["4"] > 0 and found["reason"] == "4.0 seconds are spent"
+    assert call("measure", *marks).output == ""  # nothing is left to do
+    assert call("measure", *marks, "--seeds", "2").output.count("seed 1") == 6
+    page = tmp_path / "page.md"
+    page.write_text("# Zoo\n<!-- measured -->\nold\n<!-- end -->\nrest\n")
+    assert call("report", "--folder", str(tmp_path), "--page", str(page)).exit_code == 0
+    text = page.read_text()
+    assert (
+        "old" not in text and text.endswith("rest\n") and "| zz_small | 2-4-1 | KFACPINN |" in text
+    )
+    assert "| zz_broken | 2-4-1 | Adam | – | – | 2 |" in text
+    assert "zz_broken, Adam, seed 1: ArithmeticError: no residual today" in text
+
+
+@pytest.mark.parametrize(
+    "args", [("--only", "nothing"), ("--optimizer", "SGD"), ("--seconds", "3,2")]
+)
+def test_misuse_is_named(args, tmp_path: Path) -> None:
+    assert call("measure", *args, "--folder", str(tmp_path)).exit_code == 2
+
+
+def test_models_carry_what_is_unknown() -> None:
+    zoo = load("zoo")
+    model = zoo.model_of(PROBLEMS["oscillator_inverse"]())
+    assert {"friction", "stiffness"} <= dict(model.named_parameters()).keys()
+    assert zoo.model_of(PROBLEMS["inverse_heat"]()).diffusivity.item() == 1.0
+    assert set(zoo.PUBLISHED) <= set(PROBLEMS)
