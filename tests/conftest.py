@@ -38,6 +38,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.getenv("CI
 CASES = "cases"  # a user property of a test's report: how many cases of its property were tried
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, help="run the tests in the random order of this seed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """No test may lean on another one's leftovers."""
+    if (seed := config.getoption("shuffle")) is not None:
+        random.Random(seed).shuffle(items)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Draw the seed here, to print it; what starts the workers hands it on."""

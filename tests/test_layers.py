@@ -162,3 +162,30 @@ def test_the_extension_uses_public_names_only(module: str) -> None:
         if isinstance(node, ast.ImportFrom) and absolute(module, node).startswith("kfac_pinn"):
             private = {alias.name for alias in node.names} - public_names(absolute(module, node))
             assert not private, f"{module}: {ast.unparse(node)}: {private} is not in __all__"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: p.stem)
+def test_a_file_of_tests_opens_with_what_it_holds(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if ".problems" not in m])
+def test_no_module_is_called_like_what_it_defines(module: str) -> None:
+    """The function would hide the module; a problem's file alone is called like its equation."""
+    defined = {getattr(node, "name", "") for node in ast.parse(MODULES[module].read_text()).body}
+    assert module.rpartition(".")[2] not in defined
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_text_is_told_apart_by_its_type(module: str) -> None:
+    """Variants are objects; where isinstance(..., str) decides, it is to raise."""
+    tree = ast.parse(MODULES[module].read_text())
+    branches = [node for node in ast.walk(tree) if isinstance(node, ast.If) and asks_for_str(node)]
+    assert all(isinstance(node.body[0], ast.Raise) for node in branches), module
+
+
+def asks_for_str(node: ast.If) -> bool:
+    """Whether a condition asks if something is a string."""
+    calls = [call for call in ast.walk(node.test) if isinstance(call, ast.Call)]
+    return any(ast.unparse(call).startswith("isinstance(") and "str" in ast.unparse(call.args[1])
+               for call in calls if len(call.args) == 2)  # fmt: skip

@@ -31,6 +31,7 @@ from kfac_pinn import (
     MLP,
     PROBLEMS,
     Callback,
+    GaussNewton,
     InverseProblem,
     Problem,
     Run,
@@ -46,6 +47,7 @@ SECONDS = (30.0, 100.0, 300.0)
 LEFT_OUT = {"poisson_ritz"}  # an energy, whose minimum is off the solution
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "GaussNewton": GaussNewton,
     "KFACPINN": KFACPINN,
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
     "L-BFGS": lambda parameters: torch.optim.LBFGS(

@@ -11,6 +11,7 @@ values of J, at half the cost or less: their error, eps sigma_1^2, must stay far
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,19 +35,27 @@ LARGE_DAMPING = 1e-9
 
 # Up to here a singular value decomposition takes a second or less of a core.
 CHEAP = 1000
+# A few random rows for each dimension keep a subspace; four were enough on all that was tried.
+ROWS_A_PARAMETER = 4
+FEWEST = 150  # a decomposition of so few costs nothing beside one evaluation
 
 
 class Compression(Protocol):
     """From a linearisation to the decomposed model of one step."""
 
     def __call__(
-        self, linearization: Linearization, generator: Generator, damping: float
+        self,
+        linearization: Linearization,
+        generator: Generator,
+        damping: float,
+        free: float = math.inf,
     ) -> Decomposition:
         """The model.
 
         Args:
             generator: the source of whatever is random, on the CPU.
             damping: the last lambda / sigma_1^2, by which to choose how many digits are needed.
+            free: how many parameters the last step fitted freely, to choose how many rows are.
         """
 
 
@@ -58,7 +67,11 @@ class Exact:
     """
 
     def __call__(
-        self, linearization: Linearization, generator: Generator, damping: float
+        self,
+        linearization: Linearization,
+        generator: Generator,
+        damping: float,
+        free: float = math.inf,
     ) -> Decomposition:
         tall = row_count(linearization) > linearization.size
         return decomposed(batches(linearization), tall, linear_term_of(linearization), damping)
@@ -72,8 +85,7 @@ class Sketch:
     it is.
 
     Args:
-        rows: of S; None: all of J where that is cheap, else as many as cost about what the rest of
-            a step does.
+        rows: of S; None: as many as the last step asks for (`needed`).
         hashes: how many sums each row of J enters.
     """
 
@@ -81,10 +93,14 @@ class Sketch:
     hashes: int = 1
 
     def __call__(
-        self, linearization: Linearization, generator: Generator, damping: float
+        self,
+        linearization: Linearization,
+        generator: Generator,
+        damping: float,
+        free: float = math.inf,
     ) -> Decomposition:
         total, columns = row_count(linearization), linearization.size
-        rows = affordable(total, columns) if self.rows is None else self.rows
+        rows = needed(total, columns, free) if self.rows is None else self.rows
         if rows >= total:
             return Exact()(linearization, generator, damping)
         found = linearization.sketched(rows, generator, self.hashes)
@@ -97,14 +113,24 @@ class Sketch:
         return result
 
 
-def affordable(rows: int, columns: int) -> int:
-    """How many of the rows to keep: all, if their decomposition takes a second or less.
+def needed(rows: int, columns: int, free: float) -> int:
+    """How many sums of rows the next step needs, if the last one fitted `free` parameters freely.
 
-    A linearisation and seven trials take about 100 passes of 2 R P operations; the kernel of m
+    A sketch keeps a subspace of that dimension with a few rows for each. All rows, where it would
+    come to half of a J whose decomposition is cheap; never more than are affordable.
+    """
+    least, few = min(rows, columns), max(FEWEST, ROWS_A_PARAMETER * free)
+    if least <= CHEAP:
+        return rows if few >= least / 2 else int(few)
+    return int(min(few, affordable(rows, columns)))
+
+
+def affordable(rows: int, columns: int) -> int:
+    """The number of sketched rows m whose decomposition costs about what the rest of a step does.
+
+    A linearisation and seven trials take about 100 passes of 2 R P operations; the kernel of the
     sketched rows takes m^2 P and its eigenvectors 10 m^3. Up to twice as many is worth the digits.
     """
-    if min(rows, columns) <= CHEAP:
-        return rows
     passes = 200 * rows * columns
     return min(rows, int((passes / columns) ** 0.5), int((0.3 * passes) ** (1 / 3)))
 

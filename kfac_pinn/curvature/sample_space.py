@@ -22,13 +22,13 @@ from torch import Tensor
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import aligned, damped_inverse, generator_for, nystrom
 
-__all__ = ["ExactKernel", "Kernel", "NystromKernel", "sample_space"]
+__all__ = ["ExactKernel", "Kernel", "NystromKernel", "natural_gradient"]
 
 Solve: TypeAlias = Callable[[Tensor], Tensor]
 NaturalGradient: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
-def sample_space(linearization: Linearization, solve: Solve, damping: float) -> NaturalGradient:
+def natural_gradient(linearization: Linearization, solve: Solve, damping: float) -> NaturalGradient:
     """(u, e) -> (J^T J + damping I)^-1 (J^T u + e), from solve(u) = (J J^T + damping I)^-1 u.
     Eq. (24) of docs/mathematics.md.
 

@@ -190,7 +190,8 @@ class LayerJacobian:
 
     def _sums(self, index: Tensor, sign: Tensor) -> Tensor:
         """sum_k sign_bk J_n, n = index_bk, shape (m, size), for index and sign (m, k)."""
-        sign, parts = sign.to(self.g)[:, :, None], []
+        index, sign = index.to(self.g.device), sign.to(self.g)[:, :, None]
+        parts = []
         if self.layer.weight is not None:
             g, z = self.g[:, index] * sign, self.inputs.z[:, index]  # (S, m, k, d)
             g, z = (z, g) if self.layer.transposed else (g, z)
@@ -295,8 +296,9 @@ class EntriesJacobian:
         found = self.values.new_zeros(sketch.size, self.block.size)
         columns = self.within(self.columns)
         for bucket, sign in zip(sketch.bucket.T, sketch.sign.T, strict=True):
-            values = sign[self.owners].to(self.values) * self.values
-            found.index_put_((bucket[self.owners], columns), values, accumulate=True)
+            bucket, sign = bucket.to(self.owners.device), sign.to(self.values)
+            place = bucket[self.owners], columns
+            found.index_put_(place, sign[self.owners] * self.values, accumulate=True)
         return found / sketch.scale
 
     def within(self, columns: Tensor) -> Tensor:

@@ -63,13 +63,13 @@ class TermJacobian:
     def jvp(self, v: Tensor) -> Tensor:
         """J v scaled, shape (N,) or (N, m)."""
         product = v.new_zeros(len(self.residual), *v.shape[1:])
-        for block in (*self.blocks.values(), *self._rests):
+        for block in self._parts:
             product += block.jvp(v)
         return self.scale * product
 
     def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """out += J^T u, J scaled."""
-        for block in (*self.blocks.values(), *self._rests):
+        for block in self._parts:
             block.add_vjp(self.scale * u, out)
 
     def arrange(self) -> None:
@@ -123,8 +123,9 @@ class TermJacobian:
         return TermJacobian(self.name, self.residual, blocks, rest)
 
     @property
-    def _rests(self) -> list[AutogradJacobian]:
-        return [] if self.rest is None else [self.rest]
+    def _parts(self) -> list[BlockJacobian | AutogradJacobian]:
+        rest = [] if self.rest is None else [self.rest]
+        return [*self.blocks.values(), *rest]
 
     def _columns(self, points: slice) -> Iterator[tuple[slice, Tensor]]:
         for block, jacobian in self.blocks.items():

@@ -44,7 +44,7 @@ class LeastSquares:
 
 
 class ConvexLoss:
-    """A term whose loss is L = mean_n l(y_n), l convex in the outputs y_n of one point, eq. (32).
+    """A term whose loss is L = mean_n l(y_n), l convex in the outputs y_n of one point, eq. (33).
 
     The Gauss-Newton matrix is mean_n J_n^T H_n J_n with H_n the Hessian of l at y_n. With
     H = U U^T it is the Gramian of the tangents U^T y (U held constant), so every optimizer runs
@@ -89,7 +89,7 @@ class ConvexLoss:
     def linear_term(self) -> Tensor | None:
         """mean_n e_n . y_n with e = l' - U U^+ l' held constant, or None where e vanishes.
 
-        Eq. (33) of docs/mathematics.md.
+        Eq. (34) of docs/mathematics.md.
         """
         slope, hessian = self._derivatives()
         root, pseudo_inverse = square_root(hessian)

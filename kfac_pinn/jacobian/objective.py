@@ -74,10 +74,10 @@ class Objective:
         """By the closure, without a graph unless it turns out to need one."""
         try:
             return evaluate(self.closure, self.gradients, self.parameters)
-        except RuntimeError:
-            if self.gradients:
+        except RuntimeError as error:
+            if self.gradients or "grad" not in str(error):
                 raise
-            self.gradients = True  # a hook on a tensor, retain_grad, ...
+            self.gradients = True  # "cannot register a hook on a tensor that doesn't require ..."
             return evaluate(self.closure, True, self.parameters)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from kfac_pinn.curvature.sample_space import (
     ExactKernel,
     Kernel,
     NaturalGradient,
-    sample_space,
+    natural_gradient,
 )
 from kfac_pinn.jacobian.linearization import Block, Linearization
 from kfac_pinn.linalg import damped_inverse
@@ -210,7 +210,7 @@ class SampleSpace:
                 'group["damping"] to one value, or use Full() or PerLayer()'
             )
         solve = self.kernel.factor(linearization, shift, step)
-        return sample_space(linearization, solve, shift)
+        return natural_gradient(linearization, solve, shift)
 
 
 def smaller_side(
@@ -224,7 +224,7 @@ def smaller_side(
         gramian = linearization.gramian(block)
         return parameter_space(linearization, columns, gramian, damping)
     part = linearization if block is None else linearization.restrict(block)
-    solve = sample_space(part, EXACT.factor(part, shift, 0), shift)
+    solve = natural_gradient(part, EXACT.factor(part, shift, 0), shift)
     return lambda u, e: solve(u, None if e is None else put(taken(e, columns), columns, like=e))
 
 

@@ -42,6 +42,7 @@ class Memory:
     Attributes:
         radius: of the last step; of a failed one: the shortest that was tried.
         damping: of the last step. Dampings are relative to sigma_1^2.
+        free: how many parameters the last step fitted freely.
         lowest, found: the lowest damping so far, and the number of the step that found it.
         target: of the ratio, in the first stage; None: the schedule's first.
         second_stage: whether the damping has passed its minimum.
@@ -50,6 +51,7 @@ class Memory:
 
     radius: float | None = None
     damping: float = 1.0
+    free: float = 0.0
     lowest: float = math.inf
     found: int = 0
     target: float | None = None
@@ -121,7 +123,7 @@ class GaussNewton(ModelOptimizer):
     def decompose(self, linearization: Linearization) -> Decomposition:
         """J of this step, decomposed."""
         generator = Generator().manual_seed(self.steps)
-        return self.compression(linearization, generator, self.memory.damping)
+        return self.compression(linearization, generator, self.memory.damping, self.memory.free)
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The longest step that hits the target, if it decreases the loss."""
@@ -201,6 +203,7 @@ class GaussNewton(ModelOptimizer):
         self.memory = Memory(
             radius=trial.radius,
             damping=relative,
+            free=decomposition.effective_parameters(float(trial.damping)),
             lowest=lowest,
             found=found,
             target=schedule.following(target, progressed),
@@ -233,7 +236,7 @@ def damped_model(linearization: Linearization, decomposition: Decomposition) -> 
 
 
 def sketched_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
-    """The exact model of a step on the span of two that a sketch knows.
+    """The exact model of a step on the span of two that a sketch knows, eq. (31).
 
         p(lambda) = c_1 p_1 + c_2 p_2,    p_1 = -(J_S^T J_S + lambda I)^-1 J_S^T r_S,
                                           p_2 = -(J_S^T J_S + lambda I)^-1 J^T r,    J_S = S J.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.sample_space import NaturalGradient, sample_space
+from kfac_pinn.curvature.sample_space import NaturalGradient, natural_gradient
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import damped_inverse
@@ -185,7 +185,7 @@ class Solver:
         J, shift = self.linearization, self.linearization.damped(damping)
         inverse = damped_inverse(self.matrix, shift)
         if not self.tall:
-            return sample_space(J, inverse, float(shift))
+            return natural_gradient(J, inverse, float(shift))
         return lambda u, e: inverse(J.vjp(u) if e is None else J.vjp(u) + e)
 
     def step(self, damping: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, sample_space
+from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, natural_gradient
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters
@@ -82,5 +82,5 @@ class SPRING(DirectionOptimizer):
         kernel = self.kernel.factor(linearization, damping, step)
         if e is not None and linearization.ridge is not None:
             e = e + linearization.ridge * kept
-        solve = sample_space(linearization, kernel, damping)
+        solve = natural_gradient(linearization, kernel, damping)
         return kept - solve(linearization.residual + linearization @ kept, e)

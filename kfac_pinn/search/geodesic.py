@@ -28,7 +28,7 @@ __all__ = ["Geodesic", "second_derivative"]
 class Geodesic:
     """The acceleration a where 2 |a| <= alpha |v|; where it is larger the expansion is not to be
     trusted, and the step stays straight: zero.
-    Eq. (31) of docs/mathematics.md.
+    Eq. (32) of docs/mathematics.md.
 
     It costs one closure call and one solve more.
 

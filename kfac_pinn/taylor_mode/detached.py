@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from kfac_pinn.notices import NOTICES
 
-__all__ = ["LOST", "NO_NUMPY", "Detached", "detached", "remark_number"]
+__all__ = ["LOST", "NO_NUMPY", "Detached", "remark_number", "without_derivatives"]
 
 LOST = (
     "keeps its value and loses its derivative. Leave detach() away; compute what is constant "
@@ -49,7 +49,7 @@ class Detached(Tensor):
         return tree_map(unmarked, super().__torch_function__(func, types, args, kwargs or {}))
 
 
-def detached(value: Tensor) -> Tensor:
+def without_derivatives(value: Tensor) -> Tensor:
     """The value, marked; compilers do without."""
     value = value.detach()
     return value if torch.compiler.is_compiling() else value.as_subclass(Detached)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from kfac_pinn.taylor_mode.basis import Basis
-from kfac_pinn.taylor_mode.detached import LOST, NO_NUMPY, Detached, detached
+from kfac_pinn.taylor_mode.detached import LOST, NO_NUMPY, Detached, without_derivatives
 from kfac_pinn.taylor_mode.rule_table import (
     IN_PLACE,
     OF_VALUES,
@@ -119,7 +119,7 @@ class Jet:
     @property
     def data(self) -> Tensor:
         """What `detach` gives: the value, marked as having lost its derivatives."""
-        return detached(self.value)
+        return without_derivatives(self.value)
 
     @property
     def shape(self) -> torch.Size:

@@ -22,7 +22,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "beam": {},
     "diffusivity": {},
     "hard_constraint": {},
-    "lorenz": {"domain": 100, "width": 12},
 }
 
 
@@ -48,7 +47,6 @@ def train(name: str, kind: type[Optimizer], steps: int, **settings: Any) -> floa
         ("beam", GaussNewton, 30, 5),
         ("diffusivity", GaussNewton, 30, 1000),
         ("hard_constraint", KFACPINN, 30, 50),
-        ("lorenz", GaussNewton, 40, 50),
     ],
 )
 def test_demos_end_below_adam(name: str, kind: type[Optimizer], steps: int, gain: float) -> None:

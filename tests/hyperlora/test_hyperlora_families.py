@@ -1,3 +1,5 @@
+"""Families: residuals vanish at the solutions, references converge, draws have their spectrum."""
+
 from __future__ import annotations
 
 import math

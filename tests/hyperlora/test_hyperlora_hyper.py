@@ -1,3 +1,5 @@
+"""HyperLoRA: any hypernetwork emits the adapters, and its Jacobian equals brute force."""
+
 from __future__ import annotations
 
 import copy

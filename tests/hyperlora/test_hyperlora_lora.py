@@ -1,3 +1,5 @@
+"""Adapters: they start as the base, merge to a plain network, and have the sizes of the paper."""
+
 from __future__ import annotations
 
 import copy

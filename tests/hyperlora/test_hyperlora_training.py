@@ -1,3 +1,5 @@
+"""Schedules and regimes: what they reach, when new points come, and that runs can be resumed."""
+
 from __future__ import annotations
 
 import copy

@@ -11,9 +11,10 @@ from small_problems import flat, relative, small_case
 from torch import Tensor
 
 from kfac_pinn import KFACPINN, linearize
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.damping import MARQUARDT, scale_of
 from kfac_pinn.search.model import predicted_decrease
-from kfac_pinn.search.step import Objective, Outcome
+from kfac_pinn.search.step import Outcome
 
 BAD = [math.nan, math.inf, -math.inf, 1e200]
 

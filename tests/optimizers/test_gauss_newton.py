@@ -13,7 +13,7 @@ from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
 from kfac_pinn import GaussNewton, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact, Sketch, affordable
+from kfac_pinn.curvature.compression import Exact, Sketch, affordable, needed
 from kfac_pinn.jacobian.losses import ConvexLoss
 from kfac_pinn.optimizers.gauss_newton import damped_model
 from kfac_pinn.pinn.networks import MLP
@@ -175,12 +175,26 @@ def test_a_residual_that_no_step_removes_does_not_stall_a_sketch():
     assert relative(model.weight.detach().mT, best) < 1e-3
 
 
-def test_large_problems_are_sketched_by_default_and_small_ones_are_not():
-    assert affordable(5000, 900) == 5000
-    assert affordable(900, 10**6) == 900
-    rows = affordable(4700, 3401)
-    assert 500 < rows < 1500
+@pytest.mark.parametrize(
+    ("rows", "columns", "free", "expected"),
+    [
+        (2000, 600, 1.0, 150),  # few directions are free: few rows
+        (2000, 600, 60.0, 240),
+        (2000, 600, 90.0, 2000),  # half of a small J: all of it
+        (900, 10**6, math.inf, 900),
+        (100, 40, 0.0, 100),
+        (4700, 3401, 100.0, 400),
+        (4700, 3401, math.inf, affordable(4700, 3401)),
+    ],
+)
+def test_rows_follow_what_the_last_step_fitted(rows, columns, free, expected):
+    assert needed(rows, columns, free) == expected
+
+
+def test_what_is_affordable_grows_slower_than_the_problem():
+    assert 500 < affordable(4700, 3401) < 1500
     assert affordable(10**5, 10**6) < 10**4
+    assert affordable(10, 10**6) == 10
 
 
 def test_the_order_of_the_points_does_not_matter():

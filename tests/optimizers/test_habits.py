@@ -22,7 +22,16 @@ from torch.optim.lr_scheduler import (
 )
 
 import kfac_pinn
-from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, KFACStar
+from kfac_pinn import (
+    ENGD,
+    KFAC,
+    KFACPINN,
+    SPRING,
+    CheckSchedule,
+    GaussNewton,
+    HessianFree,
+    KFACStar,
+)
 from kfac_pinn.optimizers.arguments import ADVICE
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.search.line import FixedStep, NormConstraint
@@ -544,3 +553,45 @@ def test_frameworks_may_move_the_state(make: Any) -> None:
         optimizer.state[p] = moved(state, lambda t: t.clone())
     optimizer.step(closure)
     assert torch.isfinite(flat(model)).all()
+
+
+# When the Jacobian is compared
+
+
+@pytest.mark.parametrize("make", OURS, ids=lambda c: c.__name__)
+def test_check_is_an_argument_of_every_optimizer(make: Any) -> None:
+    model, _ = small_case()
+    assert make(model.parameters(), check=True).check is True
+    assert make(model.parameters(), check=False).check is False
+    schedule = CheckSchedule(every=3)
+    assert make(model.parameters(), check=schedule).check is schedule
+    assert isinstance(make(model.parameters()).check, CheckSchedule)
+    for wrong in (1, "never", None):
+        with pytest.raises(TypeError, match="check is True, False or a CheckSchedule"):
+            make(model.parameters(), check=wrong)
+
+
+def test_schedules_belong_to_one_optimizer_each() -> None:
+    model, _ = small_case()
+    first, second = KFACPINN(model.parameters()), KFACPINN(model.parameters())
+    assert first.check is not second.check
+
+
+def test_a_module_for_its_parameters_is_named() -> None:
+    with pytest.raises(TypeError, match=r"write model.parameters\(\)"):
+        KFACPINN(network(2, 3, 1))
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_autocast_inside_the_closure_is_named(free: bool) -> None:
+    model, x = network(2, 3, 1).float(), points(5).float()
+    optimizer = KFACPINN(model.parameters())
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (model(x) - 1).square().mean()
+
+    if free:
+        loss().backward()
+    with pytest.raises(RuntimeError, match=r"bfloat16, under torch.autocast maybe"):
+        optimizer.step(*([] if free else [loss]))

@@ -12,7 +12,8 @@ from small_problems import small_case
 
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, ExactKernel, GaussNewton, KFACStar
 from kfac_pinn.curvature.compression import Exact
-from kfac_pinn.curvature.kronecker_factors import Average, Factors, Type2
+from kfac_pinn.curvature.fisher import Type2
+from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.optimizers.engd import SampleSpace
 
 
@@ -44,7 +45,9 @@ class Compression:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def __call__(self, linearization: Any, generator: torch.Generator, damping: float) -> Any:
+    def __call__(
+        self, linearization: Any, generator: torch.Generator, damping: float, free: float
+    ) -> Any:
         self.seen.append(generator.initial_seed())
         return Exact()(linearization, generator, damping)
 

@@ -1,3 +1,5 @@
+"""The extension's tables: rows, columns of the paper, archives that are continued."""
+
 from __future__ import annotations
 
 import math

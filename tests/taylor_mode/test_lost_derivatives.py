@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kfac_pinn import KFACPINN, gradient, laplacian, partial, taylor
+from kfac_pinn.notices import NOTICES
 
 x = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 torch.manual_seed(0)
@@ -160,6 +161,7 @@ def test_a_sum_that_starts_plain() -> None:
 @pytest.mark.parametrize("method", ["item", "tolist"])
 def test_numbers_are_remarked_on(method: str) -> None:
     for look in (lambda z: z, lambda z: z.detach()):
+        NOTICES.forget_lines()  # a run hears of a line once
         with pytest.warns(UserWarning, match=f"{method}.*wrong in a formula"):
             laplacian(lambda z: [getattr(look(z)[0, 0], method)()] and model(z), x)  # noqa: B023
 

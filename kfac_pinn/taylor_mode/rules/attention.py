@@ -54,7 +54,7 @@ def logcumsumexp(x: Operand, dim: int) -> Operand:
 
 
 @rule(F.scaled_dot_product_attention)
-def attention(
+def scaled_dot_product(
     query: Operand, key: Operand, value: Operand, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Operand:  # fmt: skip

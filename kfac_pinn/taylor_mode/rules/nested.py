@@ -32,10 +32,10 @@ Curve = Sequence[Tensor]  # x_0, x_1, ...
 
 def by_autograd(*functions: Any) -> None:
     """Register functions that autograd differentiates as often as the jets' order."""
-    register(lambda function: partial(nested, function), *functions)
+    register(lambda function: partial(differentiated, function), *functions)
 
 
-def nested(function: Any, *args: Any, **kwargs: Any) -> Any:
+def differentiated(function: Any, *args: Any, **kwargs: Any) -> Any:
     """The function on jets that stand anywhere among its arguments; floating outputs are jets."""
     leaves, structure = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet)]

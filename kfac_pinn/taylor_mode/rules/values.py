@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.taylor_mode.detached import NO_NUMPY, detached, remark_number
+from kfac_pinn.taylor_mode.detached import NO_NUMPY, remark_number, without_derivatives
 from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.rule_table import OF_VALUES, rule
 
@@ -58,7 +58,7 @@ for _function in (torch.isin, torch.searchsorted, torch.bucketize, torch.is_comp
 
 @rule(torch.Tensor.detach)
 def detach(x: Jet) -> Tensor:
-    return detached(x.value)
+    return without_derivatives(x.value)
 
 
 OF_VALUES.add(detach)
