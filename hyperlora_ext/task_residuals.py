@@ -30,8 +30,7 @@ from torch import Tensor
 from hyperlora_ext.hyper import Fields, HyperLoRA
 from kfac_pinn import Linearization, linearize
 from kfac_pinn.jacobian.blocks import LayerJacobian
-from kfac_pinn.jacobian.layers import Layer
-from kfac_pinn.jacobian.linearization import Block
+from kfac_pinn.jacobian.layers import Block, Layer
 
 __all__ = ["EmittedLinearization", "TaskResiduals"]
 

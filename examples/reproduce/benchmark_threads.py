@@ -1,111 +1,83 @@
-"""What a second thread does to a step.
+"""What a second thread does to a step, and what a commit did.
 
     python examples/reproduce/benchmark_threads.py
+    python examples/reproduce/benchmark_threads.py --against ../older  # a checkout of that commit
 
 Networks of 9,873, 10,065 and 118,145 parameters on 2d, 5d and 10d Poisson; `KFACStar`, `KFACPINN`
-and, where its decomposition is affordable, `GaussNewton` on sketched rows; float64, one and two
-threads. Every measurement is a process of its own, with OMP_NUM_THREADS set before torch is
-imported, as a user would; one and two threads alternate, `rounds` times. Of each the median step of
-the fastest round is kept: wall seconds, and process seconds (those of all threads together).
+and `GaussNewton` on 600 sketched rows; float64, one and two threads, and one thread of another
+checkout. Every measurement is a process of its own (timed_steps.py), with OMP_NUM_THREADS set
+before torch is imported, as a user would; they alternate, `rounds` times. Of each the median step
+of the fastest round is kept: wall seconds, and process seconds (those of all threads together).
 The figures are written to results/threads.json.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from benchmark_step import versions
 from rich.console import Console
 from rich.table import Table
 
-from kfac_pinn import KFACPINN, GaussNewton, KFACStar, Sketch
-from kfac_pinn.pinn.networks import MLP
-from kfac_pinn.pinn.problems import poisson_2d, poisson_5d, poisson_10d
-
 HERE = Path(__file__).parent
-CASES = {
-    "9873": (poisson_2d, (2, 64, 64, 48, 48, 1)),
-    "10065": (poisson_5d, (5, 64, 64, 48, 48, 1)),
-    "118145": (poisson_10d, (10, 256, 256, 128, 128, 1)),
-}
-OPTIMIZERS: dict[str, Callable] = {
-    "KFACStar": KFACStar,
-    "KFACPINN": KFACPINN,
-    "GaussNewton": lambda parameters: GaussNewton(parameters, compression=Sketch(600)),
-}
-THREADS = (1, 2)
-WARM_UP = 2  # the first steps check the Jacobian and fault in the memory
+CASES = ["9873", "10065", "118145"]
+OPTIMIZERS = ["KFACStar", "KFACPINN", "GaussNewton"]
 
 
-def seconds_of(case: str, optimizer: str, steps: int) -> dict[str, float]:
-    """The median step of this process, after the warm-up."""
-    make, widths = CASES[case]
-    batch = make().sample(torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.manual_seed(0)
-    model = MLP(widths).double()
-    closure = batch.residuals(model)
-    step = OPTIMIZERS[optimizer](model.parameters()).step
-    wall, process = [], []
-    for _ in range(WARM_UP + steps):
-        start = time.perf_counter(), time.process_time()
-        step(closure)
-        wall.append(time.perf_counter() - start[0])
-        process.append(time.process_time() - start[1])
-    medians = (statistics.median(each[WARM_UP:]) for each in (wall, process))
-    return dict(zip(("wall", "process"), medians, strict=True))
-
-
-def in_a_process(case: str, optimizer: str, threads: int, steps: int) -> dict[str, float]:
-    """The same in a process that has so many threads."""
-    command = [sys.executable, __file__, "--one", case, optimizer, "--steps", str(steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-def measured(case: str, optimizer: str, steps: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds a step by the number of threads: of each kind the least of all rounds."""
-    runs: dict[int, list[dict[str, float]]] = {threads: [] for threads in THREADS}
-    for _ in range(rounds):
-        for threads in THREADS:
-            runs[threads].append(in_a_process(case, optimizer, threads, steps))
-    return {
-        str(threads): {kind: min(run[kind] for run in each) for kind in ("wall", "process")}
-        for threads, each in runs.items()
-    }
+def seconds(case: str, optimizer: str, steps: int, threads: int, tree: Path) -> dict[str, float]:
+    """Of a step, by a process that has so many threads and the package of that tree."""
+    command = [sys.executable, str(HERE / "timed_steps.py"), case, optimizer]
+    settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tree.resolve())}
+    done = subprocess.run(
+        [*command, "--steps", str(steps)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    if not Path(found.pop("from")).is_relative_to(tree.resolve()):
+        raise typer.BadParameter(f"{tree} is no checkout of the package")
+    return found
 
 
 def main(
-    steps: int = 8,
+    steps: int = 7,
     rounds: int = 3,
-    cases: Annotated[list[str], typer.Option()] = list(CASES),  # noqa: B006
+    cases: Annotated[list[str], typer.Option()] = CASES,
+    optimizers: Annotated[list[str], typer.Option()] = OPTIMIZERS,
+    against: Path | None = None,
     results: Path = HERE / "results",
-    one: Annotated[tuple[str, str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print wall and process seconds a step, and store them."""
-    if one is not None:
-        print(json.dumps(seconds_of(*one, steps)))
-        return
-    table = Table("parameters", "optimizer", "threads", "wall s", "process s")
+    here = HERE.parents[1]
+    runs = {"1 thread": (1, here), "2 threads": (2, here)}
+    if against is not None:
+        runs["1 thread, other checkout"] = (1, against)
+    table = Table("parameters", "optimizer", "", "wall s", "process s")
     figures: dict[str, object] = {}
     for case in cases:
-        for optimizer in OPTIMIZERS:
-            if (case, optimizer) == ("118145", "GaussNewton"):
-                continue  # all of J, and its decomposition, take minutes
-            found = figures[f"{case} {optimizer}"] = measured(case, optimizer, steps, rounds)
-            for threads, seconds in found.items():
-                row = (f"{seconds[kind]:.3f}" for kind in ("wall", "process"))
-                table.add_row(case, optimizer, threads, *row)
+        for optimizer in optimizers:
+            rows = [
+                {name: seconds(case, optimizer, steps, *run) for name, run in runs.items()}
+                for _ in range(rounds)
+            ]
+            least = {
+                name: {kind: min(row[name][kind] for row in rows) for kind in ("wall", "process")}
+                for name in runs
+            }
+            figures[f"{case} {optimizer}"] = least
+            for name, found in least.items():
+                table.add_row(case, optimizer, name, *(f"{s:.3f}" for s in found.values()))
     Console().print(table)
     figures |= {"steps": steps, "rounds": rounds, "cores": os.cpu_count(), **versions(__file__)}
+    if against is not None:
+        describe = ["git", "-C", str(against), "describe", "--always"]
+        figures["other checkout"] = subprocess.check_output(describe, text=True).strip()
     results.mkdir(exist_ok=True)
     (results / "threads.json").write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -27,7 +27,7 @@ from kfac_pinn.curvature.decomposition import (
 from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows, rows_at_once
 
-__all__ = ["Compression", "Exact", "Sketch"]
+__all__ = ["Compression", "Exact", "Last", "Sketch"]
 
 # Relative to sigma_1^2, where J^T J has an error of eps = 2e-16: seven digits of lambda are left,
 # and within a step the damping may still fall by five hundred before `rounding` stops it.
@@ -40,22 +40,30 @@ ROWS_A_PARAMETER = 4
 FEWEST = 150  # a decomposition of so few costs nothing beside one evaluation
 
 
+@dataclass(frozen=True)
+class Last:
+    """What the last step tells the model of the next one.
+
+    Attributes:
+        damping: lambda / sigma_1^2.
+        free: how many parameters it fitted freely; inf if nobody knows.
+    """
+
+    damping: float = 0.0
+    free: float = math.inf
+
+
 class Compression(Protocol):
     """From a linearisation to the decomposed model of one step."""
 
     def __call__(
-        self,
-        linearization: Linearization,
-        generator: Generator,
-        damping: float,
-        free: float = math.inf,
+        self, linearization: Linearization, generator: Generator, last: Last
     ) -> Decomposition:
         """The model.
 
         Args:
             generator: the source of whatever is random, on the CPU.
-            damping: the last lambda / sigma_1^2, by which to choose how many digits are needed.
-            free: how many parameters the last step fitted freely, to choose how many rows are.
+            last: by which to choose how many digits and rows are needed.
         """
 
 
@@ -67,14 +75,10 @@ class Exact:
     """
 
     def __call__(
-        self,
-        linearization: Linearization,
-        generator: Generator,
-        damping: float,
-        free: float = math.inf,
+        self, linearization: Linearization, generator: Generator, last: Last
     ) -> Decomposition:
         tall = row_count(linearization) > linearization.size
-        return decomposed(batches(linearization), tall, linear_term_of(linearization), damping)
+        return decomposed(batches(linearization), tall, linear_term_of(linearization), last.damping)
 
 
 @dataclass(frozen=True)
@@ -93,22 +97,18 @@ class Sketch:
     hashes: int = 1
 
     def __call__(
-        self,
-        linearization: Linearization,
-        generator: Generator,
-        damping: float,
-        free: float = math.inf,
+        self, linearization: Linearization, generator: Generator, last: Last
     ) -> Decomposition:
         total, columns = row_count(linearization), linearization.size
-        rows = needed(total, columns, free) if self.rows is None else self.rows
+        rows = needed(total, columns, last.free) if self.rows is None else self.rows
         if rows >= total:
-            return Exact()(linearization, generator, damping)
+            return Exact()(linearization, generator, last)
         found = linearization.sketched(rows, generator, self.hashes)
         J, r = (part.double() for part in found)
         if linearization.ridge is not None:
             add_ridge(J, linearization.ridge.double().sqrt(), generator)
         tall = len(J) > columns
-        result = decomposed([(J, r)], tall, linear_term_of(linearization), damping)
+        result = decomposed([(J, r)], tall, linear_term_of(linearization), last.damping)
         result.sketched = True
         return result
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from kfac_pinn.curvature.factor_damping import DampingRule, EqualDamping
 from kfac_pinn.curvature.fisher import Cotangents, Fisher, Type2
 from kfac_pinn.curvature.weight_sharing import Expand, Sharing
-from kfac_pinn.jacobian.layers import Layer, Leaf
-from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.jacobian.layers import Block, Layer, Leaf
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 
 __all__ = [

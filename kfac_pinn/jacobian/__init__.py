@@ -12,6 +12,7 @@ partition      which parameters make a block
 assembly       from captured uses to the Jacobian; graph_assembly: from the graphs of residuals
 residual_graph one such graph: what reads trained tensors, and whose rows those are
 sources        which of the three ways a residual takes
+term_jacobian  the Jacobian of one residual term, block by block
 linearization  residual and Jacobian: products, rows, Gramian, kernel
 check          the Jacobian against autograd's, now and then
 closure        the linearisation of a closure

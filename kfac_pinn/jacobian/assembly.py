@@ -11,9 +11,9 @@ from torch.autograd.graph import GradientEdge
 from kfac_pinn.jacobian.blocks import BlockJacobian, LayerInputs, LayerJacobian, LeafJacobian
 from kfac_pinn.jacobian.capture import Capture, LayerCall
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
-from kfac_pinn.jacobian.layers import Layer, Leaf
-from kfac_pinn.jacobian.linearization import Block, TermJacobian
+from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.partition import NOWHERE, Partition
+from kfac_pinn.jacobian.term_jacobian import TermJacobian
 
 __all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
 

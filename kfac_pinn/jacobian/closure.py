@@ -21,10 +21,12 @@ from kfac_pinn.jacobian.check import (
     warn_of_tf32,
     warn_of_unused,
 )
-from kfac_pinn.jacobian.linearization import Block, Linearization, TermJacobian
+from kfac_pinn.jacobian.layers import Block
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Residuals, Term
 from kfac_pinn.jacobian.running import evaluate, explained, terms_at
 from kfac_pinn.jacobian.sources import Source
+from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.jacobian.terms import as_terms, holds_loss, total_loss
 
 __all__ = [

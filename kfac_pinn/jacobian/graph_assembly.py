@@ -25,8 +25,7 @@ from kfac_pinn.jacobian.blocks import (
 from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, shape_at, shape_of
 from kfac_pinn.jacobian.capture.rows import Tagged
 from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain
-from kfac_pinn.jacobian.layers import Layer, Leaf
-from kfac_pinn.jacobian.linearization import Block, TermJacobian
+from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
 from kfac_pinn.jacobian.residual_graph import (
@@ -38,6 +37,7 @@ from kfac_pinn.jacobian.residual_graph import (
     positions,
 )
 from kfac_pinn.jacobian.sampled import Sampler
+from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["GraphAssembly"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Layer", "Leaf"]
+__all__ = ["Block", "Layer", "Leaf"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +97,6 @@ class Leaf:
     def size(self) -> int:
         """The number of parameters of the block."""
         return self.parameter.numel()
+
+
+Block: TypeAlias = Layer | Leaf

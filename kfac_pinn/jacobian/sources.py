@@ -20,10 +20,11 @@ from kfac_pinn.jacobian.assembly import Assembly, MixedError
 from kfac_pinn.jacobian.capture import Capture
 from kfac_pinn.jacobian.check import mismatch
 from kfac_pinn.jacobian.graph_assembly import GraphAssembly
-from kfac_pinn.jacobian.linearization import Linearization, TermJacobian
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
 from kfac_pinn.jacobian.residual_graph import Memory
+from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.notices import NOTICES
 
 __all__ = ["Source"]

@@ -16,7 +16,8 @@ from kfac_pinn.curvature.sample_space import (
     NaturalGradient,
     natural_gradient,
 )
-from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.jacobian.layers import Block
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import damped_inverse
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import Parameters

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from kfac_pinn.curvature.compression import Compression, Sketch
+from kfac_pinn.curvature.compression import Compression, Last, Sketch
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
@@ -32,6 +32,7 @@ __all__ = ["GaussNewton"]
 # Generalised cross-validation expects loss / (1 - share)^2 on other points: a hundred times the
 # loss where this share of the rows is fitted freely.
 FREE_SHARE = 0.9
+FIRST = Last(damping=1.0, free=0.0)  # the first step begins with large dampings
 FIRST_STEPS = 10  # while the damping still comes down, the share says nothing yet
 
 
@@ -41,8 +42,7 @@ class Memory:
 
     Attributes:
         radius: of the last step; of a failed one: the shortest that was tried.
-        damping: of the last step. Dampings are relative to sigma_1^2.
-        free: how many parameters the last step fitted freely.
+        last: its damping, and how many parameters it fitted freely.
         lowest, found: the lowest damping so far, and the number of the step that found it.
         target: of the ratio, in the first stage; None: the schedule's first.
         second_stage: whether the damping has passed its minimum.
@@ -50,8 +50,7 @@ class Memory:
     """
 
     radius: float | None = None
-    damping: float = 1.0
-    free: float = 0.0
+    last: Last = FIRST
     lowest: float = math.inf
     found: int = 0
     target: float | None = None
@@ -123,7 +122,7 @@ class GaussNewton(ModelOptimizer):
     def decompose(self, linearization: Linearization) -> Decomposition:
         """J of this step, decomposed."""
         generator = Generator().manual_seed(self.steps)
-        return self.compression(linearization, generator, self.memory.damping, self.memory.free)
+        return self.compression(linearization, generator, self.memory.last)
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The longest step that hits the target, if it decreases the loss."""
@@ -202,8 +201,7 @@ class GaussNewton(ModelOptimizer):
         target = schedule.low if memory.target is None else memory.target
         self.memory = Memory(
             radius=trial.radius,
-            damping=relative,
-            free=decomposition.effective_parameters(float(trial.damping)),
+            last=Last(relative, decomposition.effective_parameters(float(trial.damping))),
             lowest=lowest,
             found=found,
             target=schedule.following(target, progressed),

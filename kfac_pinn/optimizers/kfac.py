@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, KroneckerCurvature
-from kfac_pinn.jacobian.linearization import Block, Linearization
+from kfac_pinn.jacobian.layers import Block
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters

@@ -1,7 +1,7 @@
 """What surrounds an optimizer, to take or to leave.
 
 domains   where points are drawn: boxes, balls, polygons, what they combine to, time x space
-networks  the usual networks of PINNs, plain modules
+networks  the usual networks of PINNs, plain modules; wrappers: what goes around them
 integrals quadratures and other fixed linear maps of a network's values
 problem   a PDE problem as data, and errors against its solution
 conditions Neumann, Robin, interfaces, periodicity, in one line each
@@ -29,14 +29,9 @@ from kfac_pinn.pinn.networks import (
     MLP,
     SIREN,
     FourierFeatures,
-    HardConstraint,
     ModifiedMLP,
-    Normalized,
     PeriodicFeatures,
     PirateNet,
-    SideBySide,
-    WithUnknowns,
-    wall_distance,
 )
 from kfac_pinn.pinn.problem import (
     Batch,
@@ -82,6 +77,13 @@ from kfac_pinn.pinn.training import (
     fit,
 )
 from kfac_pinn.pinn.windows import Windows, march, window
+from kfac_pinn.pinn.wrappers import (
+    HardConstraint,
+    Normalized,
+    SideBySide,
+    WithUnknowns,
+    wall_distance,
+)
 
 __all__ = [
     "MLP",

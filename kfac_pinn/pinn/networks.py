@@ -1,33 +1,26 @@
 """The usual networks for PINNs: plain modules, built of torch functions that jets have rules for.
 
-Embeddings (`Normalized`, `FourierFeatures`, `PeriodicFeatures`) go in front with `nn.Sequential`;
-`HardConstraint` goes around. All map points (N, d_in) to outputs (N, d_out).
+Embeddings (`FourierFeatures`, `PeriodicFeatures`) go in front with `nn.Sequential`. All map points
+(N, d_in) to outputs (N, d_out); what goes around a network is in `wrappers`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from kfac_pinn.pinn.domains import Box
-
 __all__ = [
     "MLP",
     "SIREN",
     "FourierFeatures",
-    "HardConstraint",
     "ModifiedMLP",
-    "Normalized",
     "PeriodicFeatures",
     "PirateNet",
-    "SideBySide",
-    "WithUnknowns",
-    "wall_distance",
 ]
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -239,103 +232,6 @@ class PeriodicFeatures(nn.Module):
         waves = [torch.cos(phase), torch.sin(phase)]
         passed = [nn.functional.linear(x, self.passed.to(x.dtype))] if len(self.passed) else []
         return torch.cat(passed + waves, dim=-1)
-
-
-class Normalized(nn.Module):
-    """Scales a box to [-1, 1]^d, to stand in front of a network: x -> slope x + shift."""
-
-    slope: Tensor
-    shift: Tensor
-
-    def __init__(self, box: Box) -> None:
-        super().__init__()
-        lower, upper = torch.tensor(box.lower).double(), torch.tensor(box.upper).double()
-        self.register_buffer("slope", 2 / (upper - lower))
-        self.register_buffer("shift", -(upper + lower) / (upper - lower))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.slope.to(x.dtype) + self.shift.to(x.dtype)
-
-
-class HardConstraint(nn.Module):
-    """u(x) = value(x) + factor(x) network(x): u equals `value` wherever `factor` vanishes.
-
-    Args:
-        network: any module, outputs (N, 1) or (N, d_out).
-        value: g, points -> (N, 1) or (N, d_out).
-        factor: phi, points -> (N, 1), zero where the condition holds; `wall_distance(box)`, say.
-    """
-
-    def __init__(self, network: nn.Module, value: Activation, factor: Activation) -> None:
-        super().__init__()
-        if not (callable(value) and callable(factor)):
-            raise TypeError(
-                "value and factor are functions of the points: wall_distance(box) for the walls "
-                "of a box, lambda x: torch.zeros_like(x[:, :1]) for zero"
-            )
-        self.network = network
-        self.value = value
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.value(x) + self.factor(x) * self.network(x)
-
-
-class SideBySide(nn.Module):
-    """The outputs of several networks as columns of one: a solution and a coefficient, say.
-
-    Args:
-        networks: of the same points, with outputs (N, C_i).
-    """
-
-    def __init__(self, *networks: nn.Module) -> None:
-        super().__init__()
-        if not networks:
-            raise ValueError("SideBySide needs networks: SideBySide(MLP((2, 8, 1)), ...)")
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([network(x) for network in self.networks], dim=1)
-
-
-class WithUnknowns(nn.Module):
-    """A network together with numbers to be found, its attributes: `model.viscosity`.
-
-    Args:
-        network: u.
-        guesses: where each number starts, by its name.
-
-    Raises:
-        ValueError: for a name that the module has already, or that is none.
-    """
-
-    def __init__(self, network: nn.Module, guesses: Mapping[str, float]) -> None:
-        super().__init__()
-        self.network = network
-        for name, guess in guesses.items():
-            if not name.isidentifier() or hasattr(self, name):
-                raise ValueError(f"{name!r} cannot be the name of an unknown: take another one")
-            self.register_parameter(name, nn.Parameter(torch.tensor(float(guess))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
-
-
-def wall_distance(box: Box) -> Activation:
-    """The factor prod_i 4 (x_i - lower_i)(upper_i - x_i) / (upper_i - lower_i)^2, shape (N, 1).
-
-    It vanishes on the boundary of the box and is 1 in its middle.
-    """
-
-    def factor(x: Tensor) -> Tensor:
-        walls = enumerate(zip(box.lower, box.upper, strict=True))
-        columns = [
-            (x[..., i : i + 1] - low) * (up - x[..., i : i + 1]) * (4 / (up - low) ** 2)
-            for i, (low, up) in walls
-        ]
-        return math.prod(columns[1:], start=columns[0])
-
-    return factor
 
 
 def _linears(sizes: Sequence[int]) -> nn.ModuleList:

@@ -22,8 +22,7 @@ from kfac_pinn.curvature.kronecker_factors import (
 )
 from kfac_pinn.curvature.weight_sharing import Expand, Reduce
 from kfac_pinn.jacobian.blocks import LayerInputs
-from kfac_pinn.jacobian.layers import Layer
-from kfac_pinn.jacobian.linearization import Block
+from kfac_pinn.jacobian.layers import Block, Layer
 
 FRESH = Factors(average=Average(0.0))
 

@@ -9,7 +9,7 @@ from small_problems import small_case
 from torch import Generator, nn
 
 from kfac_pinn import MonteCarlo, NystromKernel, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact, Sketch, add_ridge
+from kfac_pinn.curvature.compression import Exact, Last, Sketch, add_ridge
 from kfac_pinn.curvature.preconditioners import NystromPreconditioner, gramian_product
 from kfac_pinn.curvature.sample_space import kernel_product
 from kfac_pinn.linalg import CountSketch, rows_at_once
@@ -56,7 +56,7 @@ def test_a_sketched_step_is_that_of_the_sketched_problem(linearization, hashes):
     """From the factors of layers, which never make J itself."""
     A, b = sketched_by_hand(linearization, 12, hashes)
     expected = -torch.linalg.solve(A.mT @ A + 1e-3 * torch.eye(A.shape[1], dtype=A.dtype), A.mT @ b)
-    model = Sketch(12, hashes)(linearization, Generator().manual_seed(5), 0.0)
+    model = Sketch(12, hashes)(linearization, Generator().manual_seed(5), Last())
     assert model.sketched
     torch.testing.assert_close(model.step(1e-3), expected[:, 0], rtol=1e-7, atol=1e-9)
     g = torch.randn(linearization.size, dtype=torch.float64)
@@ -73,15 +73,15 @@ def test_the_rows_of_a_ridge_are_sketched_too(linearization):
     change -= A
     assert (change.count_nonzero(dim=0) == (weights > 0)).all()
     torch.testing.assert_close(change.square().sum(0), weights)
-    model = Sketch(12)(linearization.with_ridge(weights), Generator().manual_seed(5), 0.0)
+    model = Sketch(12)(linearization.with_ridge(weights), Generator().manual_seed(5), Last())
     assert model.S.square().sum() > A.square().sum()
 
 
 def test_exact_in_batches(linearization):
     for damping in (0.0, 1.0):  # by QR, and by the Gramian or kernel
-        whole = Exact()(linearization, Generator(), damping).step(1e-2)
+        whole = Exact()(linearization, Generator(), Last(damping)).step(1e-2)
         with in_batches_of(3, linearization):
-            batched = Exact()(linearization, Generator(), damping).step(1e-2)
+            batched = Exact()(linearization, Generator(), Last(damping)).step(1e-2)
         torch.testing.assert_close(batched, whole, rtol=1e-7, atol=1e-9)
 
 
@@ -94,7 +94,7 @@ def test_a_ridge_in_batches(linearization, rows):
     expected = -torch.linalg.solve(damped, ridged.gradient)
     for level in (0.0, 1.0):
         with in_batches_of(rows, linearization):
-            found = Exact()(ridged, Generator(), level).step(1e-2)
+            found = Exact()(ridged, Generator(), Last(level)).step(1e-2)
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 

@@ -20,7 +20,8 @@ from hyperlora_ext.lora import LoRALinear, adapters, count, merge
 from hyperlora_ext.serialization import state, with_factors
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.jacobian.closure import linearize
-from kfac_pinn.pinn.networks import MLP, HardConstraint, ModifiedMLP, PirateNet
+from kfac_pinn.pinn.networks import MLP, ModifiedMLP, PirateNet
+from kfac_pinn.pinn.wrappers import HardConstraint
 from kfac_pinn.taylor_mode.operators import taylor
 
 F64 = torch.float64

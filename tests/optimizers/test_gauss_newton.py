@@ -13,7 +13,7 @@ from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
 from kfac_pinn import GaussNewton, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact, Sketch, affordable, needed
+from kfac_pinn.curvature.compression import Exact, Last, Sketch, affordable, needed
 from kfac_pinn.jacobian.losses import ConvexLoss
 from kfac_pinn.optimizers.gauss_newton import damped_model
 from kfac_pinn.pinn.networks import MLP
@@ -124,8 +124,8 @@ def test_a_step_that_does_not_lower_the_damping_lowers_the_target():
 def test_a_sketch_of_everything_is_exact(linear_term):
     model, residuals = setting(sizes=(2, 6, 1))
     lin = linearize(ritz(model) if linear_term else residuals, list(model.parameters()))
-    exact = Exact()(lin, Generator(), 0.0)
-    whole = Sketch(rows=10**6)(lin, Generator().manual_seed(0), 0.0)
+    exact = Exact()(lin, Generator(), Last())
+    whole = Sketch(rows=10**6)(lin, Generator().manual_seed(0), Last())
     for damping in (1e-4, 1.0):
         torch.testing.assert_close(whole.step(damping), exact.step(damping), rtol=1e-9, atol=1e-9)
 
@@ -133,11 +133,11 @@ def test_a_sketch_of_everything_is_exact(linear_term):
 def test_sketched_rows_approach_the_whole():
     model, residuals = setting(sizes=(2, 4, 1), points=(600, 200))
     lin = linearize(residuals, list(model.parameters()))
-    exact = Exact()(lin, Generator(), 0.0).step(1e-2)
+    exact = Exact()(lin, Generator(), Last()).step(1e-2)
 
     def error(rows):
         seeds = range(10)
-        steps = [Sketch(rows)(lin, Generator().manual_seed(s), 0.0).step(1e-2) for s in seeds]
+        steps = [Sketch(rows)(lin, Generator().manual_seed(s), Last()).step(1e-2) for s in seeds]
         return float(sum((p - exact).norm() for p in steps) / len(steps) / exact.norm())
 
     assert error(40) > 1.5 * error(160) > 2.25 * error(640)
@@ -148,7 +148,7 @@ def test_a_sketched_step_is_the_best_of_two_by_the_exact_model():
     model, residuals = setting(sizes=(2, 6, 6, 1), points=(60, 20))
     lin = linearize(residuals, list(model.parameters()))
     J, g = lin.rows(), lin.gradient
-    sketch = Sketch(20)(lin, Generator().manual_seed(0), 0.0)
+    sketch = Sketch(20)(lin, Generator().manual_seed(0), Last())
     damping = 1e-3
     step = damped_model(lin, sketch).step(damping)
     p = step.displacement

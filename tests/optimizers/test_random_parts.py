@@ -11,7 +11,7 @@ import torch
 from small_problems import small_case
 
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, ExactKernel, GaussNewton, KFACStar
-from kfac_pinn.curvature.compression import Exact
+from kfac_pinn.curvature.compression import Exact, Last
 from kfac_pinn.curvature.fisher import Type2
 from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.optimizers.engd import SampleSpace
@@ -45,11 +45,9 @@ class Compression:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def __call__(
-        self, linearization: Any, generator: torch.Generator, damping: float, free: float
-    ) -> Any:
+    def __call__(self, linearization: Any, generator: torch.Generator, last: Last) -> Any:
         self.seen.append(generator.initial_seed())
-        return Exact()(linearization, generator, damping)
+        return Exact()(linearization, generator, last)
 
 
 def factors(fisher: Any) -> Factors:

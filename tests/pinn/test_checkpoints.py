@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import kfac_pinn
 from kfac_pinn.pinn.domains import Box, TimeSpace
-from kfac_pinn.pinn.networks import MLP, HardConstraint
+from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.pinn.problems import burgers, heat_1d, poisson_2d
 from kfac_pinn.pinn.training import Callback, Checkpoint, Fixed, Patience, Schedule, fit
+from kfac_pinn.pinn.wrappers import HardConstraint
 from kfac_pinn.search.line import Armijo, GridSearch
 
 SMALL = Fixed({"interior": 12, "boundary": 8})

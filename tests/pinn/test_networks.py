@@ -13,13 +13,11 @@ from kfac_pinn.pinn.networks import (
     MLP,
     SIREN,
     FourierFeatures,
-    HardConstraint,
     ModifiedMLP,
-    Normalized,
     PeriodicFeatures,
     PirateNet,
-    wall_distance,
 )
+from kfac_pinn.pinn.wrappers import HardConstraint, Normalized, wall_distance
 from kfac_pinn.taylor_mode.operators import laplacian
 
 BOX = Box((0.0, -1.0), (2.0, 3.0))

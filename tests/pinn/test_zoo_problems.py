@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 
 from kfac_pinn.pinn.domains import Box, TimeSpace
-from kfac_pinn.pinn.networks import MLP, SideBySide, WithUnknowns
+from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import InverseProblem
 from kfac_pinn.pinn.problems import PROBLEMS
 from kfac_pinn.pinn.problems.cavity import solve_cavity
@@ -32,6 +32,7 @@ from kfac_pinn.pinn.problems.periodic_flows import (
     solve_kuramoto_sivashinsky,
 )
 from kfac_pinn.pinn.problems.rods import rates_of
+from kfac_pinn.pinn.wrappers import SideBySide, WithUnknowns
 from kfac_pinn.taylor_mode.operators import laplacian, taylor
 
 F64 = torch.float64

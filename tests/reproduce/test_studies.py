@@ -84,7 +84,11 @@ def test_a_study_leaves_table_figure_and_page(
     monkeypatch.setattr(studies, "DOCS", tmp_path)
     spectra = studies.spectra
     quick = studies.Study(
-        lambda: spectra.measure(network=(2, 3, 1), steps=(0,)), spectra.draw, spectra.quantiles, 0
+        lambda: spectra.measure(network=(2, 3, 1), steps=(0,)),
+        spectra.draw,
+        spectra.quantiles,
+        0,
+        "spectra of a small network",
     )
     monkeypatch.setitem(studies.STUDIES, "spectra", quick)
     page = tmp_path / "experiments" / "spectra.md"

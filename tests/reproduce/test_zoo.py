@@ -53,12 +53,12 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
     marks = ("--only", "zz", "--seconds", "2,4", "--folder", str(tmp_path))
     first = call("measure", *marks)
     assert first.exit_code == 0, first.output
-    assert len(list(tmp_path.glob("*.json"))) == 6 and not list(tmp_path.glob("*.part"))
+    assert len(list(tmp_path.glob("*.json"))) == 8 and not list(tmp_path.glob("*.part"))
     found = json.loads((tmp_path / "zz_small-KFACPINN-0.json").read_text())
     assert list(found["errors"]) == ["2", "4"] and found["steps"] == 4
     assert found["errors"]["4"] > 0 and found["reason"] == "4.0 seconds are spent"
     assert call("measure", *marks).output == ""  # nothing is left to do
-    assert call("measure", *marks, "--seeds", "2").output.count("seed 1") == 6
+    assert call("measure", *marks, "--seeds", "2").output.count("seed 1") == 8
     page = tmp_path / "page.md"
     page.write_text("# Zoo\n<!-- measured -->\nold\n<!-- end -->\nrest\n")
     assert call("report", "--folder", str(tmp_path), "--page", str(page)).exit_code == 0
