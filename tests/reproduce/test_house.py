@@ -55,16 +55,13 @@ def test_a_closure_does_not_go_up_and_down(house: dict[str, Any]) -> None:
 
 
 def test_nothing_is_written_twice(house: dict[str, Any]) -> None:
-    """But the signature of `Compression`, which its two kinds restate."""
-    places = {place.partition(":")[0] for pair in house["repetitions"] for place in pair}
-    assert places <= {"kfac_pinn/curvature/compression.py"}
-    assert len(house["repetitions"]) <= 3
+    assert house["repetitions"] == []
 
 
 @pytest.mark.parametrize("package", SCRIPT["PACKAGES"])
 def test_no_file_grows_beyond_one_idea(package: str) -> None:
     long = {path: n for path, text in SCRIPT["sources"](ROOT, package).items()
-            if (n := len(text.splitlines())) > 400}  # fmt: skip
+            if (n := len(text.splitlines())) > 350}  # fmt: skip
     assert not long, f"divide by idea: {long}"
 
 
