@@ -154,7 +154,14 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Example]]] = {
             "Kovasznay": Demo(
                 "kovasznay", [[adam(2000, published=30000)], *stages(Run(KFACPINN, 50), times=2)]
             ),
-            "Burgers": Demo("burgers", [[adam(15000), Run(LBFGS, 0)], *stages(*ours(50), times=4)]),
+            "Burgers": Demo(
+                "burgers",
+                [
+                    [adam(15000), Run(LBFGS, 0)],
+                    *stages(Run(KFACPINN, 50), times=2),
+                    *stages(Run(GaussNewton, 25), times=5),
+                ],
+            ),
         },
     ),
     "pina": (

@@ -215,3 +215,16 @@ def test_residuals_of_one_pass_share_their_inputs() -> None:
     for block in lin.blocks:
         first, second = (tangent.blocks[block] for tangent in lin.terms)
         assert first.inputs is second.inputs
+
+
+def test_a_penalty_on_the_weights_has_its_exact_block() -> None:
+    """Of 0.3 w, entry by entry: J^T J = 0.09 / N I, as one Kronecker product."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2, dtype=torch.float64)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    closure = lambda: (layer(x).sum(1), 0.3 * layer.weight.reshape(-1))  # noqa: E731
+    lin = linearize(closure, list(layer.parameters()))
+    pair = FRESH.measure(lin, 0)[lin.blocks[0]].pairs[1]
+    block = torch.kron(pair.B, pair.A[:3, :3])
+    torch.testing.assert_close(block, 0.09 / 6 * torch.eye(6, dtype=torch.float64))
+    assert not pair.A[3].any()  # the bias is free
