@@ -160,3 +160,22 @@ def test_kernels_and_gramians_of_terms_that_share_little(
     torch.testing.assert_close(found.kernel(), J @ J.mT)
     torch.testing.assert_close(found.gramian(), J.mT @ J)
     torch.testing.assert_close(found.gramian_diagonal(), J.square().sum(0))
+
+
+def test_products_with_a_penalty_on_weights_are_those_of_its_rows() -> None:
+    """One entry a column: weight and bias of two layers, each with a factor of its own."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    factors = torch.tensor([0.3, 0.7, 1.1, 1.3], dtype=torch.float64)
+
+    def closure():
+        parts = zip(factors, model.parameters(), strict=True)
+        return torch.cat([factor * p.reshape(-1) for factor, p in parts])
+
+    found = linearize(closure, list(model.parameters()))
+    sizes = [p.numel() for p in model.parameters()]
+    J = torch.diag(torch.cat([f.expand(n) for f, n in zip(factors, sizes, strict=True)]))
+    J = J / sum(sizes) ** 0.5
+    u = torch.randn(len(J), dtype=torch.float64)
+    torch.testing.assert_close(found.rows(), J)
+    torch.testing.assert_close(found @ u, J @ u)
+    torch.testing.assert_close(found.vjp(u), J.mT @ u)
