@@ -22,7 +22,6 @@ try:
 except ImportError:  # before the stages were folders
     from kfac_pinn.compression import Sketch
     from kfac_pinn.networks import MLP
-
     from kfac_pinn.problems import poisson_2d, poisson_5d, poisson_10d
 
 CASES = {
