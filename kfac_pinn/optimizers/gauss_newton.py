@@ -247,6 +247,8 @@ def sketched_model(linearization: Linearization, decomposition: Decomposition) -
 
     def solve(damping: float) -> Step:
         pair = torch.stack([decomposition.step(damping), other(damping)])
+        # At small dampings p_2 is long, and its square beyond float32: unit lengths span the same
+        pair = torch.nn.functional.normalize(pair, dim=1, eps=torch.finfo(pair.dtype).tiny)
         model = QuadraticModel(linearization, pair.to(linearization.residual), damping)
         c = model.minimiser()
         return Step(c @ model.directions, predicted=model.decrease(c))

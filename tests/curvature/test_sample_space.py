@@ -64,6 +64,24 @@ def test_a_sketched_step_is_that_of_the_sketched_problem(linearization, hashes):
     torch.testing.assert_close(model.solver(g)(1e-3), expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_term_that_mixes_points_is_sketched_in_batches(rows):
+    """Its rows come from autograd, a few at once."""
+    model, x = nn.Linear(2, 2).double(), torch.randn(9, 2, dtype=torch.float64)
+
+    def mixed():
+        u = model(x).tanh().sum(1)
+        return u - u.mean(), model(x)[:, 0]
+
+    found = linearize(mixed, list(model.parameters()))
+    assert found.terms[0].rest is not None
+    A, b = sketched_by_hand(found, 8, 1)
+    with in_batches_of(rows, found):
+        SJ, Sr = found.sketched(8, Generator().manual_seed(5))
+    torch.testing.assert_close(SJ, A)
+    torch.testing.assert_close(Sr, b[:, 0])
+
+
 def test_the_rows_of_a_ridge_are_sketched_too(linearization):
     """S J + S' diag(sqrt w): one signed entry more in each column."""
     weights = torch.linspace(0, 2, linearization.size, dtype=torch.float64)

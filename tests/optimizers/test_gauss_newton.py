@@ -162,6 +162,16 @@ def test_a_sketched_step_is_the_best_of_two_by_the_exact_model():
     assert damped(p) <= damped(pair[0] - 0.1 * pair[1])
 
 
+def test_a_sketched_step_at_a_tiny_damping_is_finite_in_float32():
+    """The step with the exact gradient is of length 1e25 there, its square beyond float32."""
+    model, residuals = setting(sizes=(2, 6, 6, 1), points=(60, 20), dtype=torch.float32)
+    lin = linearize(residuals, list(model.parameters()))
+    sketch = Sketch(20)(lin, Generator().manual_seed(0), Last())
+    assert float(sketch.solver(lin.gradient.double())(1e-25).norm()) > 1e20
+    step = damped_model(lin, sketch).step(1e-25)
+    assert step.displacement.isfinite().all() and step.predicted > 0
+
+
 def test_a_residual_that_no_step_removes_does_not_stall_a_sketch():
     """Noise of size one in the data of a linear model: a sketched gradient is mostly noise."""
     generator = Generator().manual_seed(0)
