@@ -128,6 +128,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             RuntimeError: without a closure, if no loss was sent backwards.
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
+        # Before anything is touched: what cannot be trained with is refused as a whole
         refuse_scaler(self)
         refuse_inference()
         name = type(self).__name__
@@ -169,10 +170,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         self._renew(precision_of(parameters[0]))
         self._remarks.hooked(parameters, self.names())
         objective = reading.objective(parameters, self.names(), self._ridge())
+        # Hooks would change derivatives that have to be exact
         with without_hooks(parameters), self._undone_by_errors(objective) as before:
             linearization, step = self._proposal(reading, objective)
             self.steps += 1
             self._move(step, objective)
+        # Not an error: other dampings may do, and `stats` says what happened
         if step.displacement is not None and not step.is_finite:
             self.rollback(before)
             step = Step.stay(Outcome.NOT_FINITE, **step.info)
@@ -186,6 +189,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     ) -> tuple[Linearization | None, Step]:
         """The linearisation, None where the last step led to no finite loss, and the next step."""
         rule = self._rule(reading)
+        # One evaluation: the next loss judges, so nothing may look at others
         objective.repeatable, reading.once = rule is None, rule is not None
         try:
             linearization = self._linearized(reading, objective, rule)
@@ -207,6 +211,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         before = self.snapshot()
         try:
             yield before
+        # KeyboardInterrupt too: a run that is stopped can be saved and resumed
         except BaseException as error:
             objective.restore()
             self.rollback(before)
@@ -252,6 +257,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
 
     def _trial(self, parameters: list[Tensor]) -> Trial | None:
         """The step that is still to be judged, if it was one of these parameters."""
+        # With other parameters, layers added or frozen say, there is no way back along the old ones
         trial, size = self.unseen.trial, sum(p.numel() for p in parameters)
         return trial if trial is not None and len(trial.origin) == size else None
 
@@ -307,6 +313,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             loss, norm = linearization.loss, float(linearization.gradient.norm())
             parts = linearization.unflatten(linearization.gradient)
             for p, g in zip(objective.parameters, parts, strict=True):
+                # Copies: the parts are views of one vector, and users change .grad in place
                 p.grad = g.clone()
             for leaf, g in linearization.others:
                 leaf.grad = g  # trial evaluations may have zeroed it

@@ -50,6 +50,7 @@ class Remarks:
         """The last step fitted its points, and the next ones show it."""
         found = linearization.loss
         rounding = torch.finfo(linearization.residual.dtype).eps
+        # From one rounding to another a loss may jump a hundredfold without meaning anything
         if left > 0 and found > max(JUMP * left, rounding):
             self.once(
                 "jump",
@@ -84,6 +85,7 @@ class Remarks:
         if "differing" in self.made or (step & (step - 1) and step % 100):
             return
         second = objective(torch.zeros_like(objective.origin))
+        # A quarter of the digits, 1e-4 in float64: sums in another order differ by far less
         allowed = torch.finfo(objective.origin.dtype).eps ** 0.25 * abs(first)
         if math.isfinite(second) and abs(second - first) > allowed:
             self.once(
@@ -147,6 +149,7 @@ class Remarks:
 @contextmanager
 def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradient hooks suspended: derivatives are what they are."""
+    # The dicts are emptied, not replaced: handles that users hold refer to them
     hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
     kept = [dict(each) for each in hooks]
     for each in hooks:
@@ -172,6 +175,7 @@ class Stopwatch:
     @staticmethod
     def now() -> tuple[float, float]:
         """Both clocks."""
+        # Of this thread alone: other threads of the process would hide that this one waits
         return time.perf_counter(), time.thread_time()
 
 
