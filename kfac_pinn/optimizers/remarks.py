@@ -15,7 +15,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.notices import NOTICES, outside
 
-__all__ = ["Remarks", "Stopwatch", "without_hooks"]
+__all__ = ["Remarks", "Stopwatch", "refuse_accumulated", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
@@ -146,6 +146,12 @@ class Remarks:
         )
 
 
+def refuse_accumulated(parameters: Sequence[Tensor], waiting: int) -> None:
+    """Raise `RuntimeError` if gradients of so many earlier losses wait in `.grad`."""
+    if waiting and any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+        raise RuntimeError(ACCUMULATED.format(count=waiting))
+
+
 @contextmanager
 def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradient hooks suspended: derivatives are what they are."""
@@ -179,6 +185,11 @@ class Stopwatch:
         return time.perf_counter(), time.thread_time()
 
 
+ACCUMULATED = (
+    "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "
+    "them without zero_grad(): a step with a closure reads the closure alone. Return all terms "
+    "from one closure (no accumulate_grad_batches), or call optimizer.zero_grad() inside it"
+)
 NO_EFFECT = (
     "which has no effect: the step is solved for from the residuals. Leave out clip_grad_norm_ and "
     "the like, and zero the gradients before backward()"
