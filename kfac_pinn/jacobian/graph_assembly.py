@@ -238,7 +238,7 @@ class GraphAssembly:
     ) -> Iterator[Entries | None]:
         """Columns, owners and values of every leaf's entries, None where several own one."""
         edges = [get_gradient_edge(leaf) for leaf in leaves]
-        tagged = Tagged(read.output, edges, read.memory.setdefault("entries", {}))
+        tagged = Tagged(read.output, edges, read.memory.entries)
         for i, leaf in enumerate(leaves):
             # Each entry is a row of one number, told apart as points are
             owners = tagged.owners(i, each_entry, i)
