@@ -130,6 +130,8 @@ def test_random_numbers_follow_step_and_seed(linearization):
         for seed, step in ((0, 1), (0, 2), (1, 1), (1, 2))
     ]
     assert all(not torch.equal(a, b) for a, b in combinations(draws, 2))
+    (default,) = MonteCarlo().cotangents(linearization, 1)[:1]
+    assert torch.equal(default, MonteCarlo(0).cotangents(linearization, 1)[0])
     damping, v = (
         torch.full((linearization.size,), 1e-3).to(u),
         torch.randn(linearization.size).to(u),

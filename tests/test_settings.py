@@ -1,0 +1,35 @@
+"""Settings cannot be changed under an optimizer that took them: dataclasses are frozen.
+
+What is computed step by step is no setting, and may be brought up to date in place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+
+import pytest
+
+import kfac_pinn
+
+COMPUTED = {
+    *("KroneckerPair", "LayerFactors", "LeafGramian", "DenseInverse", "BlockCurvature"),
+    *("KroneckerInverse", "Solution"),  # curvature and solves
+    *("Product", "Factor", "Unknown", "Owners"),  # what is read from a graph
+    "StopAtError",  # a callback counts
+}
+
+
+def dataclasses() -> Iterator[type]:
+    for found in pkgutil.walk_packages(kfac_pinn.__path__, "kfac_pinn."):
+        module = importlib.import_module(found.name)
+        own = (c for c in vars(module).values() if inspect.isclass(c))
+        yield from (c for c in own if c.__module__ == found.name and is_dataclass(c))
+
+
+@pytest.mark.parametrize("kind", list(dataclasses()), ids=lambda c: c.__name__)
+def test_settings_are_frozen(kind: type) -> None:
+    assert kind.__dataclass_params__.frozen == (kind.__name__ not in COMPUTED)  # type: ignore[attr-defined]
