@@ -30,6 +30,22 @@ def dataclasses() -> Iterator[type]:
         yield from (c for c in own if c.__module__ == found.name and is_dataclass(c))
 
 
+def choices() -> Iterator[type]:
+    """What is handed to an optimizer, or to `fit`, and counts nothing."""
+    others = "Callback", "Progress", "CheckSchedule"
+    exported = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__ if name not in others]
+    for kind in filter(inspect.isclass, exported):
+        parameters = inspect.signature(kind).parameters.values()
+        if not inspect.isabstract(kind) and all(p.default is not p.empty for p in parameters):
+            yield kind
+
+
+@pytest.mark.parametrize("kind", list(choices()), ids=lambda c: c.__name__)
+def test_choices_are_equal_if_their_settings_are(kind: type) -> None:
+    assert kind() == kind()
+    assert hash(kind()) == hash(kind())
+
+
 @pytest.mark.parametrize("kind", list(dataclasses()), ids=lambda c: c.__name__)
 def test_settings_are_frozen(kind: type) -> None:
     assert kind.__dataclass_params__.frozen == (kind.__name__ not in COMPUTED)  # type: ignore[attr-defined]

@@ -144,6 +144,15 @@ def test_random_numbers_follow_step_and_seed(linearization):
     assert not torch.equal(preconditioned(0), preconditioned(1))
 
 
+@pytest.mark.parametrize("damping", [1e-8, 1e-4, 1.0])
+def test_the_rank_follows_the_damping(linearization, damping):
+    """What is left out is `tail` times the damping: so is the error, whatever the damping."""
+    u, K = linearization.residual, linearization.kernel()
+    expected = torch.linalg.solve(K + damping * torch.eye(len(K)).to(K), u)
+    found = NystromKernel(tail=1e-3).factor(linearization, damping, 0)(u)
+    assert (found - expected).norm() <= 1e-2 * expected.norm()
+
+
 def test_kernel_of_a_frozen_weight_with_a_trained_bias():
     torch.manual_seed(0)
     layers = nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 1)
