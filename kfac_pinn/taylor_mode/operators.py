@@ -78,8 +78,11 @@ def taylor(
     check_order(order)
     v = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) if directions is None else directions
     check_directions(v, x)
-    number = weights is None or isinstance(weights, (int, float))
-    w = weights if number else coefficients(weights, x)
+    w: Tensor | float | None
+    if weights is None or isinstance(weights, (int, float)):
+        w = weights
+    else:
+        w = coefficients(weights, x)
     if isinstance(w, Tensor) and (w.ndim not in (1, 2) or w.shape[-1] != len(v)):
         raise ValueError(f"weights must be ({len(v)},) or (C, {len(v)}), found {tuple(w.shape)}")
     basis = Basis(order, len(v), w.reshape(-1, len(v)) if isinstance(w, Tensor) else w)
