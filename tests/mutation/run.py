@@ -41,6 +41,7 @@ PACKAGES = {
     "optimizers": ("kfac_pinn/optimizers", ["tests/optimizers"]),
     "training": ("kfac_pinn/pinn/training", ["tests/pinn"]),
 }
+HOUSE = ["tests/test_settings.py"]  # what imports alone decide: no test executes such a line
 STAGES = 5.0, 40.0  # seconds of tests: of the nearest, and of all that execute the line
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=25, help="mutants a package")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--again", action="store_true", help="the survivors, with new tests")
+    parser.add_argument("--only", default="", help="mutants whose path:line holds this text")
     parser.add_argument("--tests", nargs="*", help="instead of those that execute the line")
     parser.add_argument("--folder", type=Path, default=ROOT.with_name(ROOT.name + "-mutants"))
     options = parser.parse_args()
@@ -59,6 +61,7 @@ def main() -> None:
     for name in names:
         bench.reach(name)  # before anything is changed
         chosen = sample(bench.clone, PACKAGES[name][0], options.sample, options.seed)
+        chosen = [mutant for mutant in chosen if options.only in f"{mutant.path}:{mutant.first}"]
         found = [bench.verdict(mutant, name, options.again) for mutant in chosen]
         print(summary(name, found), flush=True)
 
@@ -155,7 +158,8 @@ class Bench:
                 if code:
                     return "killed", failed_in(output)
             done += tests
-        return "survived", ""
+        code, output = pytest_in(self.clone, ["-x", *HOUSE], None, 60)
+        return ("killed", failed_in(output)) if code else ("survived", "")
 
 
 def failed_in(output: str) -> str:

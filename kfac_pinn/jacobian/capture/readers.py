@@ -189,12 +189,12 @@ def dot(node: Node, slot: int, edge: GradientEdge) -> Product:
 
 def linear(node: Node, slot: int, edge: GradientEdge) -> Reader:
     """F.linear, on devices where it is one operation."""
-    if slot == 2:
-        return factor(node, edge, 1.0)
-    z = saved(node, "input" if slot else "weight")
     if slot == 0:
         raise AttributeError("a shared input")
-    return Product(node, edge, z.flatten(0, -2), lambda g: g.flatten(0, -2), left=True)
+    if slot == 2:
+        return factor(node, edge, 1.0)
+    z = saved(node, "input").flatten(0, -2)
+    return Product(node, edge, z, lambda g: g.flatten(0, -2), left=True)
 
 
 def convolution(node: Node, slot: int, edge: GradientEdge) -> Reader:
