@@ -33,6 +33,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         OSError: if the file cannot be written.
     """
     content = state(model)
+    # Looked at before the file is touched: a good one is not overwritten by a bad one
     for name, factor in content["factors"].items():
         if not factor.isfinite().all():
             raise ValueError(f"factor {name} is not finite: {path} is not written")
@@ -126,6 +127,7 @@ def differences(
         shape = len(factors["B"]), factors["A"].shape[1]
         if shape != (own := tuple(layers[name].weight.shape)):
             yield f"the weight of layer {name!r} has shape {shape} there, {own} here"
+        # A float32 copy of a float64 base differs by 1e-7 and is the same base
         elif not torch.allclose(found := mark(layers[name]), base[name].to(found), rtol=1e-5):
             yield (
                 f"the weight of layer {name!r} has norm {base[name][0]:.6g} and mark "
@@ -144,6 +146,7 @@ def mark(layer: nn.Linear) -> Tensor:
         p.detach().double().cpu().flatten() for p in (layer.weight, layer.bias) if p is not None
     ]
     flat = torch.cat(parts)
+    # A fixed direction that no symmetry of a network, such as swapped neurons, leaves alone
     waves = torch.arange(1.0, 1 + len(flat), dtype=torch.float64).cos()
     return torch.stack([flat.norm(), 2 * flat.norm() + flat @ waves / waves.norm()])
 
