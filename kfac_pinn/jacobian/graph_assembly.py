@@ -201,16 +201,18 @@ class GraphAssembly:
     def _leaves(
         self, read: ReadResidual, value: Tensor, lost: list[Block]
     ) -> dict[Block, BlockJacobian]:
-        shares = []
+        broadcasts = []
         wanted: dict[Leaf, None] = {}
         for reader in read.reached:
             blocks = [self.partition.block(p) for p in read.graph.leaves_of(reader.edge)]
             mine = [b for b in blocks if isinstance(b, Leaf) and b not in lost]
             if mine:
-                shares.append(BroadcastJacobian(place_of(reader), dense_rows(read, reader, value)))
+                broadcasts.append(
+                    BroadcastJacobian(place_of(reader), dense_rows(read, reader, value))
+                )
                 wanted.update(dict.fromkeys(mine))
         leaves = list(wanted)
-        found = chain(shares, [leaf.parameter for leaf in leaves], read.points)
+        found = chain(broadcasts, [leaf.parameter for leaf in leaves], read.points)
         return {
             leaf: LeafJacobian(leaf, rows.reshape(read.points, -1))
             for leaf, rows in zip(leaves, found, strict=True)

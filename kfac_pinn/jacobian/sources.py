@@ -93,7 +93,7 @@ class Source:
         if self.capture is None:
             return GRAPH
         # e = 0 marks a derivative, and only jets have any
-        jets = any(not call.unit.all() for call in self.capture.uses)
+        jets = any(not call.unit.all() for call in self.capture.calls)
         return GRAPH if self.capture.unseen and not (jets and self.new) else CALLS
 
     def _read(
@@ -102,7 +102,7 @@ class Source:
         """The terms, each at its level, and those whose calls do not tell their rows apart."""
         outputs = {k: triples[k][1] for k, level in enumerate(levels) if level == GRAPH}
         graph = GraphAssembly(self.names, outputs, self.memory)
-        calls = self.capture.uses if self.capture is not None and CALLS in levels else []
+        calls = self.capture.calls if self.capture is not None and CALLS in levels else []
         pairs = [Pair(call.weight, call.bias) for call in calls]
         partition = Partition(self.names, [*pairs, *graph.pairs], graph.alone())
         graph.partition = partition
