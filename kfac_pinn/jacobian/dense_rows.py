@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.linalg import rows_at_once
+from kfac_pinn.linalg import batches_of_rows
 
 __all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "strided", "tolerance", "uses_tf32"]
 
@@ -112,18 +112,17 @@ def pulled_back(
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
     t = broadcast.tensor
     shape = t.shape if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr].shape
-    size = rows_at_once(torch.Size(shape).numel())
     parts = [
         torch.autograd.grad(
             t,
             targets,
-            broadcast.rows(slice(start, start + size)).reshape(-1, *shape),
+            broadcast.rows(some).reshape(-1, *shape),
             retain_graph=True,
             allow_unused=True,
             # From t on the graph is small: batched, its copies fit the memory
             is_grads_batched=True,
         )
-        for start in range(0, points, size)
+        for some in batches_of_rows(points, torch.Size(shape).numel())
     ]
     return [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
 

@@ -26,7 +26,7 @@ from kfac_pinn.optimizers.arguments import (
 )
 from kfac_pinn.optimizers.flat import Parameters
 from kfac_pinn.optimizers.precision import (
-    precision_of,
+    Precision,
     refuse_autocast,
     refuse_inference,
     refuse_scaler,
@@ -178,7 +178,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         if not parameters:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         refuse_autocast(parameters[0])
-        self._renew(precision_of(parameters[0]))
+        self._renew(Precision.of(parameters[0]))
         self._remarks.hooked(parameters, self.names())
         objective = reading.objective(parameters, self.names(), self._ridge())
         # Hooks would change derivatives that have to be exact
@@ -195,7 +195,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         self.stats = statistics_of(step, objective, linearization)
         if linearization is not None:
             hand_out_gradients(linearization, parameters)
-        self._precision = precision_of(parameters[0])
+        self._precision = Precision.of(parameters[0])
         self._remarks.busy(self.steps, watch, parameters[0])
         return objective.origin.new_tensor(loss), moves(step)
 
@@ -319,10 +319,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         else:
             objective.restore()
 
-    def _renew(self, precision: str) -> None:
+    def _renew(self, precision: Precision) -> None:
         """Forget the state of parameters that had another dtype or device in the last step."""
-        if self._precision and precision != self._precision:
-            self._remarks.precision(self._precision, precision)
+        if self._precision is not None and precision != self._precision:
+            self._remarks.precision(str(self._precision), str(precision))
             self.forget()
 
 
