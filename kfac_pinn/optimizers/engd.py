@@ -206,6 +206,7 @@ class SampleSpace:
     def factor(
         self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
+        """Raises `ValueError` for groups that differ in damping."""
         shift = common_value(damping)
         if shift is None:
             raise ValueError(
