@@ -60,7 +60,9 @@ class Assembly:
 
     def _layer_jacobian(self, layer: Layer, uses: list[LayerCall], seen: Backward) -> LayerJacobian:
         """Several uses of one weight are further shared positions; residuals share the inputs."""
+        # Terms of one pass have the same inputs, and then share what is computed from them
         key = (seen.points, *map(id, uses))
+        # One use that is not told apart spoils the layer, and so the residual
         if any(use not in seen.g for use in uses):
             raise MixedError
         if key not in self.inputs:
@@ -79,6 +81,7 @@ class Assembly:
         """Whether a leaf is small enough; one that is not may not reach the residual at all."""
         if leaf.size <= LARGEST_LEAF:
             return True
+        # A large leaf that the residual does not read costs nothing
         if backward(output, [leaf.parameter])[0] is None:
             return False
         raise MixedError
@@ -97,6 +100,7 @@ class Backward:
     def __init__(self, output: Tensor, capture: Capture, layers: Mapping[int, Layer]) -> None:
         self.output, self.points = output, len(output)
         uses, broadcasts = capture.uses, capture.broadcasts
+        # One backward pass of the sum: as no point reads another's row, its rows are all of J
         gradients = backward(output, [u.output for u in uses] + [b.copies for b in broadcasts])
         pairs = zip(uses, gradients[: len(uses)], strict=True)
         by_use = {use: gradient for use, gradient in pairs if gradient is not None}
@@ -104,6 +108,7 @@ class Backward:
         self.g = {
             use: by_point(use.positions(gradient), self.points)
             for use, gradient in by_use.items()
+            # One residual sums over its points, N have a row each; anything else mixes them
             if self.points in (1, use.inputs.shape[1])
         }
         self.shares = [
@@ -134,6 +139,7 @@ class Backward:
 
     def _separate_single_points(self) -> None:
         """Uses at one point that all N points read: the chain rule through what they read."""
+        # A hypernetwork at one input, say, whose output is the weight at all points
         uses = [use for use in self.reached if use not in self.g and use.inputs.shape[1] == 1]
         found = chain(self.shares, [use.output for use in uses], self.points)
         for use, gradients in zip(uses, found, strict=True):
@@ -161,6 +167,7 @@ def inputs_of(use: LayerCall, layer: Layer, points: int) -> LayerInputs:
     unit = use.unit if use.bias is layer.bias else torch.zeros_like(use.unit)
     if points == 1:
         return LayerInputs(by_point(use.inputs, 1), unit.repeat_interleave(use.inputs.shape[1]))
+    # A view: one row that all points read is not copied for each
     return LayerInputs(use.inputs.expand(-1, points, -1), unit)
 
 

@@ -44,6 +44,7 @@ def leaf_rows(
         leaves: the tensors p.
         shares: what is known of the tensors between them and r.
     """
+    # What the shares explain is compared with one backward pass: other ways may lead to a leaf
     u = probe(output)
     expected = torch.autograd.grad(output, leaves, u, retain_graph=True, allow_unused=True)
     found = chain(shares, leaves, len(output))
@@ -60,6 +61,7 @@ def leaf_rows(
 
 def probe(output: Tensor) -> Tensor:
     """A random vector u of the residual's shape, the same every time."""
+    # Not torch's own generator: a look must not change the user's random numbers
     generator = torch.Generator().manual_seed(0)
     return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
 
@@ -68,6 +70,7 @@ def agrees(rows: Tensor | None, u: Tensor, product: Tensor) -> bool:
     """Whether u^T J is the product, to the rounding of its terms |u|^T |J|."""
     if rows is None:
         return False
+    # Against the terms and not their sum, which may cancel
     error, size = u @ rows - product.reshape(-1), u.abs() @ rows.abs()
     return bool(error.norm() <= tolerance(rows) * size.norm())
 
@@ -117,6 +120,7 @@ def pulled_back(
             share.rows(slice(start, start + size)).reshape(-1, *shape),
             retain_graph=True,
             allow_unused=True,
+            # From t on the graph is small: batched, its copies fit the memory
             is_grads_batched=True,
         )
         for start in range(0, points, size)
@@ -126,6 +130,7 @@ def pulled_back(
 
 def dense(output: Tensor, leaf: Tensor) -> Tensor:
     """d r_n / d p, shape (N, numel p), by rows or by columns, whichever are fewer."""
+    # Few columns: a coefficient of the equation has one, and thousands of rows
     if len(output) > leaf.numel():
         try:
             return by_columns(output, leaf)
@@ -140,6 +145,7 @@ def by_columns(output: Tensor, leaf: Tensor) -> Tensor:
     Raises:
         RuntimeError: where autograd cannot differentiate twice.
     """
+    # Any v does, as J^T v is linear in it
     v = torch.ones_like(output, requires_grad=True)
     (product,) = torch.autograd.grad(output, leaf, v, create_graph=True, retain_graph=True)
     if not product.requires_grad:

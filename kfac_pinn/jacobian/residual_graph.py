@@ -38,6 +38,7 @@ class ReadResidual:
         self.output, self.points = output, len(output)
         self.graph = Graph(output, trained)
         self.memory = memory.setdefault((self.graph.signature, self.points), {})
+        # Each round counts one more node as shared, and what follows it
         for _ in range(ATTEMPTS):
             shared = self.memory.get("shared", frozenset())
             if shared:
@@ -54,6 +55,7 @@ class ReadResidual:
         readers = self.graph.readers
         edges = [GradientEdge(reader.node, 0) for reader in readers]
         known = self.memory.setdefault(("owners", self.memory.get("shared")), {})
+        # A static graph reads the same rows in every run: its owners need no second pass
         self.tagged = Tagged(self.output, edges, known, self.graph.is_static)
         pairs = enumerate(zip(readers, self.tagged.first, strict=True))
         self.reached = {reader: i for i, (reader, first) in pairs if first is not None}
@@ -65,6 +67,7 @@ class ReadResidual:
         if isinstance(reader, Unknown):
             return None
         found = self.tagged.owners(i, self.rows_of(reader), i)
+        # Entries may have owners where rows have several: t is broadcast along a row
         if found is None and isinstance(reader, Factor) and not reader.entrywise:
             reader.entrywise = True
             found = self.tagged.owners(i, self.rows_of(reader), i)
@@ -78,6 +81,7 @@ class ReadResidual:
             if owners is None and self.graph.may_be_shared(reader)
         ]
         if mixed:
+            # The first alone: those behind it are mixed only through it, perhaps
             self.memory["shared"] = self.memory.get("shared", frozenset()) | {min(mixed)}
         return bool(mixed)
 
@@ -126,6 +130,7 @@ def positions(read: ReadResidual, product: Product, like: Tensor) -> tuple[Tenso
     if places is None:
         return z[None], g[None]
     kept = (places >= 0)[..., None]
+    # Residuals with fewer rows than others get rows of zeros
     places = places.clamp_min(0)
     return torch.where(kept, z[places], 0), torch.where(kept, g[places], 0)
 
@@ -145,6 +150,7 @@ def dense_rows(read: ReadResidual, reader: Reader, like: Tensor) -> Any:
     kept = owners.index >= 0
     dense = like.new_zeros(read.points, numel(shape_at(reader.edge)))
     if leading(reader):
+        # Added: a residual may read t on several rows
         dense.index_add_(0, owners.index[kept], g[kept])
     else:
         shape = shape_of(reader.node, 0)

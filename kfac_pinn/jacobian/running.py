@@ -56,6 +56,7 @@ def explained(parameters: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
+        # torch raises RuntimeError for all of these: the message is all there is to tell them apart
         advice = next((text for key, text in ADVICE.items() if re.search(key, str(error))), None)
         if advice is None:
             raise

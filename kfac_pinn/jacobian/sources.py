@@ -71,14 +71,17 @@ class Source:
             RuntimeError: for a residual that depends on none of the parameters.
         """
         known = self.memory.get("levels", [])
+        # A closure that returns more or fewer terms than last time is as good as new
         levels = list(known) if len(known) == len(triples) else [self._start()] * len(triples)
         due = self.check or (self.new and levels != known)
+        # Ends: levels only rise, and the last is always exact
         while True:
             found, wrong = self._read(triples, levels)
             refuse_independent(found)
             wrong = wrong or (self._wrong(found, triples, levels) if due else [])
             if not wrong:
                 break
+            # What replaces a source that failed has not been compared yet
             due = self.new
             for k in wrong:
                 levels[k] += 1
@@ -90,6 +93,7 @@ class Source:
         """Where to begin: where no jets were seen, the mode is of no use to code it cannot see."""
         if self.capture is None:
             return GRAPH
+        # e = 0 marks a derivative, and only jets have any
         jets = any(not call.unit.all() for call in self.capture.uses)
         return GRAPH if self.capture.unseen and not (jets and self.new) else CALLS
 
@@ -122,6 +126,7 @@ class Source:
     ) -> list[int]:
         """Terms that differ from autograd, those at the last level excepted."""
         outputs = [output for _, output, _ in triples]
+        # All at once first: one backward pass where nothing is wrong, which is nearly always
         if self._agree(found, outputs):
             return []
         return [
@@ -164,6 +169,7 @@ def refuse_independent(terms: Sequence[TermJacobian]) -> None:
 def remembered(key: Hashable) -> Memory:
     """What was found of a program: a guess for the next time, which is compared."""
     memory = REMEMBERED.setdefault(key, {})
+    # Least recently used goes first
     REMEMBERED.move_to_end(key)
     while len(REMEMBERED) > PROGRAMS:
         REMEMBERED.popitem(last=False)

@@ -49,6 +49,7 @@ def squared(node: Node) -> Head | None:
     if exponent == 2 and vector and (head := norm(value.grad_fn, node)) is not None:
         return head
     if exponent == 2 and name_of(value.grad_fn) == "Abs" and value.grad_fn._saved_self.is_complex():
+        # |z|^2 = re^2 + im^2: two residuals, where |z| has no derivative at 0
         parts = torch.view_as_real(value.grad_fn._saved_self)
         return Head(node, parts, lambda weight: weight[..., None])
     if exponent > 0 and exponent % 2 == 0:
@@ -95,6 +96,7 @@ def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
 
     def read(node: Node) -> Head | None:
         first, second = (base(*edge) for edge in node.next_functions)
+        # A matrix r^T r has products of different residuals beside the diagonal
         one = math.prod(shape_of(node, 0)) == 1
         if not one or not alike(first, second):
             return None
@@ -125,6 +127,7 @@ def alike(first: Edge, second: Edge) -> bool:
 
 def mse(node: Node) -> Head:
     """(r - target)^2, its mean or its sum."""
+    # From what the node saved: the difference itself is no node of the graph
     return Head(node, node._saved_self - node._saved_target, reduced(node))
 
 
@@ -154,6 +157,7 @@ def log_cosh(node: Node) -> Head | None:
     cosh = node.next_functions[0][0]
     if name_of(cosh) != "Cosh":
         return None
+    # log cosh r itself overflows beyond r = 700
     return Head(node, cosh._saved_self, same, lambda r: torch.logaddexp(r, -r) - math.log(2))
 
 
@@ -167,6 +171,7 @@ def square_root(node: Node) -> Head | None:
     head = HEADS.get(name_of(squares[0]), none)(squares[0]) if len(squares) == 1 else None
     if head is None or head.rho is not None or head.residual.shape != shape:
         return None
+    # c^2 from values: what was added is a constant, and constants are not in the graph
     shift = (node._saved_result.detach().square() - head.residual.detach().square()).clamp_min(0)
     return Head(node, head.residual, same, lambda r: (r.square() + shift.view_as(r)).sqrt())
 
@@ -182,6 +187,7 @@ def same(weight: Tensor) -> Tensor:
 
 def reduced(node: Node) -> Callable[[Tensor], Tensor]:
     """Weights of a node that takes the mean or the sum itself."""
+    # The weight arrives for the node's output, one number, and is spread over its entries
     count = node._saved_self.numel() if node._saved_reduction == 1 else 1
     return lambda weight: weight / count
 

@@ -68,6 +68,7 @@ class TermJacobian:
     def write_rows(self, points: slice, out: Tensor) -> None:
         """Write the scaled rows of some points into zeros (n, P)."""
         for columns, rows in self._columns(points):
+            # Scaled on the way into place: a pass over the rows less
             torch.mul(rows, self.scale, out=out[:, columns])
 
     def write_sketch(self, sketch: CountSketch, out: Tensor) -> None:
@@ -77,6 +78,7 @@ class TermJacobian:
         ]
         if self.rest is not None:
             count, size = len(self.residual), rows_at_once(out.shape[1])
+            # A generator: one batch of rows in memory at a time
             parts = (self.rest.rows(slice(i, i + size)) for i in range(0, count, size))
             sums.append((self.rest.places, sketch.of(parts)))
         for columns, rows in chain.from_iterable(starmap(apart, sums)):
@@ -118,6 +120,7 @@ class TermJacobian:
 
     def _columns(self, points: slice) -> Iterator[tuple[slice, Tensor]]:
         for block, jacobian in self.blocks.items():
+            # Weight and bias apart: joining them would copy the rows of the weight
             if isinstance(jacobian, LayerJacobian):
                 yield from zip(block.slices, jacobian.parts(points), strict=True)
             else:

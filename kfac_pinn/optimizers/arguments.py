@@ -70,6 +70,7 @@ SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_m
 def check_number(owner: str, name: str, value: Any, allowed: Range) -> None:
     """Raise unless the value is a number in its range: `TypeError` for text and the like."""
     scalar = isinstance(value, Tensor) and value.ndim == 0
+    # bool is a number to Python, and lr=True a mistake
     if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
         raise TypeError(f"{owner}: {name} must be a number, found {value!r}{as_number(value)}")
     holds, words = allowed
@@ -113,6 +114,7 @@ def refuse_unknown(owner: type, names: Mapping[str, Any]) -> None:
 
 def unknown(owner: type, name: str) -> str:
     """That there is no such argument, what to do, and which there are."""
+    # From the signature, so that the list of arguments is never out of date
     own = inspect.signature(owner).parameters.values()
     arguments = ", ".join([p.name for p in own if p.kind is not p.VAR_KEYWORD][1:])
     common = ", ".join(Common.__annotations__)

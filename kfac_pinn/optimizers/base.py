@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,7 +32,12 @@ from kfac_pinn.optimizers.precision import (
     refuse_scaler,
 )
 from kfac_pinn.optimizers.reading import Reading
-from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
+from kfac_pinn.optimizers.remarks import (
+    Remarks,
+    Stopwatch,
+    refuse_accumulated,
+    without_hooks,
+)
 from kfac_pinn.optimizers.source import NO_DEFAULT, Source
 from kfac_pinn.optimizers.stateful import Snapshot, StatefulOptimizer
 from kfac_pinn.search.damping import DampingLaw
@@ -128,6 +133,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             RuntimeError: without a closure, if no loss was sent backwards.
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
+        # Before anything is touched: what cannot be trained with is refused as a whole
         refuse_scaler(self)
         refuse_inference()
         name = type(self).__name__
@@ -169,10 +175,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         self._renew(precision_of(parameters[0]))
         self._remarks.hooked(parameters, self.names())
         objective = reading.objective(parameters, self.names(), self._ridge())
+        # Hooks would change derivatives that have to be exact
         with without_hooks(parameters), self._undone_by_errors(objective) as before:
             linearization, step = self._proposal(reading, objective)
             self.steps += 1
             self._move(step, objective)
+        # Not an error: other dampings may do, and `stats` says what happened
         if step.displacement is not None and not step.is_finite:
             self.rollback(before)
             step = Step.stay(Outcome.NOT_FINITE, **step.info)
@@ -186,6 +194,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     ) -> tuple[Linearization | None, Step]:
         """The linearisation, None where the last step led to no finite loss, and the next step."""
         rule = self._rule(reading)
+        # One evaluation: the next loss judges, so nothing may look at others
         objective.repeatable, reading.once = rule is None, rule is not None
         try:
             linearization = self._linearized(reading, objective, rule)
@@ -207,6 +216,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         before = self.snapshot()
         try:
             yield before
+        # KeyboardInterrupt too: a run that is stopped can be saved and resumed
         except BaseException as error:
             objective.restore()
             self.rollback(before)
@@ -247,11 +257,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         self._remarks.clipped_inside(linearization)
         if not reading.repeatable:
             self._remarks.clipped(linearization.parameters, linearization.gradient)
-        elif reading.waiting and not self._source.zeroed and has_gradient(linearization.parameters):
-            raise RuntimeError(ACCUMULATED.format(count=reading.waiting))
+        elif not self._source.zeroed:
+            refuse_accumulated(linearization.parameters, reading.waiting)
 
     def _trial(self, parameters: list[Tensor]) -> Trial | None:
         """The step that is still to be judged, if it was one of these parameters."""
+        # With other parameters, layers added or frozen say, there is no way back along the old ones
         trial, size = self.unseen.trial, sum(p.numel() for p in parameters)
         return trial if trial is not None and len(trial.origin) == size else None
 
@@ -307,6 +318,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             loss, norm = linearization.loss, float(linearization.gradient.norm())
             parts = linearization.unflatten(linearization.gradient)
             for p, g in zip(objective.parameters, parts, strict=True):
+                # Copies: the parts are views of one vector, and users change .grad in place
                 p.grad = g.clone()
             for leaf, g in linearization.others:
                 leaf.grad = g  # trial evaluations may have zeroed it
@@ -330,17 +342,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             self.forget()
 
 
-def has_gradient(parameters: Iterable[Tensor]) -> bool:
-    """Whether some `.grad` is not zero."""
-    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
-
-
 OVERFLOW = (
     "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
     "the equations, the data or the weights of the terms"
-)
-ACCUMULATED = (
-    "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "
-    "them without zero_grad(): a step with a closure reads the closure alone. Return all terms "
-    "from one closure (no accumulate_grad_batches), or call optimizer.zero_grad() inside it"
 )

@@ -28,6 +28,7 @@ def on(device: torch.device, precision: str) -> str:
 def refuse_scaler(optimizer: Any) -> None:
     """Raise `TypeError` under a `GradScaler`, which leaves its mark on an optimizer."""
     if hasattr(optimizer, "found_inf"):
+        # The mark is taken off: after the error the optimizer is as before
         del optimizer.grad_scale, optimizer.found_inf
         raise TypeError(f"GradScaler.step has no meaning here: {HALF}")
 

@@ -95,6 +95,7 @@ class ByLosses:
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
     ) -> Objective:
         """Known at the current parameters only."""
+        # The graphs hold values of this moment only
         here = [p.detach().clone() for p in parameters]
 
         def loss() -> Tensor:
@@ -108,6 +109,7 @@ class ByLosses:
 def does_nothing(closure: Callable[[], Any]) -> bool:
     """Whether a closure returns nothing and sends nothing backwards."""
     with torch.enable_grad(), BackwardWatch(run=False) as watch:
+        # It has to be called to be known, but only where losses wait already
         return closure() is None and not watch.losses
 
 

@@ -46,6 +46,7 @@ class StatefulOptimizer(FlatOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
+        # Functions of others, which need not be picklable
         hooks = {key for key in self.__dict__ if key.endswith("_hooks")}
         return {key: value for key, value in self.__dict__.items() if key not in hooks | {"step"}}
 
@@ -63,6 +64,7 @@ class StatefulOptimizer(FlatOptimizer):
             ValueError: for the state of another optimizer, or of parameters of other shapes.
         """
         refuse_foreign(self, state_dict)
+        # For the groups and the order of parameters; the state follows below, as it was saved
         super().load_state_dict(state_dict)
         order = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -85,6 +87,7 @@ class StatefulOptimizer(FlatOptimizer):
 
     def snapshot(self) -> Snapshot:
         """The state as it is."""
+        # Shallow: entries are replaced, never changed in place
         state = {key: dict(value) for key, value in self.state.items()}
         groups = [dict(group) for group in self.param_groups]
         return Snapshot(state, groups, self.steps, self.memory, self.unseen)

@@ -75,31 +75,31 @@ FAULTS: dict[str, Fault] = {
         "pinn/domains/samplers.py", "seed=int(seed))", "seed=0)", "tests/pinn/test_domains.py"
     ),
     "burgers without its start": Fault(
-        "pinn/problems/burgers.py",
+        "pinn/problems/burgers_equation.py",
         "together(domain.boundary, domain.initial)",
         "domain.boundary",
         "tests/pinn/test_problems.py",
     ),
     "heat without its boundary": Fault(
-        "pinn/problems/heat.py",
+        "pinn/problems/heat_equation.py",
         "together(domain.boundary, domain.initial)",
         "domain.initial",
         "tests/pinn/test_problems.py",
     ),
     "fokker-planck at the wrong time": Fault(
-        "pinn/problems/fokker_planck.py",
+        "pinn/problems/fokker_planck_equation.py",
         "Term(domain.initial,",
         "Term(domain.interior,",
         "tests/pinn/test_problems.py",
     ),
     "a family's face": Fault(
-        "hyperlora_ext/problems/kovasznay.py",
+        "hyperlora_ext/problems/navier_stokes.py",
         "face = torch.arange(n) % 4",
         "face = torch.arange(n) % 3",
         "tests/hyperlora/test_hyperlora_terms.py",
     ),
     "root of t": Fault(
-        "hyperlora_ext/problems/burgers1d.py",
+        "hyperlora_ext/problems/scalar_burgers.py",
         "return x[:, :1].sqrt() * residual",
         "return residual",
         "tests/hyperlora/test_hyperlora_families.py",

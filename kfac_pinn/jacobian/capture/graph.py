@@ -92,6 +92,7 @@ class Graph:
     @property
     def signature(self) -> int:
         """A hash of the nodes, of their sizes, and of what they slice."""
+        # By what decides which rows are read: values do not
         return hash(tuple((name_of(n), shape_of(n, 0), slicing(n)) for n in self.nodes))
 
     @cached_property
@@ -148,6 +149,7 @@ class Graph:
     def _classify(self, index: int, node: Node) -> None:
         sources = [source for source, _ in node.next_functions if source is not None]
         kinds = Counter(self.kind[source] for source in sources)
+        # Only the node that accumulates into a leaf has one
         if hasattr(node, "variable"):
             mine = id(node.variable) in self.trained
             self.kind[node] = SHARED if mine else CONSTANT
@@ -165,13 +167,16 @@ class Graph:
 
     def _is_shared(self, node: Node, kinds: Counter[str]) -> bool:
         """Whether a node with shared inputs, and no point ones, computes a shared tensor."""
+        # A constant may be the points: what it is was not said, so that rows decide (`forced`)
         if kinds[CONSTANT]:
             return False
         name, sizes = name_of(node), [numel(shape_of(*edge)) for edge in edges_of(node)]
         if name == "Expand" and numel(shape_of(node, 0)) > sizes[0]:
             return self._feeds_products(node)
+        # Nothing else goes in: a function of trained tensors alone
         if len(sizes) == len(node.next_functions):
             return True
+        # A number, or data that does not enlarge what is shared: no axis of points comes in
         return name in ELEMENTWISE and numel(shape_of(node, 0)) == max(sizes)
 
     def _feeds_products(self, node: Node) -> bool:
@@ -201,6 +206,7 @@ class Graph:
         table = PRODUCTS if name_of(node) in PRODUCTS else ELEMENTWISE
         try:
             found = table[name_of(node)](node, slot, edge)
+        # An unknown kind, or saved tensors that are gone: exact all the same, by autograd
         except (KeyError, AttributeError, RuntimeError):
             found = None
         if isinstance(found, Product):
@@ -241,6 +247,7 @@ class Graph:
 
 def inputs_first(root: Node) -> list[Node]:
     """All nodes behind one, every node after the nodes that it reads."""
+    # A stack, not recursion: graphs of derivatives are deeper than Python allows
     order: list[Node] = []
     seen: set[Node] = set()
     stack = [(root, False)]

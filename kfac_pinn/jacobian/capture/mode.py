@@ -70,6 +70,7 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # The function itself: enough to see that a closure has changed its way, and free
         self.program.append(func)
         if func is torch.autograd.grad:
             self.calls_autograd = True
@@ -77,17 +78,21 @@ class Capture(TorchFunctionMode):
             self.differentiated |= {id(x) for x in ([inputs] if is_one(inputs) else inputs)}
         if func in UNSEEN:
             self.unseen = self.unseen or UNSEEN[func](self.tracks, *args, **kwargs)
+        # One operation to torch, two to us: its scale and shift are leaves that all points read
         if func in NORMS:
             return NORMS[func](self, *args, **kwargs)
+        # Before the call: afterwards autograd has summed the gradient over the points
         if func in ELEMENTWISE:
             args = self.spread(args)
         output = dispatch(func, args, kwargs)
         if func in EXPANDING and isinstance(output, Tensor):
+            # Copied along the points first, where the gradients are read, and then along the rest
             return self.copies(args[0], output.shape).expand_as(output)
         if func in RECORDERS and any(map(self.trains, (*args[1:], *kwargs.values()))):
             forbid_half(output.dtype)
             if isinstance(output, Tensor) and is_functorch(output):
                 self.unseen = True
+            # Under no_grad a layer is a constant
             elif output.requires_grad:
                 self.record(func, output, args, kwargs)
         return output
@@ -115,8 +120,10 @@ class Capture(TorchFunctionMode):
         if not self.trains(value) or not value.requires_grad or is_functorch(value):
             return value
         new = len(shape) - value.ndim
+        # It has a row for every point already
         if new == 0 and value.shape[:1] == shape[:1]:
             return value
+        # One copy a point and no more: each further axis would be summed anyway
         copies = value.expand(shape[0], *[1] * (new - 1), *value.shape[0 if new else 1 :])
         self.broadcasts.append(Broadcast(value, get_gradient_edge(copies)))
         return copies

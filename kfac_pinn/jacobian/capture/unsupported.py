@@ -29,6 +29,7 @@ def contracts_weight(tracks: Tracks, equation: Any, *operands: Any, **kwargs: An
 
 def differentiates(tracks: Tracks, *args: Any, **kwargs: Any) -> bool:
     """Derivatives of u taken by autograd inside the residual bypass the shared positions."""
+    # Without create_graph it is a number, through which no gradient of ours goes
     return bool(kwargs.get("create_graph") or (len(args) > 4 and args[4]))
 
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
-from hyperlora_ext.problems.kovasznay import faces
+from hyperlora_ext.problems.navier_stokes import faces
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.taylor_mode.operators import taylor
