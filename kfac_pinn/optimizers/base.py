@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
@@ -125,9 +126,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """What follows for the next `leap` from the ratio that the last one achieved."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # torch.compiler.disable would import the compiler here: two seconds for everybody.
+    @_disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:
+    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:  # type: ignore[override]
         """One step, or `max_iter` of them.
 
         Args:

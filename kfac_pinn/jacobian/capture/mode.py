@@ -74,7 +74,7 @@ class Capture(TorchFunctionMode):
         self.program.append(func)
         if func is torch.autograd.grad:
             self.calls_autograd = True
-            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            inputs = args[1]  # torch hands the first two on by place, the others by name
             self.differentiated |= {id(x) for x in ([inputs] if is_one(inputs) else inputs)}
         if func in UNSEEN:
             self.unseen = self.unseen or UNSEEN[func](self.tracks, *args, **kwargs)
