@@ -130,7 +130,7 @@ class KFACStar(LeastSquaresOptimizer):
         self,
         params: Parameters,
         lr: float = 1e-6,
-        damping: float = 1e-8,
+        damping: float = 1e-8,  # among the source's tuned ones, 8e-11 to 1.2e-7
         factors: Factors | None = None,
         **common: Unpack[Common],
     ) -> None:
