@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +31,7 @@ from kfac_pinn.optimizers.precision import (
     refuse_inference,
     refuse_scaler,
 )
-from kfac_pinn.optimizers.reading import Reading
+from kfac_pinn.optimizers.reading import Reading, has_gradient
 from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
 from kfac_pinn.optimizers.source import NO_DEFAULT, Source
 from kfac_pinn.optimizers.stateful import Snapshot, StatefulOptimizer
@@ -330,17 +330,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             self.forget()
 
 
-def has_gradient(parameters: Iterable[Tensor]) -> bool:
-    """Whether some `.grad` is not zero."""
-    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
-
-
 OVERFLOW = (
     "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
     "the equations, the data or the weights of the terms"
 )
 ACCUMULATED = (
-    "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "
-    "them without zero_grad(): a step with a closure reads the closure alone. Return all terms "
-    "from one closure (no accumulate_grad_batches), or call optimizer.zero_grad() inside it"
+    "the gradients of {count} earlier calls of backward() wait in .grad, but the closure calls "
+    "neither backward(), to add to them, nor zero_grad(): a step with a closure reads what it "
+    "returns alone. Return all terms from one closure, or call optimizer.zero_grad() before step"
 )
