@@ -124,7 +124,7 @@ class Script:
         for run in self.runs:
             begin = now()
             error = solve(run.kind, run.steps, **run.settings)
-            yield Row(run.label, run.steps, now() - begin, error)
+            yield Row(run.label, run.steps, now() - begin, error, run.published)
 
 
 def ours(*steps: int, **settings: Any) -> list[Run]:
@@ -143,16 +143,16 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Example]]] = {
     "deepxde": (
         "deepxde",
         {
-            "beam": Demo("beam", [[adam(10000)], *stages(*ours(50), times=2)]),
+            "beam": Demo("beam", [[adam(4000, published=10000)], *stages(*ours(50), times=2)]),
             "diffusivity": Demo(
-                "diffusivity", [[adam(10000, published=50000)], *stages(*ours(50), times=2)]
+                "diffusivity", [[adam(5000, published=50000)], *stages(*ours(30), times=2)]
             ),
             "hard constraint": Demo(
                 "hard_constraint", [[adam(10000)], *stages(*ours(50), times=2)]
             ),
-            "Lorenz": Demo("lorenz", [[adam(6000, published=60000)], *stages(*ours(50), times=4)]),
+            "Lorenz": Demo("lorenz", [[adam(6000, published=60000)], *stages(*ours(50), times=3)]),
             "Kovasznay": Demo(
-                "kovasznay", [[adam(2000, published=30000)], *stages(Run(KFACPINN, 50), times=2)]
+                "kovasznay", [[adam(800, published=30000)], *stages(Run(KFACPINN, 20), times=2)]
             ),
             "Burgers": Demo(
                 "burgers",
