@@ -63,8 +63,9 @@ class GaussNewton(ModelOptimizer):
     be tuned. The step comes from the singular values of J itself, since J^T J has only half of
     their digits (it serves while lambda is large). The target is low at first, and lower where the
     damping does not fall (long steps, under which it falls by many orders of magnitude), high once
-    the damping has passed its minimum. Where the points of a step are new, they judge the one
-    before: it is no longer than twice, or half, that one.
+    the damping has passed its minimum, and low again where the loss falls slower than before. Where
+    the points of a step are new, they judge the one before: it is no longer than twice, or half,
+    that one.
 
     A step costs O(R P min(R, P)) operations for R rows (points of all residuals) and P parameters:
     a second or less up to about a thousand of either. Above, m ~ 1000 random sums of the rows stand
