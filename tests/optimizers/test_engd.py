@@ -186,7 +186,7 @@ def test_nystrom_becomes_exact(seed: int) -> None:
     ]
     pulled = [linearization.vjp(u - exact).norm() for u in found]
     scale = linearization.vjp(exact).norm()
-    # Tails near the damping have no bound: a projection may miss an eigenvalue by chance (4 of 1001)
+    # Tails near the damping have no bound: 4 of 1001 projections miss an eigenvalue by chance
     assert pulled[0] <= 1e-2 * scale
     assert pulled[1] <= 1e-7 * scale
 
