@@ -30,6 +30,7 @@ def sobol(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> Te
     the dtype.
     """
     device = None if generator is None else generator.device
+    # SobolEngine knows no generator, only a seed of its own
     seed = torch.randint(2**31 - 1, (1,), generator=generator, device=device).item()
     engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=int(seed))
     return engine.draw(n, dtype=dtype).to(device or "cpu")
