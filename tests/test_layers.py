@@ -6,6 +6,7 @@ Reads the sources with ``ast``; nothing is imported, so a lazy import inside a f
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,3 +192,24 @@ def asks_for_str(node: ast.If) -> bool:
     calls = [call for call in ast.walk(node.test) if isinstance(call, ast.Call)]
     return any(ast.unparse(call).startswith("isinstance(") and "str" in ast.unparse(call.args[1])
                for call in calls if len(call.args) == 2)  # fmt: skip
+
+
+# Where a name is compared, it is one of torch's (a node of the graph, a device, an error's text).
+STEERED = ("linalg", "curvature", "search", "optimizers")
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith(tuple(f"kfac_pinn.{room}" for room in STEERED))]
+)
+def test_no_text_steers_a_step(module: str) -> None:
+    """Outcomes are codes, state is typed: no comparison with a literal text, no `vars`."""
+    tree = ast.parse(MODULES[module].read_text())
+    compared = [ast.unparse(node) for node in ast.walk(tree) if compares_text(node)]
+    torchs = re.compile(r"\.type [!=]= |in str\(error\)")
+    assert not [each for each in compared if not torchs.search(each)]
+    assert "vars" not in {getattr(node, "id", "") for node in ast.walk(tree)}
+
+
+def compares_text(node: ast.AST) -> bool:
+    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+    return any(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in sides)

@@ -134,6 +134,7 @@ def affordable(rows: int, columns: int) -> int:
     sketched rows takes m^2 P and its eigenvectors 10 m^3. Up to twice as many is worth the digits.
     """
     passes = 200 * rows * columns
+    # m^2 P = passes, and 10 m^3 = 3 passes: half as many rows again as at equal cost
     return min(rows, int((passes / columns) ** 0.5), int((0.3 * passes) ** (1 / 3)))
 
 

@@ -79,6 +79,9 @@ class Factors:
         rule: how damping enters.
         every: steps from one update of the averages to the next.
         invert_every: steps from one inversion to the next.
+
+    Raises:
+        ValueError: for a period below one, or a decay outside [0, 1).
     """
 
     fisher: Fisher = Type2()

@@ -99,7 +99,11 @@ def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> lis
 
 
 def total_loss(output: Any) -> Tensor:
-    """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
+    """L = sum_k L_k of the output of a closure, a tensor (): for a first-order optimizer.
+
+    Raises:
+        TypeError, ValueError: for an output that is neither residuals nor a loss.
+    """
     if is_loss(output):
         return output
     named = entries(output)

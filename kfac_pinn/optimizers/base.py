@@ -65,9 +65,14 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a
     `DampedOptimizer` (damped steps and a damping law).
 
+    Args:
+        params: parameters, named parameters or groups.
+        defaults: numbers of the groups, with at least "lr".
+        search: how far to go; None where the optimizer says so itself.
+
     Attributes:
         positive: the groups' numbers that must not be zero.
-        search: how far to go; `OneEvaluation()`: as the next loss will judge.
+        search: as given; `OneEvaluation()`: as the next loss will judge.
         check: when the Jacobian is compared with autograd's; True: at every step, False: never.
         stats: of the last step: loss, new_loss, evaluations, step_length, shortened, reason, ...
             The reason is empty unless nothing moved.

@@ -81,7 +81,8 @@ class ENGD(DirectionOptimizer):
 
     def _averages(self, linearization: Linearization) -> Averages:
         """Those of the parts of G, brought up to date."""
-        known = {p: self.state[p]["gramian"] for p in self.parameters if "gramian" in self.state[p]}
+        kept = {p: self.state[p].get("gramian") for p in self.parameters}
+        known = {p: average for p, average in kept.items() if average is not None}
         averages = self.gramian.update(known, linearization)
         for p, average in averages.items():
             self.state[p]["gramian"] = average
@@ -206,6 +207,7 @@ class SampleSpace:
     def factor(
         self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
+        """Raises `ValueError` for groups that differ in damping."""
         shift = common_value(damping)
         if shift is None:
             raise ValueError(

@@ -43,7 +43,8 @@ def refreshed(
     """
     state = optimizer.state
     owners = {block: state[block.parameters[0]] for block in linearization.blocks}
-    known = {block: owner["curvature"] for block, owner in owners.items() if "curvature" in owner}
+    stored = {block: owner.get("curvature") for block, owner in owners.items()}
+    known = {block: curvature for block, curvature in stored.items() if curvature is not None}
     level = damping or (lambda block: damping_of(optimizer, block))
     # A damping that is handed over has the ridge in it already
     ridge = linearization.ridge if damping is None else None
@@ -130,7 +131,7 @@ class KFACStar(LeastSquaresOptimizer):
         self,
         params: Parameters,
         lr: float = 1e-6,
-        damping: float = 1e-8,
+        damping: float = 1e-8,  # among the source's tuned ones, 8e-11 to 1.2e-7
         factors: Factors | None = None,
         **common: Unpack[Common],
     ) -> None:
