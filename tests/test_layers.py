@@ -52,6 +52,7 @@ FLOORS = [
         "optimizers.flat",
         "optimizers.precision",
         "optimizers.reading",
+        "optimizers.record",
         "optimizers.remarks",
         "optimizers.saving",
     ],

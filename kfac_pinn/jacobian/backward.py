@@ -154,6 +154,13 @@ def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
 
 WATCHES: list[BackwardWatch] = []
 ORIGINAL = torch.autograd.backward
+# What torch says, and what to write.
+COMPILED = (
+    "donated buffers",
+    "a model that was compiled before this optimizer was made, whose backward pass therefore runs "
+    "only once. Hand step a closure, optimizer.step(closure), or have the model compiled anew: "
+    "torch.compiler.reset() once the optimizer is made",
+)
 
 
 def watched(
@@ -184,4 +191,9 @@ def watched(
     for watch in WATCHES:
         watch.saw(losses, weights)
     if all(watch.run for watch in WATCHES):
-        ORIGINAL(tensors, grad_tensors, True, create_graph, inputs=inputs)
+        try:
+            ORIGINAL(tensors, grad_tensors, True, create_graph, inputs=inputs)
+        except RuntimeError as error:
+            if COMPILED[0] in str(error):
+                raise RuntimeError(f"{COMPILED[1]} (torch: {error})") from error
+            raise

@@ -148,7 +148,7 @@ def linearize_loss(
     """
     known = named(list(parameters), names)
     losses = [losses] if isinstance(losses, Tensor) else list(losses)
-    with torch.enable_grad():
+    with torch.enable_grad(), explained(list(known)):
         # backward() adds up what several calls bring: so does the sum of the losses
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:

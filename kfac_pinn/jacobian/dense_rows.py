@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.linalg import rows_at_once
+from kfac_pinn.linalg import batches_of_rows
 
 __all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "strided", "tolerance", "uses_tf32"]
 
@@ -35,19 +35,19 @@ class BroadcastJacobian:
 
 
 def leaf_rows(
-    output: Tensor, leaves: Sequence[Tensor], shares: Sequence[BroadcastJacobian]
+    output: Tensor, leaves: Sequence[Tensor], broadcasts: Sequence[BroadcastJacobian]
 ) -> list[Tensor | None]:
     """d r_n / d p of shape (N, numel p) for each leaf p, None where r does not depend on it.
 
     Args:
         output: r, shape (N,), with its graph.
         leaves: the tensors p.
-        shares: what is known of the tensors between them and r.
+        broadcasts: what is known of the tensors between them and r.
     """
-    # What the shares explain is compared with one backward pass: other ways may lead to a leaf
+    # What the broadcasts explain is compared with one backward pass: other ways may lead to a leaf
     u = probe(output)
     expected = torch.autograd.grad(output, leaves, u, retain_graph=True, allow_unused=True)
-    found = chain(shares, leaves, len(output))
+    found = chain(broadcasts, leaves, len(output))
     flat = [None if rows is None else rows.reshape(len(output), -1) for rows in found]
     return [
         None
@@ -93,37 +93,36 @@ def uses_tf32(like: Tensor) -> bool:
 
 
 def chain(
-    shares: Sequence[BroadcastJacobian],
+    broadcasts: Sequence[BroadcastJacobian],
     targets: Sequence[Tensor] | Sequence[GradientEdge],
     points: int,
 ) -> list[Tensor | None]:
     """sum_t (d r_n / d t) (d t / d target), (N, *target); None where no t depends on it."""
     totals: list[Tensor | None] = [None] * len(targets)
-    for share in shares if targets else ():
-        for i, rows in enumerate(pulled_back(share, targets, points)):
+    for broadcast in broadcasts if targets else ():
+        for i, rows in enumerate(pulled_back(broadcast, targets, points)):
             total = totals[i]
             totals[i] = rows if total is None else total if rows is None else total + rows
     return totals
 
 
 def pulled_back(
-    share: BroadcastJacobian, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
+    broadcast: BroadcastJacobian, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
-    t = share.tensor
+    t = broadcast.tensor
     shape = t.shape if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr].shape
-    size = rows_at_once(torch.Size(shape).numel())
     parts = [
         torch.autograd.grad(
             t,
             targets,
-            share.rows(slice(start, start + size)).reshape(-1, *shape),
+            broadcast.rows(some).reshape(-1, *shape),
             retain_graph=True,
             allow_unused=True,
             # From t on the graph is small: batched, its copies fit the memory
             is_grads_batched=True,
         )
-        for start in range(0, points, size)
+        for some in batches_of_rows(points, torch.Size(shape).numel())
     ]
     return [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
 

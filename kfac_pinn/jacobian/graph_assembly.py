@@ -201,16 +201,18 @@ class GraphAssembly:
     def _leaves(
         self, read: ReadResidual, value: Tensor, lost: list[Block]
     ) -> dict[Block, BlockJacobian]:
-        shares = []
+        broadcasts = []
         wanted: dict[Leaf, None] = {}
         for reader in read.reached:
             blocks = [self.partition.block(p) for p in read.graph.leaves_of(reader.edge)]
             mine = [b for b in blocks if isinstance(b, Leaf) and b not in lost]
             if mine:
-                shares.append(BroadcastJacobian(place_of(reader), dense_rows(read, reader, value)))
+                broadcasts.append(
+                    BroadcastJacobian(place_of(reader), dense_rows(read, reader, value))
+                )
                 wanted.update(dict.fromkeys(mine))
         leaves = list(wanted)
-        found = chain(shares, [leaf.parameter for leaf in leaves], read.points)
+        found = chain(broadcasts, [leaf.parameter for leaf in leaves], read.points)
         return {
             leaf: LeafJacobian(leaf, rows.reshape(read.points, -1))
             for leaf, rows in zip(leaves, found, strict=True)
@@ -238,7 +240,7 @@ class GraphAssembly:
     ) -> Iterator[Entries | None]:
         """Columns, owners and values of every leaf's entries, None where several own one."""
         edges = [get_gradient_edge(leaf) for leaf in leaves]
-        tagged = Tagged(read.output, edges, read.memory.setdefault("entries", {}))
+        tagged = Tagged(read.output, edges, read.memory.entries)
         for i, leaf in enumerate(leaves):
             # Each entry is a row of one number, told apart as points are
             owners = tagged.owners(i, each_entry, i)

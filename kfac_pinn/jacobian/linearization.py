@@ -18,7 +18,7 @@ from kfac_pinn.jacobian.blocks import LayerJacobian
 from kfac_pinn.jacobian.layers import Block, Leaf
 from kfac_pinn.jacobian.sampled import signs
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
-from kfac_pinn.linalg import CountSketch, rows_at_once, sum_of_squares
+from kfac_pinn.linalg import CountSketch, batches_of_rows, sum_of_squares
 
 __all__ = ["Linearization"]
 
@@ -189,10 +189,9 @@ class Linearization:
             block: of its columns only, (n, block.size).
         """
         # Never across two terms: a batch has one scale, and one way to its rows
-        size = size or rows_at_once(self.size if block is None else block.size)
+        columns = self.size if block is None else block.size
         for term in self.terms:
-            for start in range(0, len(term.residual), size):
-                points = slice(start, start + size)
+            for points in batches_of_rows(len(term.residual), columns, size):
                 yield self._rows(term, points, block), term.scale * term.residual[points]
 
     def gramian(self, block: Block | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,34 @@ from kfac_pinn.jacobian.capture.rows import Owners, Tagged, arrange
 __all__ = ["Memory", "ReadResidual", "dense_rows", "leaf_at", "numel", "positions"]
 
 ATTEMPTS = 8  # computations that all points share, one inside the other: more go to autograd
-Memory = dict[Any, Any]
+
+
+@dataclass
+class GraphMemory:
+    """What is known of one residual's graph.
+
+    Attributes:
+        shared: numbers of the nodes that count as shared.
+        owners: of the readers' rows, by those numbers and by the reader's.
+        entries: owners of the entries of each leaf, for a residual that reads no points.
+    """
+
+    shared: frozenset[int] = frozenset()
+    owners: dict[frozenset[int], dict[int, Owners | None]] = field(default_factory=dict)
+    entries: dict[int, Owners | None] = field(default_factory=dict)
+
+
+@dataclass
+class Memory:
+    """What is known of a program from its earlier runs: a guess, which is compared.
+
+    Attributes:
+        levels: which source each residual's Jacobian came from.
+        graphs: by their signature and the number of points.
+    """
+
+    levels: list[int] = field(default_factory=list)
+    graphs: dict[tuple[int, int], GraphMemory] = field(default_factory=dict)
 
 
 class ReadResidual:
@@ -37,12 +65,12 @@ class ReadResidual:
     def __init__(self, output: Tensor, trained: Mapping[int, Tensor], memory: Memory) -> None:
         self.output, self.points = output, len(output)
         self.graph = Graph(output, trained)
-        self.memory = memory.setdefault((self.graph.signature, self.points), {})
+        key = self.graph.signature, self.points
+        self.memory = memory.graphs.setdefault(key, GraphMemory())
         # Each round counts one more node as shared, and what follows it
         for _ in range(ATTEMPTS):
-            shared = self.memory.get("shared", frozenset())
-            if shared:
-                self.graph = Graph(output, trained, shared)
+            if self.memory.shared:
+                self.graph = Graph(output, trained, self.memory.shared)
             self._attribute()
             if not self._share_more():
                 break
@@ -54,7 +82,7 @@ class ReadResidual:
     def _attribute(self) -> None:
         readers = self.graph.readers
         edges = [GradientEdge(reader.node, 0) for reader in readers]
-        known = self.memory.setdefault(("owners", self.memory.get("shared")), {})
+        known = self.memory.owners.setdefault(self.memory.shared, {})
         # A static graph reads the same rows in every run: its owners need no second pass
         self.tagged = Tagged(self.output, edges, known, self.graph.is_static)
         pairs = enumerate(zip(readers, self.tagged.first, strict=True))
@@ -82,7 +110,7 @@ class ReadResidual:
         ]
         if mixed:
             # The first alone: those behind it are mixed only through it, perhaps
-            self.memory["shared"] = self.memory.get("shared", frozenset()) | {min(mixed)}
+            self.memory.shared |= {min(mixed)}
         return bool(mixed)
 
 

@@ -14,7 +14,7 @@ from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacob
 from kfac_pinn.jacobian.layers import Block, Layer
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries
-from kfac_pinn.linalg import CountSketch, rows_at_once
+from kfac_pinn.linalg import CountSketch, batches_of_rows
 
 __all__ = ["TermJacobian"]
 
@@ -77,10 +77,9 @@ class TermJacobian:
             (block.slices, jacobian.sketched(sketch)) for block, jacobian in self.blocks.items()
         ]
         if self.rest is not None:
-            count, size = len(self.residual), rows_at_once(out.shape[1])
+            batches = batches_of_rows(len(self.residual), out.shape[1])
             # A generator: one batch of rows in memory at a time
-            parts = (self.rest.rows(slice(i, i + size)) for i in range(0, count, size))
-            sums.append((self.rest.places, sketch.of(parts)))
+            sums.append((self.rest.places, sketch.of(map(self.rest.rows, batches))))
         for columns, rows in chain.from_iterable(starmap(apart, sums)):
             torch.mul(rows, self.scale, out=out[:, columns])
 

@@ -33,12 +33,12 @@ class Common(TypedDict, total=False):
 
 
 Range = tuple[Callable[[float], bool], str]
-POSITIVE: Range = (lambda value: value > 0, "positive")
-NOT_NEGATIVE: Range = (lambda value: value >= 0, "not be negative")
+POSITIVE: Range = (lambda value: value > 0, "must be positive")
+NOT_NEGATIVE: Range = (lambda value: value >= 0, "must not be negative")
 RANGES: dict[str, Range] = {
     "lr": POSITIVE,
     "damping": NOT_NEGATIVE,
-    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "momentum": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "weight_decay": NOT_NEGATIVE,
 }
 
@@ -75,8 +75,7 @@ def check_number(owner: str, name: str, value: Any, allowed: Range) -> None:
         raise TypeError(f"{owner}: {name} must be a number, found {value!r}{as_number(value)}")
     holds, words = allowed
     if not holds(float(value)):
-        must = "must" if words.startswith("not") else "must be"
-        raise ValueError(f"{owner}: {name} {must} {words}, found {value}")
+        raise ValueError(f"{owner}: {name} {words}, found {value}")
 
 
 def as_number(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
@@ -26,12 +27,18 @@ from kfac_pinn.optimizers.arguments import (
 )
 from kfac_pinn.optimizers.flat import Parameters
 from kfac_pinn.optimizers.precision import (
-    precision_of,
+    Precision,
     refuse_autocast,
     refuse_inference,
     refuse_scaler,
 )
 from kfac_pinn.optimizers.reading import Reading
+from kfac_pinn.optimizers.record import (
+    hand_out_gradients,
+    loss_before,
+    moves,
+    statistics_of,
+)
 from kfac_pinn.optimizers.remarks import (
     Remarks,
     Stopwatch,
@@ -114,9 +121,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """What follows for the next `leap` from the ratio that the last one achieved."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # torch.compiler.disable would import the compiler here: two seconds for everybody.
+    @_disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:
+    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:  # type: ignore[override]
         """One step, or `max_iter` of them.
 
         Args:
@@ -138,12 +146,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         refuse_inference()
         name = type(self).__name__
         with self._source.reading(closure, name, self.max_iter) as reading:
-            loss, resting = self._once(reading), 0
+            loss, moved = self._once(reading)
             for _ in range(self.max_iter - 1):
-                resting = 0 if self.stats["step_norm"] else resting + 1
-                if resting > 1:  # one may have been a damping that was too small
+                rested = not moved
+                _, moved = self._once(reading)
+                if rested and not moved:  # one may have been a damping that was too small
                     break
-                self._once(reading)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -166,13 +174,13 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             raise
         self._source.parameters = self.parameters
 
-    def _once(self, reading: Reading) -> Tensor:
-        """One step."""
+    def _once(self, reading: Reading) -> tuple[Tensor, bool]:
+        """One step: the loss before it, and whether it moved anything."""
         watch, parameters = Stopwatch(), self.parameters
         if not parameters:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         refuse_autocast(parameters[0])
-        self._renew(precision_of(parameters[0]))
+        self._renew(Precision.of(parameters[0]))
         self._remarks.hooked(parameters, self.names())
         objective = reading.objective(parameters, self.names(), self._ridge())
         # Hooks would change derivatives that have to be exact
@@ -184,10 +192,14 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         if step.displacement is not None and not step.is_finite:
             self.rollback(before)
             step = Step.stay(Outcome.NOT_FINITE, **step.info)
-        self._write_down(step, objective, linearization)
-        self._precision = precision_of(parameters[0])
+        loss = loss_before(step, linearization)
+        self._left = loss if step.displacement is None else step.loss
+        self.stats = statistics_of(step, objective, linearization)
+        if linearization is not None:
+            hand_out_gradients(linearization, parameters)
+        self._precision = Precision.of(parameters[0])
         self._remarks.busy(self.steps, watch, parameters[0])
-        return objective.origin.new_tensor(self.stats["loss"])
+        return objective.origin.new_tensor(loss), moves(step)
 
     def _proposal(
         self, reading: Reading, objective: Objective
@@ -201,7 +213,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         except NothingReturnedError:
             if not self._source.zeroed:
                 raise
-            return None, Step.stay(Outcome.NOTHING, loss=math.nan, new_loss=math.nan)
+            return None, Step.stay(Outcome.NOTHING)
         if linearization is not None:
             self._remark(reading, linearization)
             if objective.ridge is not None:
@@ -280,7 +292,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             if failed:
                 shorter, step = rule.back(trial, loss, objective.origin)
                 self.unseen = replace(self.unseen, trial=shorter)
-                return step.noting(loss=loss)
+                return step
         return self._leap(linearization, objective, trial)
 
     def _leap(
@@ -309,36 +321,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         else:
             objective.restore()
 
-    def _write_down(
-        self, step: Step, objective: Objective, linearization: Linearization | None
-    ) -> None:
-        """The gradient and the statistics of a step."""
-        loss, norm, moved = math.inf, math.nan, step.displacement is not None
-        if linearization is not None:
-            loss, norm = linearization.loss, float(linearization.gradient.norm())
-            parts = linearization.unflatten(linearization.gradient)
-            for p, g in zip(objective.parameters, parts, strict=True):
-                # Copies: the parts are views of one vector, and users change .grad in place
-                p.grad = g.clone()
-            for leaf, g in linearization.others:
-                leaf.grad = g  # trial evaluations may have zeroed it
-        self._left = step.loss if moved else loss
-        self.stats = {
-            "loss": loss,
-            "new_loss": self._left,
-            "evaluations": objective.evaluations,
-            "gradient_norm": norm,
-            "step_norm": 0.0 if step.displacement is None else float(step.displacement.norm()),
-            "step_length": step.length if moved else 0.0,
-            "shortened": step.shortened,
-            "reason": step.outcome.value,
-            **step.info,
-        }
-
-    def _renew(self, precision: str) -> None:
+    def _renew(self, precision: Precision) -> None:
         """Forget the state of parameters that had another dtype or device in the last step."""
-        if self._precision and precision != self._precision:
-            self._remarks.precision(self._precision, precision)
+        if self._precision is not None and precision != self._precision:
+            self._remarks.precision(str(self._precision), str(precision))
             self.forget()
 
 

@@ -80,10 +80,11 @@ def placed(value: Any, device: torch.device) -> Any:
 
 
 def signature_of(optimizer: Any) -> dict[str, Any]:
-    """What a state belongs to: the optimizer's name, its parameters' shapes, dtype and device."""
+    """What a state belongs to: the optimizer's name, its parameters' shapes and their dtype."""
     shapes = [list(p.shape) for group in optimizer.param_groups for p in group["params"]]
     name, precision = type(optimizer).__name__, optimizer._precision
-    return {"optimizer": name, "shapes": shapes, "precision": precision}
+    dtype = "" if precision is None else precision.name
+    return {"optimizer": name, "shapes": shapes, "precision": dtype}
 
 
 def refuse_foreign(optimizer: Any, saved: Mapping[str, Any]) -> None:

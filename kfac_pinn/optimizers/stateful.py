@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kfac_pinn.optimizers.flat import FlatOptimizer
-from kfac_pinn.optimizers.precision import on
+from kfac_pinn.optimizers.precision import Precision
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
 from kfac_pinn.search.one_evaluation import Unseen
 
@@ -42,7 +42,7 @@ class StatefulOptimizer(FlatOptimizer):
     memory: Any = None
     unseen = Unseen()
     steps = 0
-    _precision: str = ""  # dtype and device of the last step
+    _precision: Precision | None = None  # of the last step
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
@@ -75,7 +75,7 @@ class StatefulOptimizer(FlatOptimizer):
                 self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
         self.steps = state_dict["steps"]
         device = order[0].device
-        self._precision = on(device, state_dict["precision"])
+        self._precision = Precision.named(state_dict["precision"], device)
         self.memory = restored(type(self.memory), placed(state_dict["memory"], device))
         self.unseen = restored(Unseen, placed(state_dict["unseen"], device))
 

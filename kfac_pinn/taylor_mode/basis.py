@@ -24,6 +24,7 @@ class Basis:
             raise ValueError(f"weights must be (C, {count}), found {tuple(weights.shape)}")
         self.order, self.count, self.weights = order, count, weights
         self.differentiable = torch.is_grad_enabled()  # with respect to parameters
+        # The top order enters everything linearly, so that it can be summed before and not after
         top = count if weights is None else len(weights) if isinstance(weights, Tensor) else 1
         self.sizes = [1, *[count] * (order - 1), top]
 

@@ -86,6 +86,7 @@ def taylor(
     if isinstance(w, Tensor) and (w.ndim not in (1, 2) or w.shape[-1] != len(v)):
         raise ValueError(f"weights must be ({len(v)},) or (C, {len(v)}), found {tuple(w.shape)}")
     basis = Basis(order, len(v), w.reshape(-1, len(v)) if isinstance(w, Tensor) else w)
+    # What u returns may be a jet of another call, or no jet at all: `as_jet` refuses both
     *lower, top = as_jet(called(u, line(x, v, basis)), basis).coefficients()
     alone = w.ndim == 1 if isinstance(w, Tensor) else w is not None
     return (*lower, top[0] if alone else top)
@@ -105,10 +106,13 @@ def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
 def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:
     """The jet of t -> x + t v_d: its higher derivatives vanish."""
     velocity = (v.unsqueeze(1) if v.ndim == 2 else v).expand(-1, *x.shape)
+    # The first order is the top one, which is kept as its sums
     if basis.order == 1:
         velocity = basis.collapse(velocity)
+    # An expanded zero: cat is the only pass over this memory
     zeros = x.new_zeros(()).expand(sum(basis.sizes[2:]), *x.shape)
     jet = Jet(torch.cat([x.unsqueeze(0), velocity, zeros]), basis)
+    # A first layer whose directions are the same at all points multiplies them once
     jet.velocity = v if v.ndim == 2 else None
     return jet
 
@@ -154,6 +158,7 @@ def laplacian(u: Function, x: Tensor, weights: Tensor | Sequence[float] | None =
     N, d = x.shape
     if w.shape == (d,):
         return taylor(u, x, weights=w)[-1]
+    # Guessing would be right for one and silently wrong for the other
     if w.ndim == 2 and d == N and w.shape == (d, d):
         raise ValueError(
             f"weights {tuple(w.shape)} could be one row a point or one matrix, as N = d = {d}: "
@@ -239,5 +244,6 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float | Tensor]) ->
     if any(not 0 <= axis < x.shape[1] for axes in terms for axis in axes):
         raise ValueError(f"axes must be 0 .. {x.shape[1] - 1}, found {sorted(terms)}")
     found = directions_of(terms, x.shape[1])
+    # Whole numbers, exact in every dtype: the weights carry all fractions
     directions = torch.tensor(list(found), dtype=x.dtype, device=x.device)
     return taylor(u, x, orders.pop(), directions, list(found.values()))[-1]

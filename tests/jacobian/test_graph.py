@@ -371,6 +371,7 @@ def test_jets_beside_nested_derivatives() -> None:
 
 def test_a_compiled_model_without_a_closure() -> None:
     """Its backward pass is one node, and is not differentiated again: rows by autograd."""
+    torch.compiler.reset()  # not as other tests left it
     model = mlp(2, 5, 1)
     parameters = list(model.parameters())
     compiled = torch.compile(model, backend="aot_eager")
@@ -379,6 +380,31 @@ def test_a_compiled_model_without_a_closure() -> None:
     v = torch.rand(found.size, dtype=torch.float64)
     torch.testing.assert_close(found @ v, 2**0.5 * (truth @ v))
     torch.testing.assert_close(found.gramian(), 2 * truth.gramian())
+
+
+def test_a_model_compiled_for_another_optimizer_without_a_closure() -> None:
+    """Its backward pass gives its memory away: the way out is said, and works."""
+    torch.compiler.reset()
+    model = mlp(2, 5, 1)
+    compiled = torch.compile(model, backend="aot_eager")
+
+    def backward() -> None:
+        (compiled(X) - 1).square().mean().backward()
+
+    adam = torch.optim.Adam(model.parameters())
+    backward()
+    adam.step()
+    optimizer = GaussNewton(model.parameters())
+    with pytest.raises(RuntimeError, match=r"step\(closure\).*torch.compiler.reset\(\)"):
+        backward()
+    torch.compiler.reset()
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()
+    before = (model(X) - 1).square().mean()
+    optimizer.step(lambda: compiled(X) - 1)
+    assert (model(X) - 1).square().mean() < before
 
 
 def test_half_precision_in_the_graph() -> None:

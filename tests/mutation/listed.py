@@ -234,8 +234,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "chunks of dense rows": Fault(
         "jacobian/dense_rows.py",
-        "share.rows(slice(start, start + size))",
-        "share.rows(slice(start, 2 * size))",
+        "broadcast.rows(some)",
+        "broadcast.rows(slice(some.start, 2 * some.stop))",
         "tests/jacobian/test_few_rows_at_once.py",
     ),
     "create_graph": Fault(

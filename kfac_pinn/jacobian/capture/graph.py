@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from enum import Enum, auto
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -39,7 +40,6 @@ __all__ = ["Graph"]
 
 Node: TypeAlias = Any
 
-CONSTANT, SHARED, POINT = "constant", "shared", "point"
 SHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "Transpose", "T"}
 SHAPING |= {"Permute", "Clone", "ToCopy", "Expand"}
 
@@ -53,6 +53,14 @@ STATIC = {
 SLICING = {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Diagonal", "Narrow", "Chunk"}
 PASSING = SHAPING | SLICING | set(ELEMENTWISE)
 ROWWISE = {"Mm", "Addmm"}
+
+
+class Kind(Enum):
+    """What goes into a node."""
+
+    CONSTANT = auto()
+    SHARED = auto()
+    POINT = auto()
 
 
 class Graph:
@@ -77,7 +85,7 @@ class Graph:
         self.nodes = inputs_first(get_gradient_edge(output).node)
         self.number = {node: index for index, node in enumerate(self.nodes)}
         self.consumers = self._consumers()
-        self.kind: dict[Node, str] = {}
+        self.kind: dict[Node, Kind] = {}
         self.leaves: dict[Node, frozenset[int]] = {}
         for index, node in enumerate(self.nodes):
             self._classify(index, node)
@@ -87,7 +95,7 @@ class Graph:
     @property
     def reads_points(self) -> bool:
         """Whether the residual is more than a function of trained tensors."""
-        return self.kind[self.root] == POINT
+        return self.kind[self.root] == Kind.POINT
 
     @property
     def signature(self) -> int:
@@ -98,7 +106,7 @@ class Graph:
     @cached_property
     def is_static(self) -> bool:
         """Whether the signature says which rows a residual reads: no index, no data decides it."""
-        return all(self._keeps_rows(node) for node in self.nodes if self.kind[node] == POINT)
+        return all(self._keeps_rows(node) for node in self.nodes if self.kind[node] == Kind.POINT)
 
     def _keeps_rows(self, node: Node) -> bool:
         name = name_of(node)
@@ -106,7 +114,7 @@ class Graph:
             points = [
                 slot
                 for slot, (source, _) in enumerate(node.next_functions)
-                if source is not None and self.kind[source] != SHARED
+                if source is not None and self.kind[source] != Kind.SHARED
             ]
             left = [slot for slot, (source, _) in enumerate(node.next_functions) if source is None]
             return name in ROWWISE and len(points) <= 1 and not (points and left)
@@ -136,7 +144,7 @@ class Graph:
 
     def _reads_no_points(self, node: Node) -> bool:
         sources = [source for source, _ in node.next_functions if source is not None]
-        return all(self.kind[source] == SHARED for source in sources)
+        return all(self.kind[source] == Kind.SHARED for source in sources)
 
     def _consumers(self) -> dict[Node, list[Node]]:
         found: dict[Node, list[Node]] = {node: [] for node in self.nodes}
@@ -152,23 +160,23 @@ class Graph:
         # Only the node that accumulates into a leaf has one
         if hasattr(node, "variable"):
             mine = id(node.variable) in self.trained
-            self.kind[node] = SHARED if mine else CONSTANT
+            self.kind[node] = Kind.SHARED if mine else Kind.CONSTANT
             self.leaves[node] = frozenset([id(node.variable)]) if mine else frozenset()
             return
         self.leaves[node] = frozenset().union(*(self.leaves[source] for source in sources))
-        if kinds[POINT]:
-            self.kind[node] = POINT
-        elif not kinds[SHARED]:
-            self.kind[node] = CONSTANT
+        if kinds[Kind.POINT]:
+            self.kind[node] = Kind.POINT
+        elif not kinds[Kind.SHARED]:
+            self.kind[node] = Kind.CONSTANT
         elif index in self.forced or self._is_shared(node, kinds):
-            self.kind[node] = SHARED
+            self.kind[node] = Kind.SHARED
         else:
-            self.kind[node] = POINT
+            self.kind[node] = Kind.POINT
 
-    def _is_shared(self, node: Node, kinds: Counter[str]) -> bool:
+    def _is_shared(self, node: Node, kinds: Counter[Kind]) -> bool:
         """Whether a node with shared inputs, and no point ones, computes a shared tensor."""
         # A constant may be the points: what it is was not said, so that rows decide (`forced`)
-        if kinds[CONSTANT]:
+        if kinds[Kind.CONSTANT]:
             return False
         name, sizes = name_of(node), [numel(shape_of(*edge)) for edge in edges_of(node)]
         if name == "Expand" and numel(shape_of(node, 0)) > sizes[0]:
@@ -183,20 +191,17 @@ class Graph:
         """Whether a matrix is read by matrix products only, after sums and changes of shape."""
         users = self.consumers[node]
         return bool(users) and all(
-            name_of(user) in PRODUCTS
-            or (
-                name_of(user) in SHAPING | SLICING | set(ELEMENTWISE) and self._feeds_products(user)
-            )
+            name_of(user) in PRODUCTS or (name_of(user) in PASSING and self._feeds_products(user))
             for user in users
         )
 
     def _readers(self, node: Node) -> list[Reader]:
-        if self.kind[node] != POINT:
+        if self.kind[node] != Kind.POINT:
             return []
         return [
             self._reader(node, slot)
             for slot, (source, _) in enumerate(node.next_functions)
-            if source is not None and self.kind[source] == SHARED
+            if source is not None and self.kind[source] == Kind.SHARED
         ]
 
     def _reader(self, node: Node, slot: int) -> Reader:

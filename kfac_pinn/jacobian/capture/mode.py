@@ -39,10 +39,10 @@ class Capture(TorchFunctionMode):
         parameters: the tensors to watch.
 
     Attributes:
-        uses: of weights, by F.linear and convolutions.
+        calls: of weights, by F.linear and convolutions.
         broadcasts: of any trained tensor, by elementwise functions.
         program: the torch functions that were called, in their order.
-        unseen: whether code was met whose Jacobian is not in the uses: nested
+        unseen: whether code was met whose Jacobian is not in the calls: nested
             `torch.autograd.grad`, `torch.func` transforms, a tracked weight in `x @ W.T`.
         calls_autograd: whether `torch.autograd.grad` was called.
         differentiated: ids of what it was called for.
@@ -54,7 +54,7 @@ class Capture(TorchFunctionMode):
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
         self.tracked = {id(parameter) for parameter in parameters}
-        self.uses: list[LayerCall] = []
+        self.calls: list[LayerCall] = []
         self.broadcasts: list[Broadcast] = []
         self.program: list[Any] = []
         self.unseen = self.calls_autograd = False
@@ -103,7 +103,7 @@ class Capture(TorchFunctionMode):
             self.unseen = True  # a class of points that is no Tensor itself
             return
         try:
-            self.uses.append(RECORDERS[func](output, *args, **kwargs))
+            self.calls.append(RECORDERS[func](output, *args, **kwargs))
         except NotImplementedError:
             self.unseen = True
 

@@ -168,6 +168,7 @@ class Composition(torch.autograd.Function):
         out = torch.empty_like(data, memory_format=torch.contiguous_format)
         sums = None
         if basis.weights is not None and basis.order > 1 and ctx.needs_input_grad[0]:
+            # C numbers an entry in place of D: the backward pass need not sum over directions again
             sums = data.new_empty((basis.order - 1) * basis.sizes[-1], *data.shape[1:])
         stacks = blocks(data, basis), blocks(out, basis), blocks_of_sums(sums, data, basis)
         for x, y, kept in zip(*stacks, strict=False):
@@ -176,6 +177,7 @@ class Composition(torch.autograd.Function):
             write(y[1:], faa_di_bruno(f, bell))
             for row, each in zip(kept, bell[-1][1:], strict=False):
                 row.copy_(each)
+        # The derivatives of f are computed again: to keep them would take K times the memory
         ctx.save_for_backward(data, out, sums)
         ctx.recipe = function, derivatives, basis
         return out
@@ -192,6 +194,7 @@ class Composition(torch.autograd.Function):
         kept = blocks_of_sums(sums, data, basis)
         for x, y, g, x_bar, top in zip(*stacks, kept, strict=False):
             f = derivatives(x[0], y[0], basis.order + 1)
+            # f' along x is a product with dx: one order more of f, and none of x
             bell = bell_polynomials(x[1:], basis, top)
             z = [f[0], *(total(terms) for terms in faa_di_bruno(f[1:], bell[:-1]) if terms)]
             write(x_bar, [gradient_in_value(f, g, bell), *adjoint(z, g, basis)])
@@ -210,6 +213,7 @@ class Shift(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        # The constant reaches the value alone
         own = gradient[0].sum_to_size(ctx.shape) if ctx.needs_input_grad[1] else None
         return gradient, own
 
