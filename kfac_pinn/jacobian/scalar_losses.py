@@ -134,7 +134,8 @@ def dependent(root: Node, trained: set[int] | None) -> set[Node]:
 def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
     """One term a column of the residual."""
     refuse_broadcast(head.residual, name)
-    weights = head.spread(weight)
+    # the loss reads |h|^2 as a complex number without an imaginary part
+    weights = head.spread(weight.real if weight.is_complex() else weight)
     weights = weights.expand(torch.broadcast_shapes(weights.shape, head.residual.shape))
     residual = head.residual
     if residual.shape != weights.shape:
@@ -208,7 +209,7 @@ SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "Co
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
     "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
-    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort",
+    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort", "ViewAsReal", "Conj",
 }  # fmt: skip
 BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
 
@@ -229,6 +230,7 @@ HINTS = {
     "Var": ": a variance; write (u - u.mean()).square()",
     "Std": ": a standard deviation; write (u - u.mean()).square() for its square",
     "Dot": ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T",
+    "Abs": ": the absolute value of a complex number; square it, abs() ** 2",
     "Relu": ": a hinge; square it, relu(...).square()",
     "CompiledFunction": ": compiled code; compile the model, or hand step(closure) a closure",
 }

@@ -186,9 +186,9 @@ class Stopwatch:
 
 
 ACCUMULATED = (
-    "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "
-    "them without zero_grad(): a step with a closure reads the closure alone. Return all terms "
-    "from one closure (no accumulate_grad_batches), or call optimizer.zero_grad() inside it"
+    "the gradients of {count} earlier calls of backward() wait in .grad, but the closure calls "
+    "neither backward(), to add to them, nor zero_grad(): a step with a closure reads what it "
+    "returns alone. Return all terms from one closure, or call optimizer.zero_grad() before step"
 )
 NO_EFFECT = (
     "which has no effect: the step is solved for from the residuals. Leave out clip_grad_norm_ and "
