@@ -20,6 +20,7 @@ from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import (
     Common,
     check_group,
+    check_parts,
     checked,
     natural_lr,
     refuse_unknown,
@@ -99,6 +100,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         super().__init__(params, {**defaults, "weight_decay": decay})
         self.search = search
         self.stats: dict[str, float | int | str] = {}
+        check_parts(self)
         self._remarks = Remarks()
         if (natural_lr(type(self)) == 1 and self.evaluates) or isinstance(search, OneEvaluation):
             self._remarks.small_lr(float(defaults["lr"]))

@@ -19,7 +19,7 @@ from kfac_pinn.curvature.sample_space import (
 from kfac_pinn.jacobian.layers import Block
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import damped_inverse
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
@@ -70,6 +70,7 @@ class ENGD(DirectionOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "damping": damping}, search or GridSearch(), **common)
         self.gramian = gramian or Full()
+        check_parts(self)
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses, eq. (23)."""

@@ -17,7 +17,7 @@ from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
@@ -170,6 +170,7 @@ class HessianFree(DampedOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "damping": damping}, law, search, **common)
         self.curvature, self.solver = curvature, solver
+        check_parts(self)
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """C, and steps by conjugate gradients."""

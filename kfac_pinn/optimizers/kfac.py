@@ -16,7 +16,7 @@ from kfac_pinn.curvature.kronecker_factors import BlockCurvature, Factors, Krone
 from kfac_pinn.jacobian.layers import Block
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
@@ -95,6 +95,7 @@ class KFAC(DirectionOptimizer):
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
         super().__init__(params, defaults, search or GridSearch(), **common)
         self.factors = factors or Factors()
+        check_parts(self)
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-F^-1 grad L + momentum d_(t-1)."""
@@ -138,6 +139,7 @@ class KFACStar(LeastSquaresOptimizer):
         defaults = {"lr": lr, "damping": damping}
         super().__init__(params, defaults, **common)
         self.factors = factors or Factors()
+        check_parts(self)
 
     @property
     def evaluates(self) -> bool:
