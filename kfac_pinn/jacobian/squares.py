@@ -89,7 +89,8 @@ def signed(dim: int) -> int:
 def product(node: Node) -> Head | None:
     """r * r, h * conj(h)."""
     edges = node.next_functions
-    if len(edges) < 2 or not alike(*edges, conjugate=is_complex(node)):  # one: a number's factor
+    # One edge: the other factor is a number
+    if len(edges) < 2 or not alike(edges[0], edges[1], conjugate=is_complex(node)):
         return None
     return Head(node, node._saved_self, same)
 
@@ -101,6 +102,7 @@ def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
         (first, flipped), (second, flipped_too) = (behind(e, RESHAPED) for e in node.next_functions)
         # vdot conjugates the first itself
         conjugate = is_complex(node) and name_of(node) != "Vdot"
+        # A matrix r^T r has products of different residuals beside the diagonal
         one = math.prod(shape_of(node, 0)) == 1
         if not one or not alike(first, second, conjugate ^ flipped ^ flipped_too):
             return None
@@ -145,12 +147,13 @@ def alike(first: Edge, second: Edge, conjugate: bool = False) -> bool:
     names, cuts = zip(*((name_of(node), slicing(node)) for node, _ in (first, second)), strict=True)
     if names[0] not in SHAPING | SLICING or names[0] != names[1] or cuts[0] != cuts[1]:
         return False
-    sources = (node.next_functions[0] for node, _ in (first, second))
-    return first[1] == second[1] and alike(*sources, conjugate=conjugate)
+    a, b = (node.next_functions[0] for node, _ in (first, second))
+    return first[1] == second[1] and alike(a, b, conjugate=conjugate)
 
 
 def mse(node: Node) -> Head:
     """(r - target)^2, its mean or its sum."""
+    # From what the node saved: the difference itself is no node of the graph
     return Head(node, node._saved_self - node._saved_target, reduced(node))
 
 
@@ -183,6 +186,7 @@ def log_cosh(node: Node) -> Head | None:
     cosh = node.next_functions[0][0]
     if name_of(cosh) != "Cosh":
         return None
+    # log cosh r itself overflows beyond r = 700
     return Head(node, cosh._saved_self, same, lambda r: torch.logaddexp(r, -r) - math.log(2))
 
 
@@ -196,6 +200,7 @@ def square_root(node: Node) -> Head | None:
     head = HEADS.get(name_of(squares[0]), none)(squares[0]) if len(squares) == 1 else None
     if head is None or head.rho is not None or head.residual.shape != shape:
         return None
+    # c^2 from values: what was added is a constant, and constants are not in the graph
     shift = (node._saved_result.detach().square() - head.residual.detach().square()).clamp_min(0)
     return Head(node, head.residual, same, lambda r: (r.square() + shift.view_as(r)).sqrt())
 
@@ -211,6 +216,7 @@ def same(weight: Tensor) -> Tensor:
 
 def reduced(node: Node) -> Callable[[Tensor], Tensor]:
     """Weights of a node that takes the mean or the sum itself."""
+    # The weight arrives for the node's output, one number, and is spread over its entries
     count = node._saved_self.numel() if node._saved_reduction == 1 else 1
     return lambda weight: weight / count
 

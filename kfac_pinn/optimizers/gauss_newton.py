@@ -22,7 +22,7 @@ from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
 from kfac_pinn.search.step import Outcome, Step
-from kfac_pinn.search.trust_region import RatioControl, TakenStep, TargetSchedule
+from kfac_pinn.search.trust_region import RatioControl, Stage, TakenStep, TargetSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +33,7 @@ __all__ = ["GaussNewton"]
 # loss where this share of the rows is fitted freely.
 FREE_SHARE = 0.9
 FIRST = Last(damping=1.0, free=0.0)  # the first step begins with large dampings
+BEGINNING = Stage()
 FIRST_STEPS = 10  # while the damping still comes down, the share says nothing yet
 
 
@@ -43,18 +44,13 @@ class Memory:
     Attributes:
         radius: of the last step; of a failed one: the shortest that was tried.
         last: its damping, and how many parameters it fitted freely.
-        lowest, found: the lowest damping so far, and the number of the step that found it.
-        target: of the ratio, in the first stage; None: the schedule's first.
-        second_stage: whether the damping has passed its minimum.
+        stage: which target holds.
         taken: the last step, if one was taken, for new points to judge it.
     """
 
     radius: float | None = None
     last: Last = FIRST
-    lowest: float = math.inf
-    found: int = 0
-    target: float | None = None
-    second_stage: bool = False
+    stage: Stage = BEGINNING
     taken: TakenStep | None = None
 
 
@@ -67,8 +63,9 @@ class GaussNewton(ModelOptimizer):
     be tuned. The step comes from the singular values of J itself, since J^T J has only half of
     their digits (it serves while lambda is large). The target is low at first, and lower where the
     damping does not fall (long steps, under which it falls by many orders of magnitude), high once
-    the damping has passed its minimum. Where the points of a step are new, they judge the one
-    before: it is no longer than twice, or half, that one.
+    the damping has passed its minimum, and low again where the loss falls slower than before. Where
+    the points of a step are new, they judge the one before: it is no longer than twice, or half,
+    that one.
 
     A step costs O(R P min(R, P)) operations for R rows (points of all residuals) and P parameters:
     a second or less up to about a thousand of either. Above, m ~ 1000 random sums of the rows stand
@@ -121,6 +118,7 @@ class GaussNewton(ModelOptimizer):
 
     def decompose(self, linearization: Linearization) -> Decomposition:
         """J of this step, decomposed."""
+        # By the number of the step, so that a resumed run draws the same rows
         generator = Generator().manual_seed(self.steps)
         return self.compression(linearization, generator, self.memory.last)
 
@@ -129,7 +127,8 @@ class GaussNewton(ModelOptimizer):
         if not linearization.gradient.any():
             return Step.stay(Outcome.NO_GRADIENT)
         decomposition, longest = self.decompose(linearization), self._longest(linearization)
-        model, target = damped_model(linearization, decomposition), self._target
+        model = damped_model(linearization, decomposition)
+        target = self.schedule.target(self.memory.stage)
 
         def attempt(radius: float) -> Trial:
             damping = decomposition.damping(min(radius, longest))
@@ -138,12 +137,18 @@ class GaussNewton(ModelOptimizer):
                 trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
             )
 
+        # Trials share the decomposition: each costs little more than an evaluation of the loss
         trial = self.control(attempt, self._radius(linearization), target)
-        accepted = trial.step.loss < linearization.loss
-        self._remember(trial, decomposition, accepted)
+        before = linearization.loss
+        # Any decrease: how much is the target's business
+        accepted = trial.step.loss < before
+        after = trial.step.loss if accepted else before
+        self._remember(trial, decomposition)
+        stage = self.schedule.after(self.memory.stage, self.memory.last.damping, before, after)
+        self.memory = replace(self.memory, stage=stage)
         if accepted:
-            taken = trial.radius, trial.step.predicted, linearization.loss, trial.step.loss
-            self.memory = replace(self.memory, taken=TakenStep(*taken))
+            taken = TakenStep(trial.radius, trial.step.predicted, before, after)
+            self.memory = replace(self.memory, taken=taken)
         free = decomposition.effective_parameters(float(trial.damping))
         self._warn(free, len(linearization.residual))
         step = trial.step if accepted else Step.stay(Outcome.NO_DECREASE)
@@ -160,20 +165,16 @@ class GaussNewton(ModelOptimizer):
         decomposition = self.decompose(linearization)
         damping = decomposition.damping(self._radius(linearization))
         step = self.aim(damped_model(linearization, decomposition), damping)
+        # The step's own, not the one asked for: the damping may have met its lower bound
         radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
-        self._remember(Trial(step, damping, math.nan, radius), decomposition, True)
+        # Taken on trust; the next loss judges it, and `learn` shortens what it finds too long
+        self._remember(Trial(step, damping, math.nan, radius), decomposition)
         return step.noting(damping=damping, radius=radius)
 
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """The radius is the reciprocal of a damping."""
         if self.memory.radius is not None:
             self.memory = replace(self.memory, radius=1 / law(1 / self.memory.radius, ratio))
-
-    @property
-    def _target(self) -> float:
-        if self.memory.second_stage:
-            return self.schedule.high
-        return self.schedule.low if self.memory.target is None else self.memory.target
 
     def _radius(self, linearization: Linearization) -> float:
         """Where the search begins: the last radius; in the first step, ||theta||."""
@@ -187,26 +188,18 @@ class GaussNewton(ModelOptimizer):
         """The bound of the radius, if the points are new; inf if they are not."""
         if self.memory.taken is None:
             return math.inf
+        # Sums in another order agree to more than a quarter of the digits, new points to less
         rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
         noise = standard_error(linearization)
         return self.memory.taken.longest(linearization.loss, noise, rounding)
 
-    def _remember(self, trial: Trial, decomposition: Decomposition, accepted: bool) -> None:
-        """The radius and target for the next step, and whether the damping passed its minimum."""
-        memory, schedule, step = self.memory, self.schedule, self.steps + 1
+    def _remember(self, trial: Trial, decomposition: Decomposition) -> None:
+        """The radius, and what the next compression asks of this step."""
+        damping = float(trial.damping)
+        # In units of sigma_1^2, which no scaling of the residuals changes
         largest = max(float(decomposition.S[0]) ** 2, torch.finfo(torch.float64).tiny)
-        relative = float(trial.damping) / largest
-        progressed = accepted and relative < memory.lowest / 1.5  # less than 2/3 is none
-        lowest, found = (relative, step) if progressed else (memory.lowest, memory.found)
-        target = schedule.low if memory.target is None else memory.target
-        self.memory = Memory(
-            radius=trial.radius,
-            last=Last(relative, decomposition.effective_parameters(float(trial.damping))),
-            lowest=lowest,
-            found=found,
-            target=schedule.following(target, progressed),
-            second_stage=memory.second_stage or schedule.passed(lowest, step - found),
-        )
+        last = Last(damping / largest, decomposition.effective_parameters(damping))
+        self.memory = Memory(trial.radius, last, self.memory.stage)
 
     def _warn(self, free: float, rows: int) -> None:
         """Once, when nearly all rows are fitted freely."""

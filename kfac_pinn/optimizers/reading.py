@@ -103,6 +103,7 @@ class ByLosses:
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
     ) -> Objective:
         """Known at the current parameters only."""
+        # The graphs hold values of this moment only
         here = [p.detach().clone() for p in parameters]
 
         def loss() -> Tensor:
@@ -119,6 +120,7 @@ def added_by(closure: Callable[[], Any], parameters: Sequence[Tensor]) -> list[T
     Lightning hands a closure over that adds the last of several batches, or one that does nothing
     after it sent all losses backwards itself.
     """
+    # It has to be called to be known, but only where losses wait already
     with torch.enable_grad(), BackwardWatch(parameters, run=False) as watch:
         returned = closure()
     if not watch.losses:

@@ -39,6 +39,7 @@ class Source:
         self.zeroed, self._stepping = False, False
         self._watch = BackwardWatch(parameters)
         self._watch.start()
+        # An optimizer that is forgotten must not go on keeping graphs
         weakref.finalize(self, self._watch.stop)
 
     @property
@@ -84,6 +85,7 @@ class Source:
         """
         losses = self.losses
         missing = closure is None or closure is NO_DEFAULT
+        # A closure's own backward() is no loss of the next step
         self._watch.stop()
         self._stepping, self.zeroed = True, False
         try:
@@ -97,6 +99,7 @@ class Source:
             self._stepping = False
             release(self._watch.losses)
             self._watch.clear()
+            # Who hands over closures needs no watching, which would keep graphs alive
             if missing:
                 self._watch.start()
 

@@ -32,7 +32,7 @@ class HasNormal(Protocol):
 
 def dirichlet(value: Value = 0.0) -> Residual:
     """u = g."""
-    return lambda u, x: u(x) - _at(value, x)
+    return lambda u, x: _equations(u(x) - _at(value, x))
 
 
 def neumann(domain: HasNormal, flux: Value = 0.0) -> Residual:
@@ -48,9 +48,9 @@ def robin(domain: HasNormal, alpha: Value, beta: Value, value: Value = 0.0) -> R
     """
     _check_normal(domain)
 
-    def residual(u: Function, x: Tensor) -> Tensor:
+    def residual(u: Function, x: Tensor) -> Any:
         found, (slope,) = taylor(u, x, order=1, directions=domain.normal(x)[None])
-        return _at(alpha, x) * found + _at(beta, x) * slope - _at(value, x)
+        return _equations(_at(alpha, x) * found + _at(beta, x) * slope - _at(value, x))
 
     return residual
 
@@ -106,7 +106,8 @@ def periodic(axis: int, period: float, order: int = 0) -> Residual:
         along = torch.zeros_like(x)
         along[:, axis] = 1.0
         here, there = (_along(u, end, along, order) for end in (x, x + period * along))
-        return tuple((a - b).reshape(len(x), -1) for a, b in zip(here, there, strict=True))
+        gaps = [_equations((a - b).reshape(len(x), -1)) for a, b in zip(here, there, strict=True)]
+        return tuple(r for gap in gaps for r in (gap if isinstance(gap, tuple) else (gap,)))
 
     return residual
 
@@ -114,6 +115,15 @@ def periodic(axis: int, period: float, order: int = 0) -> Residual:
 def _along(u: Function, x: Tensor, along: Tensor, order: int) -> tuple[Tensor, ...]:
     """u and its derivatives along a direction up to an order."""
     return taylor(u, x, order, along[None]) if order else (u(x),)
+
+
+def _equations(residual: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Of a system at fewer points than it has fields (N <= C): its columns, told apart here.
+
+    An optimizer divides (N, C) by itself where N > C, and must take the rest for a mistake.
+    """
+    few = residual.ndim == 2 and 1 < residual.shape[1] >= len(residual)
+    return tuple(residual.unbind(1)) if few else residual
 
 
 def _at(value: Value, x: Tensor) -> Tensor | float:

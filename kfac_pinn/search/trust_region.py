@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from kfac_pinn.search.damping import Marquardt
 from kfac_pinn.search.model import Trial, decrease_ratio
 
-__all__ = ["Attempt", "RatioControl", "TakenStep", "TargetSchedule"]
+__all__ = ["Attempt", "RatioControl", "Stage", "TakenStep", "TargetSchedule"]
 
 
 Attempt: TypeAlias = Callable[[float], Trial]
@@ -50,7 +50,9 @@ class TakenStep:
         """
         if abs(loss - self.after) <= rounding * self.after:
             return math.inf
+        # The loss less what chance explains: no step is shortened for its points' sake
         ratio = decrease_ratio(self.before, loss - DEVIATIONS * noise, self.predicted)
+        # The law is one of dampings, and 1 / radius behaves as one
         return 1 / DOUBLING(1 / self.radius, ratio)
 
 
@@ -83,6 +85,7 @@ class RatioControl:
         if met is None or missed is None:
             return met or missed  # type: ignore[return-value]
         for _ in range(self.bisections):
+            # The geometric mean: radii run over many orders of magnitude
             trial = attempt(math.sqrt(met.radius * missed.radius))
             met, missed = (trial, missed) if trial.ratio >= target else (met, trial)
         return met
@@ -102,6 +105,29 @@ class RatioControl:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Where a run stands between its two targets.
+
+    Attributes:
+        target: of the first stage; None: the schedule's first.
+        lowest: the lowest lambda / sigma_1^2 so far.
+        waited: steps since it was found, or since the run came back to the first stage.
+        pace: how fast the loss falls, the mean of log(before / after) over the last steps.
+        second: whether the high target holds.
+        due: the pace of the first stage when it was left; -inf: there is no way back.
+        tried: steps of the second stage.
+    """
+
+    target: float | None = None
+    lowest: float = math.inf
+    waited: int = 0
+    pace: float = 0.0
+    second: bool = False
+    due: float = 0.0
+    tried: int = 0
+
+
+@dataclass(frozen=True)
 class TargetSchedule:
     """A low target ratio until the damping has passed its minimum, then a high one.
 
@@ -112,7 +138,11 @@ class TargetSchedule:
     bound below, and a high target near one.
 
     The minimum counts as passed when `patience` steps brought no lower lambda / sigma_1^2; or
-    `impatience` steps, once that is below `rounding`, the unit of sigma_1^2's last digit.
+    `impatience` steps, once that is below `rounding`, the unit of sigma_1^2's last digit. The first
+    is a guess: a damping that waits for a wave to travel through the domain falls again later. So
+    the second stage must lower the loss faster than the first one did; else the first goes on,
+
+        pace <- pace + (log(L / L') - pace) / horizon,    back where it is below the first stage's.
 
     Args:
         least, low: bounds of the first target; it begins with the upper one.
@@ -120,18 +150,46 @@ class TargetSchedule:
         change: factor of the first target after a step without a lower damping.
         patience, impatience: numbers of steps.
         rounding: relative to sigma_1^2.
+        horizon: steps over which the pace is a mean, and that the second stage has to show itself.
 
     Source: the two stages are those of DSGNAR (2607.02194); the rest was measured here:
     docs/design_notes.md.
     """
 
+    # Measured (docs/design_notes.md): 0.075 suits fronts, 0.15 five dimensions; lower ends too late
     least: float = 0.06
     low: float = 0.15
-    high: float = 0.85
+    high: float = 0.85  # leaves 0.15 of the loss a step; where the run ends does not depend on it
     change: float = 0.9  # from low to least in nine steps without progress
+    # Plateaus and single bad steps are no minimum; below `rounding` little is left to gain
     patience: int = 60
     impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps
+    horizon: int = 12
+
+    def target(self, stage: Stage) -> float:
+        """The target of the next step."""
+        if stage.second:
+            return self.high
+        return self.low if stage.target is None else stage.target
+
+    def after(self, stage: Stage, relative: float, before: float, after: float) -> Stage:
+        """The stage after a step.
+
+        Args:
+            relative: its lambda / sigma_1^2.
+            before, after: the loss; of a step that failed the same.
+        """
+        progressed = after < before and relative < stage.lowest / 1.5  # less than 2/3 is none
+        gain = math.log(before / after) if before > after > 0 else 0.0
+        known = replace(
+            stage,
+            target=self.following(self.low if stage.target is None else stage.target, progressed),
+            lowest=relative if progressed else stage.lowest,
+            waited=0 if progressed else stage.waited + 1,
+            pace=stage.pace + (gain - stage.pace) / self.horizon,
+        )
+        return self._second(known) if stage.second else self._first(known, after)
 
     def following(self, target: float, progressed: bool) -> float:
         """The first stage's next target, after a step that did or did not lower the damping."""
@@ -146,3 +204,18 @@ class TargetSchedule:
             waited: steps since it was found.
         """
         return waited >= (self.impatience if lowest < self.rounding else self.patience)
+
+    def _first(self, stage: Stage, loss: float) -> Stage:
+        """The first stage, or the second if the minimum is passed."""
+        if not self.passed(stage.lowest, stage.waited):
+            return stage
+        # At the last digit the damping cannot fall; a loss below zero has no pace (an energy)
+        final = stage.lowest < self.rounding or loss <= 0
+        return replace(stage, second=True, due=-math.inf if final else stage.pace, tried=0)
+
+    def _second(self, stage: Stage) -> Stage:
+        """The second stage, or the first if that was faster."""
+        tried = stage.tried + 1
+        if tried < self.horizon or stage.pace >= stage.due:
+            return replace(stage, tried=tried)
+        return replace(stage, second=False, waited=0)

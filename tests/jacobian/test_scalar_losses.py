@@ -93,6 +93,18 @@ LOSSES: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
         lambda: torch.linalg.norm(MODEL(X), dim=0, keepdim=True).square().sum(),
         lambda: half((1, MODEL(X))),
     ),
+    "modulus": (
+        lambda: (torch.complex(u(), MODEL(X)[:, 1:2]).abs() ** 2).mean(),
+        lambda: half((1 / 20, MODEL(X)[:, :2])),
+    ),
+    "modulus, squared": (
+        lambda: torch.complex(u(), MODEL(X)[:, 1:2]).abs().square().sum(),
+        lambda: half((1, MODEL(X)[:, :2])),
+    ),
+    "fourth power of a modulus": (
+        lambda: torch.complex(u(), MODEL(X)[:, 1:2]).abs().pow(4).sum(),
+        lambda: half((1, MODEL(X)[:, :2].square().sum(1))),
+    ),
     "dot": (of(lambda r: r[:, 0] @ r[:, 0] / 20), lambda: half((1 / 20, pde()))),
     "r.T @ r": (of(lambda r: (r.T @ r).squeeze()), lambda: half((1, pde()))),
     "einsum": (of(lambda r: torch.einsum("ni,ni->", r, r)), lambda: half((1, pde()))),
@@ -205,6 +217,29 @@ def test_derivatives_by_backward_are_no_losses() -> None:
 
     found = linearize(closure, PARAMETERS)
     assert len(found.residual) == 20
+
+
+def test_derivatives_by_backward_without_inputs() -> None:
+    """A loss would be skipped; these are wanted, by the closure itself."""
+
+    def slopes(**options: Any) -> Tensor:
+        x = X.clone().requires_grad_()
+        y = MODEL(x)[:, 0]
+        if options:
+            y.sum().backward(**options)
+        else:
+            y.backward(torch.ones_like(y))
+        assert x.grad is not None
+        return x.grad[:, 0]
+
+    (truth,) = torch.autograd.grad(MODEL(Z := X.clone().requires_grad_())[:, 0].sum(), Z)
+    weighted = linearize(lambda: (slopes() * u()[:, 0]).square().mean(), PARAMETERS)
+    expected = linearize(lambda: (truth[:, 0] * u()[:, 0]).square().mean(), PARAMETERS)
+    torch.testing.assert_close(weighted.gramian(), expected.gramian())
+    found = linearize(lambda: slopes(create_graph=True).square().mean(), PARAMETERS)
+    x = X.clone().requires_grad_()
+    nested = linearize(lambda: derivative(MODEL(x)[:, 0], x)[:, 0].square().mean(), PARAMETERS)
+    torch.testing.assert_close(found.gramian(), nested.gramian())
 
 
 def test_constants_are_no_residuals() -> None:

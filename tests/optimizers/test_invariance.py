@@ -105,6 +105,22 @@ def test_the_order_of_points_parameters_and_terms_does_not_matter(
     assert relative(found, expected) <= TOLERANCE.get(name, 1e-9)
 
 
+@pytest.mark.parametrize("name", ["GaussNewton", "KFACPINN", "LevenbergMarquardt"])
+@settings(max_examples=4)
+@given(exponent=st.integers(-6, 12))  # below, lambda meets the laws' least value of 1e-16
+def test_the_unit_of_the_residual_does_not_matter(name: str, exponent: int) -> None:
+    """Metres or millimetres: all terms in another unit, the loss in its square."""
+
+    def path(unit: float) -> Tensor:
+        model, x, xb = network(2, 5, 4, 1), points(10), points(4, seed=1)
+        optimizer = OPTIMIZERS[name](list(model.parameters()))
+        for _ in range(4):
+            optimizer.step(lambda: [unit * (laplacian(model, x) + 1), unit * model(xb)])
+        return flat(model)
+
+    assert relative(path(10.0**exponent), path(1.0)) <= 1e-6  # 2e-8 was seen
+
+
 # Name: optimizer, steps, bound on |kappa - 1/4| / (1/4).
 Recovery = tuple[Callable[[Any], Any], int, float]
 UNTRAINED: dict[str, Recovery] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator
 
-from kfac_pinn import GaussNewton, laplacian
+from kfac_pinn import GaussNewton, laplacian, linearize
 from kfac_pinn.pinn.conditions import dirichlet, interface, neumann, periodic, robin
 from kfac_pinn.pinn.domains import Ball, Box, Polygon, TimeSpace
 from kfac_pinn.pinn.networks import MLP
@@ -51,6 +51,25 @@ def test_fluxes_against_autograd(domain):
     torch.testing.assert_close(found, 3 * u(x) + x[:, :1] * slope(domain, x) - x[:, :1] ** 2)
     torch.testing.assert_close(dirichlet(lambda x: x[:, 0])(u, x), u(x) - x[:, :1])
     assert dirichlet(u)(u, x).abs().max() == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "condition",
+    [dirichlet(1.0), neumann(PLATE), robin(PLATE, 1.0, 2.0), periodic(0, 2.0), periodic(1, 2.0, 1)],
+    ids=["dirichlet", "neumann", "robin", "periodic", "periodic slope"],
+)
+def test_a_system_at_few_points(condition, n):
+    """Three fields at a start of one point: (1, 3) is no mistake of broadcasting."""
+    torch.manual_seed(0)
+    model, x = MLP((2, 4, 3)).double(), on(PLATE, n)
+    problem = Problem("few", PLATE, {"start": Term(lambda *_: x, condition, n)})
+    lin = linearize(problem.sample().residuals(model), list(model.parameters()))
+    found = condition(model, x)
+    parts = [r.detach() for r in (found if isinstance(found, tuple) else (found,))]
+    columns = torch.cat([part.reshape(n, -1) for part in parts], 1)
+    assert columns.shape[1] % 3 == 0
+    assert lin.loss == pytest.approx(float(columns.square().mean(0).sum() / 2))
 
 
 def test_an_interface_of_two_media():

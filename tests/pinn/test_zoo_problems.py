@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Generator
 
+from kfac_pinn import linearize
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import InverseProblem
@@ -80,6 +81,17 @@ def test_the_solution_has_no_residual(case):
     for term, residual in draw(problem).residuals(exact(problem))().items():
         default = 1e-8 if name == "burgers" else 1e-10
         assert residual.abs().max() < TOLERANCES.get((name, term), default), term
+
+
+def test_an_optimizer_can_linearise_it(case):
+    """With the sizes it comes with, where they are small: a start of one point, say."""
+    _, problem = case
+    sizes = {name: min(term.size, 9) for name, term in problem.terms.items()}
+    network = MLP((problem.networks[0][0], 3, problem.networks[0][-1])).double()
+    model = WithUnknowns(network, dict.fromkeys(getattr(problem, "unknowns", {}), 1.0)).double()
+    closure = problem.sample(Generator().manual_seed(0), sizes, F64).residuals(model)
+    lin = linearize(closure, list(model.parameters()), check=False)
+    assert math.isfinite(lin.loss) and lin.gradient.isfinite().all()
 
 
 def test_a_wrong_function_has_one_in_every_term(case):
