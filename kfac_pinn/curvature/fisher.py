@@ -45,6 +45,7 @@ class MonteCarlo:
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         generator = generator_for(self.seed, step)
         like = linearization.residual
+        # Drawn on the CPU in float64: the same numbers on every device and in every dtype
         sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
         return linearization.split(sample.to(like))
 

@@ -118,6 +118,7 @@ class GaussNewton(ModelOptimizer):
 
     def decompose(self, linearization: Linearization) -> Decomposition:
         """J of this step, decomposed."""
+        # By the number of the step, so that a resumed run draws the same rows
         generator = Generator().manual_seed(self.steps)
         return self.compression(linearization, generator, self.memory.last)
 
@@ -136,7 +137,9 @@ class GaussNewton(ModelOptimizer):
                 trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
             )
 
+        # Trials share the decomposition: each costs little more than an evaluation of the loss
         trial = self.control(attempt, self._radius(linearization), target)
+        # Any decrease: how much is the target's business
         before = linearization.loss
         accepted = trial.step.loss < before
         after = trial.step.loss if accepted else before
@@ -162,7 +165,9 @@ class GaussNewton(ModelOptimizer):
         decomposition = self.decompose(linearization)
         damping = decomposition.damping(self._radius(linearization))
         step = self.aim(damped_model(linearization, decomposition), damping)
+        # The step's own, not the one asked for: the damping may have met its lower bound
         radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
+        # Taken on trust; the next loss judges it, and `learn` shortens what it finds too long
         self._remember(Trial(step, damping, math.nan, radius), decomposition)
         return step.noting(damping=damping, radius=radius)
 
@@ -183,6 +188,7 @@ class GaussNewton(ModelOptimizer):
         """The bound of the radius, if the points are new; inf if they are not."""
         if self.memory.taken is None:
             return math.inf
+        # Sums in another order agree to more than a quarter of the digits, new points to less
         rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
         noise = standard_error(linearization)
         return self.memory.taken.longest(linearization.loss, noise, rounding)
@@ -190,6 +196,7 @@ class GaussNewton(ModelOptimizer):
     def _remember(self, trial: Trial, decomposition: Decomposition) -> None:
         """The radius, and what the next compression asks of this step."""
         damping = float(trial.damping)
+        # In units of sigma_1^2, which no scaling of the residuals changes
         largest = max(float(decomposition.S[0]) ** 2, torch.finfo(torch.float64).tiny)
         last = Last(damping / largest, decomposition.effective_parameters(damping))
         self.memory = Memory(trial.radius, last, self.memory.stage)

@@ -79,8 +79,10 @@ def second_derivative(
 
     Source: Transtrum & Sethna (2012), eq. 21.
     """
+    # Truncation is proportional to h, rounding to eps / h^2: equal at h = eps^(1/3)
     h = torch.finfo(v.dtype).eps ** (1 / 3) if h is None else h
     moved = residual_at(objective, h * v)
+    # J v is known exactly: a central difference would cost one evaluation more
     return 2 / h * ((moved - linearization.residual) / h - linearization @ v)
 
 
