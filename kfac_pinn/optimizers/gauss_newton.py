@@ -139,8 +139,8 @@ class GaussNewton(ModelOptimizer):
 
         # Trials share the decomposition: each costs little more than an evaluation of the loss
         trial = self.control(attempt, self._radius(linearization), target)
-        # Any decrease: how much is the target's business
         before = linearization.loss
+        # Any decrease: how much is the target's business
         accepted = trial.step.loss < before
         after = trial.step.loss if accepted else before
         self._remember(trial, decomposition)
