@@ -19,7 +19,7 @@ from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, ge
 from kfac_pinn.linalg.krylov import Operator, StopRule
 from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
-from kfac_pinn.optimizers.damped import DampedOptimizer
+from kfac_pinn.optimizers.damped import LEAST, DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
@@ -197,7 +197,7 @@ class HessianFree(DampedOptimizer):
     def adapt(self, damping: float | Tensor, ratio: float, law: DampingLaw) -> None:
         """lambda of every group, by a law."""
         for group in self.param_groups:
-            group["damping"] = law(group["damping"], ratio)
+            group["damping"] = max(law(group["damping"], ratio), LEAST * self.defaults["damping"])
 
     def _solve(
         self, linearization: Linearization, curvature: Operator, damping: Tensor

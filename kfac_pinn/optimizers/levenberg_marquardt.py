@@ -126,10 +126,12 @@ class LevenbergMarquardt(ModelOptimizer):
             vetoed = trial.ratio > 0 and not acceptable(trial.step)
             if trial.ratio > 0 and not vetoed:
                 # A damping that had to be raised is right: nothing says yet that it may fall
-                self.memory = Memory(damping if number else self.law(damping, trial.ratio))
+                following = damping if number else self.law(damping, trial.ratio)
+                self.memory = replace(self.memory.followed(first, following), vetoed=False)
                 return trial.step.noting(damping=damping, ratio=trial.ratio, vetoed=0)
             damping *= 2.0 ** (number + 1)
-        self.memory = Memory(first if vetoed else damping, vetoed)
+        following = first if vetoed else damping
+        self.memory = replace(self.memory.followed(first, following), vetoed=vetoed)
         outcome = Outcome.VETOED if vetoed else Outcome.NO_DECREASE
         return Step.stay(outcome, damping=damping, ratio=trial.ratio, vetoed=int(vetoed))
 
@@ -146,13 +148,14 @@ class LevenbergMarquardt(ModelOptimizer):
             )
         solver = Solver(linearization)
         damping = self.memory.damping or self.fraction * solver.mean_diagonal
-        self.memory = Memory(damping)
+        self.memory = replace(self.memory, damping=damping)
         return self.aim(DampedModel(linearization, solver.step), damping).noting(damping=damping)
 
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """mu follows the ratio of the step before."""
         if self.memory.damping is not None:
-            self.memory = Memory(law(self.memory.damping, ratio))
+            used = self.memory.damping
+            self.memory = self.memory.followed(used, law(used, ratio))
 
     def _attempt(self, solver: Solver, damping: float, objective: Objective) -> Trial:
         """The bent step at a damping, and how much of the promised decrease it keeps."""
