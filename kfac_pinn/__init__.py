@@ -155,6 +155,7 @@ from kfac_pinn.search import (
     Step,
     TargetSchedule,
 )
+from kfac_pinn.processes import Processes
 from kfac_pinn.taylor_mode import (
     Jet,
     bilaplacian,
@@ -248,6 +249,7 @@ __all__ = [
     "PirateNet",
     "Polygon",
     "Problem",
+    "Processes",
     "Progress",
     "Quadrature",
     "RatioControl",

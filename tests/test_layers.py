@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
-    ["notices"],
+    ["notices", "processes"],
     ["linalg"],
     ["taylor_mode.detached", "taylor_mode.rule_table", "taylor_mode.basis"],
     ["taylor_mode.jets"],
@@ -34,7 +34,7 @@ FLOORS = [
     ["jacobian.assembly", "jacobian.check"],
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
-    ["jacobian.running"],
+    ["jacobian.running", "jacobian.sharded"],
     ["jacobian.closure"],
     ["jacobian.objective"],
     ["jacobian"],

@@ -46,7 +46,8 @@ class MonteCarlo:
         generator = generator_for(self.seed, step)
         like = linearization.residual
         sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
-        return linearization.split(sample.to(like))
+        parts = zip(linearization.split(sample.to(like)), linearization.places, strict=True)
+        return [part[place] for part, place in parts]
 
 
 @dataclass(frozen=True)

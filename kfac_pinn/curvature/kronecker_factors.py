@@ -12,8 +12,9 @@ physics-informed neural networks"; Eschenhagen et al. (2023) for weight sharing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TypeAlias
 
 import torch
@@ -94,7 +95,8 @@ class Factors:
     def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
         """The factors of every block at the current parameters."""
         cotangents = self.fisher.cotangents(linearization, step)
-        return {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
+        found = {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
+        return reduced(found, linearization)
 
     def average_of(self, known: BlockFactors | None, measured: BlockFactors) -> BlockFactors:
         """The averages with the factors just measured; a term that is gone is forgotten."""
@@ -247,6 +249,28 @@ class KroneckerCurvature:
         for block, curvature in self.blocks.items():
             precondition(block, curvature.inverse, v, out)
         return out
+
+
+def reduced(
+    found: dict[Block, BlockFactors], linearization: Linearization
+) -> dict[Block, BlockFactors]:
+    """Means over the points of all processes, A_k = sum_q N_kq / N_k A_kq, from those of each.
+
+    The Gramians of other leaves are sums already.
+    """
+    if linearization.processes.count == 1:
+        return found
+    layers = {b: f.pairs for b, f in found.items() if isinstance(f, LayerFactors)}
+    keys = [(block, k) for block, pairs in layers.items() for k in pairs]
+    own = [(linearization.terms[k].share, layers[block][k]) for block, k in keys]
+    sums = linearization.processes.sum(*(w * M for w, pair in own for M in (pair.A, pair.B)))
+    whole = dict(zip(keys, starmap(KroneckerPair, batched(sums)), strict=True))
+    return found | {b: LayerFactors({k: whole[b, k] for k in pairs}) for b, pairs in layers.items()}
+
+
+def batched(sums: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two at a time."""
+    return zip(sums[::2], sums[1::2], strict=True)
 
 
 def leaf_inverse(gramian: Tensor, damping: float, ridge: Tensor | None) -> Tensor:

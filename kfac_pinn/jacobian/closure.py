@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,9 +26,11 @@ from kfac_pinn.jacobian.layers import Block
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Residuals, Term
 from kfac_pinn.jacobian.running import evaluate, explained, terms_at
+from kfac_pinn.jacobian.sharded import ShardedLinearization
 from kfac_pinn.jacobian.sources import Source
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
-from kfac_pinn.jacobian.terms import as_terms, holds_loss, total_loss
+from kfac_pinn.jacobian.terms import as_terms, holds_loss, loss_of
+from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = [
     "Block",
@@ -68,6 +71,7 @@ def linearize(
     names: Sequence[str] | None = None,
     *,
     data: bool = False,
+    processes: Group = ALONE,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
 
@@ -80,6 +84,7 @@ def linearize(
             schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
         data: note what tells its points from others, in `Linearization.data`.
+        processes: that have further points, each in a closure of its own.
 
     Raises:
         TypeError, ValueError: for a closure that returns something else, or parameters that differ
@@ -88,14 +93,34 @@ def linearize(
             cannot be seen exactly; the parameter is named.
         FloatingPointError: for a residual or a gradient that is not finite.
     """
-    known = named(list(parameters), names)
+    with processes.together():
+        share = share_of(closure, named(list(parameters), names), check, data, processes)
+    return joined(share, processes)
+
+
+def joined(share: Linearization, processes: Group) -> Linearization:
+    """r and J of all processes, from what this one holds of them."""
+    return share if isinstance(processes, Alone) else ShardedLinearization(share, processes)
+
+
+def share_of(
+    closure: Callable[[], Residuals],
+    known: dict[Tensor, str],
+    check: bool | CheckSchedule | None,
+    data: bool,
+    processes: Group,
+) -> Linearization:
+    """r and J of the points of this process, each term weighted by its share of all points."""
     if not callable(closure):
         raise TypeError(
             "the closure must be a function that returns the residuals, found "
             f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
         )
     before = [p.detach().clone() for p in known]
+    processes.same(known)
     if isinstance(closure, SelfLinearizing):
+        if processes.count > 1:
+            raise TypeError(ONE_PROCESS.format(closure=type(closure).__name__))
         with torch.enable_grad(), due(check, known, [type(closure)]) as now:
             result = closure.linearize(list(known))
             refuse_changes(known, before)
@@ -117,7 +142,7 @@ def linearize(
             )
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
-            result = linearized(output, known, source)
+            result = linearized(output, known, source, processes)
             result.needs_gradients = capture.calls_autograd or holds_loss(output)
             result.changes_gradients = watch.gradients_were_changed
             result.others = pass_on(watch.losses, known, capture.differentiated)
@@ -131,40 +156,55 @@ def linearize_loss(
     parameters: Iterable[Tensor],
     check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
+    *,
+    processes: Group = ALONE,
 ) -> Linearization:
     """The linearisation of a loss that has been computed already, or of the sum of several.
 
     Args:
         losses: tensors of one number each, with their graphs (`BackwardWatch` keeps them).
-        parameters, check, names: as of `linearize`.
+        parameters, check, names, processes: as of `linearize`.
 
     Raises:
         As `linearize`.
     """
-    known = named(list(parameters), names)
     losses = [losses] if isinstance(losses, Tensor) else list(losses)
-    with torch.enable_grad():
+    with processes.together(), torch.enable_grad():
+        known = named(list(parameters), names)
+        processes.same(known)
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
-            result = linearized(total, known, Source(known, None, now, check is not False))
-            result.data = data_of([total], list(known))
-            return result
+            source = Source(known, None, now, check is not False)
+            share = linearized(total, known, source, processes)
+            share.data = data_of([total], list(known))
+    return joined(share, processes)
 
 
-def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
+def linearized(
+    output: Any, known: Mapping[Tensor, str], source: Source, processes: Group = ALONE
+) -> Linearization:
     """r and J of what a closure returned or called backward on, with its graph."""
     like = next(iter(known))
     terms = as_terms(output, known)
-    triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-    loss = total_loss(output) if holds_loss(output) else sum(term.loss() for term in terms)
-    linear_term = linear_term_of(terms, list(known))
-    value = float(torch.as_tensor(loss).detach())
-    result = Linearization(list(known), source.terms(triples), value, linear_term)
+    triples = [[(term.name, *pair) for pair in tangents_of(term, like)] for term in terms]
+    points = processes.totals([term.points for term in terms])
+    weights = [term.points / total for term, total in zip(terms, points, strict=True)]
+    value = float(loss_of(output, terms, weights).detach())
+    linear_term = linear_term_of(terms, weights, list(known))
+    outputs = [triple for each in triples for triple in each]
+    totals = [total for each, total in zip(triples, points, strict=True) for _ in each]
+    pairs = zip(source.terms(outputs), totals, strict=True)
+    result = Linearization(list(known), [of_all(*pair) for pair in pairs], value, linear_term)
     refuse_infinite(result, known)
     if source.check:
         warn_of_tf32(like)
-        warn_of_unused(result, known, [output for _, output, _ in triples])
+        warn_of_unused(result, known, [output for _, output, _ in outputs])
     return result
+
+
+def of_all(term: TermJacobian, points: int) -> TermJacobian:
+    """A term whose loss is the mean over so many points, those of other processes included."""
+    return term if points == len(term.residual) else replace(term, points=points)
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -233,9 +273,12 @@ def outputs_of(closure: Callable[[], Residuals], like: Tensor) -> list[Tensor]:
     return [output for term in as_terms(closure()) for output, _ in tangents_of(term, like)]
 
 
-def linear_term_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:
+def linear_term_of(
+    terms: Sequence[Term], weights: Sequence[float], parameters: Sequence[Tensor]
+) -> Tensor | None:
     """The gradient of what the convex losses' tangents leave over."""
-    parts = [part for part in (term.linear_term() for term in terms) if part is not None]
+    found = [(weight, t.linear_term()) for weight, t in zip(weights, terms, strict=True)]
+    parts = [weight * part for weight, part in found if part is not None]
     return autograd_of(torch.stack(parts).sum(), parameters) if parts else None
 
 
@@ -247,3 +290,9 @@ def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
                 f"the gradient of parameter {name} is not finite although the residual is. Look "
                 "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
             )
+
+
+ONE_PROCESS = (
+    "{closure} gives its own Jacobian (a method `linearize`), which knows of its own points only: "
+    "leave out processes=..., or hand over a plain function that calls it"
+)

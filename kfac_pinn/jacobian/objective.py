@@ -11,6 +11,7 @@ from torch import Tensor
 from kfac_pinn.jacobian.check import names_of, refuse_changes
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.jacobian.running import evaluate
+from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["Objective"]
 
@@ -23,6 +24,7 @@ class Objective:
         parameters: moved for an evaluation, put back by `restore`.
         names: of the parameters, for errors.
         ridge: w (P,) of a term 1/2 sum_i w_i theta_i^2 beside the closure's loss.
+        processes: whose closures add up to the loss.
 
     Raises (when called):
         RuntimeError: for a closure that changes a parameter.
@@ -34,7 +36,9 @@ class Objective:
         parameters: Sequence[Tensor],
         names: Sequence[str] | None = None,
         ridge: Tensor | None = None,
+        processes: Group = ALONE,
     ) -> None:
+        self.processes = processes
         self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
         self.names = names_of(self.parameters, names)
         self.repeatable = True  # whether the closure may be evaluated at other parameters
@@ -64,8 +68,10 @@ class Objective:
     def _evaluate(self, displacement: Tensor) -> float:
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
-        loss = float(self._loss())
-        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        with self.processes.together():
+            share = self._loss().detach().double()
+            refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        loss = float(self.processes.sum(share)[0])
         if self.ridge is not None:
             loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
         return loss if math.isfinite(loss) else math.inf
@@ -73,12 +79,12 @@ class Objective:
     def _loss(self) -> Tensor:
         """By the closure, without a graph unless it turns out to need one."""
         try:
-            return evaluate(self.closure, self.gradients, self.parameters)
+            return evaluate(self.closure, self.gradients, self.parameters, self.processes)
         except RuntimeError as error:
             if self.gradients or "grad" not in str(error):
                 raise
             self.gradients = True  # "cannot register a hook on a tensor that doesn't require ..."
-            return evaluate(self.closure, True, self.parameters)
+            return evaluate(self.closure, True, self.parameters, self.processes)
 
     @torch.no_grad()
     def _write(self, flat: Tensor) -> None:

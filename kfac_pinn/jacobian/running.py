@@ -12,14 +12,20 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch
 from kfac_pinn.jacobian.losses import Term
-from kfac_pinn.jacobian.terms import as_terms, total_loss
+from kfac_pinn.jacobian.terms import as_terms, loss_of, total_loss
+from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["evaluate", "explained", "terms_at"]
 
 Closure = Callable[[], Any]
 
 
-def evaluate(closure: Closure, gradients: bool = True, parameters: Iterable[Tensor] = ()) -> Tensor:
+def evaluate(
+    closure: Closure,
+    gradients: bool = True,
+    parameters: Iterable[Tensor] = (),
+    processes: Group = ALONE,
+) -> Tensor:
     """L at the current parameters, of a closure that returns residuals or calls backward.
 
     Args:
@@ -27,8 +33,15 @@ def evaluate(closure: Closure, gradients: bool = True, parameters: Iterable[Tens
         gradients: whether it may need a graph: one that calls autograd does
             (`Linearization.needs_gradients`).
         parameters: whose gradients code after backward() may want to find, to clip them say.
+        processes: with several of them, the part of L that the points of this one contribute.
     """
-    return total_loss(run(closure, gradients, parameters))
+    output = run(closure, gradients, parameters)
+    if isinstance(processes, Alone):
+        return total_loss(output)
+    terms = as_terms(output)
+    totals = processes.totals([term.points for term in terms])
+    weights = [term.points / total for term, total in zip(terms, totals, strict=True)]
+    return loss_of(output, terms, weights)
 
 
 def terms_at(closure: Closure, gradients: bool = True) -> list[Term]:

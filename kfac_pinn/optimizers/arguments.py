@@ -13,8 +13,17 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from kfac_pinn.jacobian.check import CheckSchedule
+from kfac_pinn.processes import ALONE, Group, Processes
 
-__all__ = ["Common", "check_group", "checked", "natural_lr", "refuse_unknown", "whole_number"]
+__all__ = [
+    "Common",
+    "check_group",
+    "checked",
+    "grouped",
+    "natural_lr",
+    "refuse_unknown",
+    "whole_number",
+]
 
 
 class Common(TypedDict, total=False):
@@ -25,11 +34,13 @@ class Common(TypedDict, total=False):
         max_iter: steps in one call of `step(closure)`, at most, as in `torch.optim.LBFGS`.
         check: when the Jacobian is compared with autograd's: True, at every step; False, never; by
             default in the steps 1, 2, 4, 8, ... and every hundredth (`CheckSchedule()`).
+        processes: that train together, each on its points (`Processes()`); None: this one alone.
     """
 
     weight_decay: float
     max_iter: int
     check: bool | CheckSchedule
+    processes: Processes | None
 
 
 Range = tuple[Callable[[float], bool], str]
@@ -134,6 +145,18 @@ def checked(value: Any) -> bool | CheckSchedule:
     if isinstance(value, (bool, CheckSchedule)):
         return value
     raise TypeError(f"check is True, False or a CheckSchedule, found {value!r}")
+
+
+def grouped(value: Any) -> Group:
+    """Who trains together."""
+    if value is None:
+        return ALONE
+    if isinstance(value, Processes):
+        return value
+    raise TypeError(
+        f"processes is Processes(), of kfac_pinn, or None, found {value!r}: a group of "
+        "torch.distributed is its argument, Processes(group)"
+    )
 
 
 def natural_lr(owner: type) -> Any:

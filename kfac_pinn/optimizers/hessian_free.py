@@ -59,9 +59,9 @@ class Hessian:
     """
 
     def product(self, linearization: Linearization, closure: Closure) -> Operator:
-        parameters = linearization.parameters
-        with torch.enable_grad():
-            loss = evaluate(closure)
+        parameters, processes = linearization.parameters, linearization.processes
+        with processes.together(), torch.enable_grad():
+            loss = evaluate(closure, processes=processes)
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
@@ -73,7 +73,8 @@ class Hessian:
             columns = torch.autograd.grad(
                 gradient, parameters, v, retain_graph=True, materialize_grads=True
             )
-            return torch.cat([column.reshape(-1) for column in columns]) + ridge * v
+            (whole,) = processes.sum(torch.cat([column.reshape(-1) for column in columns]))
+            return whole + ridge * v
 
         return product
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch, depends_on
 from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, does_nothing, release
+from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["NO_DEFAULT", "Source"]
 
@@ -63,13 +64,16 @@ class Source:
             self._watch.start()
 
     @contextmanager
-    def reading(self, closure: Any, name: str, times: int) -> Iterator[Reading]:
+    def reading(
+        self, closure: Any, name: str, times: int, processes: Group = ALONE
+    ) -> Iterator[Reading]:
         """The closure, or the losses so far; afterwards no graph is kept.
 
         Args:
             closure: as `step` got it.
             name: of the optimizer, for errors.
             times: how often it will be read.
+            processes: whose closures, or losses, belong together.
 
         Raises:
             RuntimeError: without a closure, if no loss was sent backwards, or several steps are to
@@ -82,9 +86,11 @@ class Source:
         try:
             # Lightning hands a closure over that does nothing, after it sent its losses backwards.
             if missing or (losses and does_nothing(closure)):
-                yield by_losses(losses, name, times, self._watch.taken)
+                with processes.together():
+                    reading = by_losses(losses, name, times, processes, self._watch.taken)
+                yield reading
             else:
-                yield ByClosure(closure, len(losses))
+                yield ByClosure(closure, len(losses), processes)
         finally:
             self._stepping = False
             release(self._watch.losses)
@@ -93,7 +99,9 @@ class Source:
                 self._watch.start()
 
 
-def by_losses(losses: list[Tensor], name: str, times: int, taken: bool = False) -> ByLosses:
+def by_losses(
+    losses: list[Tensor], name: str, times: int, processes: Group = ALONE, taken: bool = False
+) -> ByLosses:
     """What a step without a closure reads."""
     if taken:
         raise RuntimeError(TAKEN.format(name=name))
@@ -104,7 +112,7 @@ def by_losses(losses: list[Tensor], name: str, times: int, taken: bool = False) 
             f"max_iter={times} steps in one call need a closure: write "
             "`optimizer.step(closure)`, or leave out max_iter"
         )
-    return ByLosses(losses)
+    return ByLosses(losses, processes)
 
 
 TAKEN = (

@@ -80,20 +80,25 @@ def second_derivative(
     Source: Transtrum & Sethna (2012), eq. 21.
     """
     h = torch.finfo(v.dtype).eps ** (1 / 3) if h is None else h
-    moved = residual_at(objective, h * v)
+    moved = residual_at(objective, linearization, h * v)
     return 2 / h * ((moved - linearization.residual) / h - linearization @ v)
 
 
 @torch.no_grad()
-def residual_at(objective: Objective, displacement: Tensor) -> Tensor:
+def residual_at(
+    objective: Objective, linearization: Linearization, displacement: Tensor
+) -> Tensor:
     """r(theta + displacement), stacked and scaled, shape (R,)."""
     objective.move(displacement)
     objective.evaluations += 1
-    terms = terms_at(objective.closure, objective.gradients)
+    with objective.processes.together():
+        terms = terms_at(objective.closure, objective.gradients)
+        points = objective.processes.totals([term.points for term in terms])
     objective.restore()
     if other := [t.name for t in terms if not isinstance(t, LeastSquares)]:
         raise ValueError(
             f"geodesic acceleration needs residuals, but {', '.join(other)} has a convex loss; "
             "construct the optimizer with acceleration=None"
         )
-    return torch.cat([t.residual / len(t.residual) ** 0.5 for t in terms])  # type: ignore[union-attr]
+    pairs = zip(terms, points, strict=True)
+    return linearization.whole(torch.cat([t.residual / N**0.5 for t, N in pairs]))  # type: ignore[union-attr]
