@@ -35,6 +35,7 @@ from kfac_pinn.curvature import (
     Type2,
 )
 from kfac_pinn.jacobian import (
+    Batches,
     CheckSchedule,
     ConvexLoss,
     Linearization,
@@ -192,6 +193,7 @@ __all__ = [
     "Average",
     "Ball",
     "Batch",
+    "Batches",
     "Box",
     "Callback",
     "Causal",

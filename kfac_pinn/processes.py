@@ -42,6 +42,10 @@ class Alone:
         """The rows."""
         return rows
 
+    def of_rank(self, tensors: Sequence[Tensor], rank: int) -> list[Tensor]:
+        """The tensors."""
+        return list(tensors)
+
     def totals(self, counts: Sequence[int]) -> list[int]:
         """The counts."""
         return list(counts)
@@ -151,6 +155,8 @@ class Processes:
 
     def sum(self, *tensors: Tensor) -> list[Tensor]:
         """The sums over the processes, in one exchange."""
+        if not tensors:
+            return []
         flat = torch.cat([t.reshape(-1) for t in tensors])
         self._carry(lambda: dist.all_reduce(flat, group=self.group))
         self.sent += 2 * flat.nbytes * (self.count - 1) // self.count

@@ -24,7 +24,7 @@ FLOORS = [
     ["taylor_mode.operators"],
     ["taylor_mode.stochastic"],
     ["taylor_mode"],
-    ["jacobian.losses", "jacobian.layers", "jacobian.dense_rows", "jacobian.backward"],
+    ["jacobian.losses", "jacobian.layers", "jacobian.dense_rows", "jacobian.backward", "jacobian.batches"],
     ["jacobian.blocks"],
     ["jacobian.capture", "jacobian.partition", "jacobian.matrix_free"],
     ["jacobian.sampled", "jacobian.squares", "jacobian.residual_graph"],

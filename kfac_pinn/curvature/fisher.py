@@ -44,9 +44,9 @@ class MonteCarlo:
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         generator = generator_for(self.seed, step)
-        like = linearization.residual
-        sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
-        parts = zip(linearization.split(sample.to(like)), linearization.places, strict=True)
+        like, totals = linearization.terms[0].residual, linearization.totals
+        sample = torch.randn(sum(totals), generator=generator, dtype=torch.float64)
+        parts = zip(sample.to(like).split(totals), linearization.places, strict=True)
         return [part[place] for part, place in parts]
 
 

@@ -12,16 +12,16 @@ physics-informed neural networks"; Eschenhagen et al. (2023) for weight sharing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import starmap
+from functools import reduce
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.factor_damping import DampingRule, EqualDamping
-from kfac_pinn.curvature.fisher import Cotangents, Fisher, Type2
+from kfac_pinn.curvature.fisher import Fisher, Type2
 from kfac_pinn.curvature.weight_sharing import Expand, Sharing
 from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.linearization import Linearization
@@ -94,9 +94,13 @@ class Factors:
 
     def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
         """The factors of every block at the current parameters."""
-        cotangents = self.fisher.cotangents(linearization, step)
-        found = {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
-        return reduced(found, linearization)
+        pairs = self._pairs(linearization, step)
+        return {
+            block: LeafGramian(linearization.leaf_gramian(block, step))
+            if isinstance(block, Leaf)
+            else LayerFactors({k: pair for (i, k), pair in pairs.items() if i == number})
+            for number, block in enumerate(linearization.blocks)
+        }
 
     def average_of(self, known: BlockFactors | None, measured: BlockFactors) -> BlockFactors:
         """The averages with the factors just measured; a term that is gone is forgotten."""
@@ -155,19 +159,26 @@ class Factors:
             renewed[block] = BlockCurvature(block.size, factors, inverse)
         return KroneckerCurvature(renewed, ridge)
 
-    def _of(
-        self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
-    ) -> BlockFactors:
-        if isinstance(block, Leaf):
-            return LeafGramian(linearization.leaf_gramian(block, step))
-        pairs = {}
-        for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
-            if (found := term.factors(block, step)) is not None:
-                jacobian, by_point = found
-                A = self.sharing.inputs(jacobian.inputs)
-                B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
-                pairs[k] = KroneckerPair(A[block.columns, block.columns], B)
-        return LayerFactors(pairs)
+    def _pairs(self, linearization: Linearization, step: int) -> dict[Place, KroneckerPair]:
+        """Of every layer and term, A_k = sum_s N_ks / N_k A_ks and B_k over the parts s of J."""
+        found = [self._pairs_of(part, step) for part in linearization.parts()]
+        places = list(found[0])
+        sums = [reduce(torch.add, (f[p][side] for f in found)) for side in (0, 1) for p in places]
+        whole = linearization.processes.sum(*sums)
+        A, B = whole[: len(places)], whole[len(places) :]
+        return dict(zip(places, map(KroneckerPair, A, B), strict=True))
+
+    def _pairs_of(self, part: Linearization, step: int) -> dict[Place, tuple[Tensor, Tensor]]:
+        """What one part adds to them."""
+        cotangents, pairs = self.fisher.cotangents(part, step), {}
+        for number, block in enumerate(part.blocks):
+            for k, (term, u) in enumerate(zip(part.terms, cotangents, strict=True)):
+                if (found := term.factors(block, step)) is not None:
+                    jacobian, by_point = found
+                    A = self.sharing.inputs(jacobian.inputs)[block.columns, block.columns]
+                    B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
+                    pairs[number, k] = term.share * A, term.share * B
+        return pairs
 
     def _gradients(self, g: Tensor, u: Tensor | float | None) -> Tensor:
         if u is None:
@@ -214,6 +225,7 @@ class DenseInverse:
 
 BlockFactors: TypeAlias = LayerFactors | LeafGramian
 BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
+Place: TypeAlias = tuple[int, int]  # the number of a block and of a term
 
 
 @dataclass
@@ -249,28 +261,6 @@ class KroneckerCurvature:
         for block, curvature in self.blocks.items():
             precondition(block, curvature.inverse, v, out)
         return out
-
-
-def reduced(
-    found: dict[Block, BlockFactors], linearization: Linearization
-) -> dict[Block, BlockFactors]:
-    """Means over the points of all processes, A_k = sum_q N_kq / N_k A_kq, from those of each.
-
-    The Gramians of other leaves are sums already.
-    """
-    if linearization.processes.count == 1:
-        return found
-    layers = {b: f.pairs for b, f in found.items() if isinstance(f, LayerFactors)}
-    keys = [(block, k) for block, pairs in layers.items() for k in pairs]
-    own = [(linearization.terms[k].share, layers[block][k]) for block, k in keys]
-    sums = linearization.processes.sum(*(w * M for w, pair in own for M in (pair.A, pair.B)))
-    whole = dict(zip(keys, starmap(KroneckerPair, batched(sums)), strict=True))
-    return found | {b: LayerFactors({k: whole[b, k] for k in pairs}) for b, pairs in layers.items()}
-
-
-def batched(sums: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two at a time."""
-    return zip(sums[::2], sums[1::2], strict=True)
 
 
 def leaf_inverse(gramian: Tensor, damping: float, ridge: Tensor | None) -> Tensor:

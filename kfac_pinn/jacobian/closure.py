@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch, pass_on
+from kfac_pinn.jacobian.batches import Batches
 from kfac_pinn.jacobian.capture import PRECISION, Capture
 from kfac_pinn.jacobian.capture.data import data_of
 from kfac_pinn.jacobian.check import (
@@ -26,7 +28,7 @@ from kfac_pinn.jacobian.layers import Block
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Residuals, Term
 from kfac_pinn.jacobian.running import evaluate, explained, terms_at
-from kfac_pinn.jacobian.sharded import ShardedLinearization
+from kfac_pinn.jacobian.sharded import ShardedLinearization, Shards
 from kfac_pinn.jacobian.sources import Source
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.jacobian.terms import as_terms, holds_loss, loss_of
@@ -42,6 +44,9 @@ __all__ = [
     "linearize_loss",
     "terms_at",
 ]
+
+
+Totals: TypeAlias = Callable[[Sequence[int]], list[int]]
 
 
 @runtime_checkable
@@ -78,7 +83,7 @@ def linearize(
     Args:
         closure: takes no arguments, returns residuals (a tensor (N,) or (N, 1), a tuple or a dict
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
-            asked for its own (`SelfLinearizing`).
+            asked for its own (`SelfLinearizing`). `Batches` of closures count as one.
         parameters: the trained tensors; other leaves are constants.
         check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
             schedule says so; None: the first time that a program is seen; False: never.
@@ -94,13 +99,95 @@ def linearize(
         FloatingPointError: for a residual or a gradient that is not finite.
     """
     with processes.together():
-        share = share_of(closure, named(list(parameters), names), check, data, processes)
-    return joined(share, processes)
+        known = named(list(parameters), names)
+        processes.same(known)
+        shared = not isinstance(processes, Alone) or isinstance(closure, Batches)
+        if shared and isinstance(closure, SelfLinearizing):
+            raise TypeError(ONE_PROCESS.format(closure=type(closure).__name__))
+        if isinstance(closure, Batches):
+            totals = processes.totals(counted(closure))
+            shards: Shards = Anew(closure, known, check, data, totals)
+        else:
+            shards = kept(share_of(closure, known, check, data, processes.totals))
+    return ShardedLinearization(shards, processes) if shared else next(shards())
 
 
-def joined(share: Linearization, processes: Group) -> Linearization:
-    """r and J of all processes, from what this one holds of them."""
-    return share if isinstance(processes, Alone) else ShardedLinearization(share, processes)
+def kept(share: Linearization) -> Shards:
+    """One shard, which stays in memory."""
+    return lambda: iter([share])
+
+
+def counted(batches: Batches) -> list[int]:
+    """The number of points of every term in all batches.
+
+    Raises:
+        RuntimeError: for batches of different terms.
+    """
+    counts = [[term.points for term in terms_at(closure)] for closure in batches.closures]
+    if differ := [b for b, found in enumerate(counts) if len(found) != len(counts[0])]:
+        raise RuntimeError(
+            f"batch 0 returns {len(counts[0])} terms, batch {differ[0]} {len(counts[differ[0]])}: "
+            "every batch returns the same terms, of some of the points"
+        )
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+class Anew:
+    """The batches of a closure, each linearised when it is its turn, at the same parameters.
+
+    Args:
+        batches: the closures.
+        known, check, data: as of `share_of`; compared with autograd the first time only.
+        totals: the points of every term in all batches of all processes.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        known: dict[Tensor, str],
+        check: bool | CheckSchedule | None,
+        data: bool,
+        totals: list[int],
+    ) -> None:
+        self.closures, self.known, self.data = batches.closures, known, data
+        self.check, self.totals = check, totals
+        self.here = [p.detach().clone() for p in known]
+        self.losses: dict[int, float] = {}
+
+    def __call__(self) -> Iterator[Linearization]:
+        """One after another.
+
+        Raises:
+            RuntimeError: for a batch whose loss is another than it was.
+        """
+        check, self.check = self.check, False
+        for number, closure in enumerate(self.closures):
+            with at(self.known, self.here):
+                share = share_of(closure, self.known, check, self.data, lambda _: self.totals)
+            known = self.losses.setdefault(number, share.loss)
+            if abs(share.loss - known) > torch.finfo(share.residual.dtype).eps ** 0.5 * abs(known):
+                raise RuntimeError(
+                    f"batch {number} has the loss {known:.6g} first and {share.loss:.6g} later in "
+                    "the same step: draw its points before the step, not inside the closure"
+                )
+            yield share
+
+
+@contextmanager
+def at(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> Iterator[None]:
+    """Parameters at other values for a while; a trial may have moved them."""
+    moved = [p.detach().clone() for p in parameters]
+    write(parameters, values)
+    try:
+        yield
+    finally:
+        write(parameters, moved)
+
+
+def write(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """As `Objective` does."""
+    for p, value in zip(parameters, values, strict=True):
+        p.data.copy_(value)
 
 
 def share_of(
@@ -108,19 +195,20 @@ def share_of(
     known: dict[Tensor, str],
     check: bool | CheckSchedule | None,
     data: bool,
-    processes: Group,
+    totals: Totals,
 ) -> Linearization:
-    """r and J of the points of this process, each term weighted by its share of all points."""
+    """r and J of some of the points, each term weighted by its share of all points.
+
+    Args:
+        totals: from the number of points of each term to the number of all.
+    """
     if not callable(closure):
         raise TypeError(
             "the closure must be a function that returns the residuals, found "
             f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
         )
     before = [p.detach().clone() for p in known]
-    processes.same(known)
     if isinstance(closure, SelfLinearizing):
-        if processes.count > 1:
-            raise TypeError(ONE_PROCESS.format(closure=type(closure).__name__))
         with torch.enable_grad(), due(check, known, [type(closure)]) as now:
             result = closure.linearize(list(known))
             refuse_changes(known, before)
@@ -142,7 +230,7 @@ def share_of(
             )
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
-            result = linearized(output, known, source, processes)
+            result = linearized(output, known, source, totals)
             result.needs_gradients = capture.calls_autograd or holds_loss(output)
             result.changes_gradients = watch.gradients_were_changed
             result.others = pass_on(watch.losses, known, capture.differentiated)
@@ -175,25 +263,25 @@ def linearize_loss(
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
             source = Source(known, None, now, check is not False)
-            share = linearized(total, known, source, processes)
+            share = linearized(total, known, source, processes.totals)
             share.data = data_of([total], list(known))
-    return joined(share, processes)
+    return share if isinstance(processes, Alone) else ShardedLinearization(kept(share), processes)
 
 
 def linearized(
-    output: Any, known: Mapping[Tensor, str], source: Source, processes: Group = ALONE
+    output: Any, known: Mapping[Tensor, str], source: Source, totals: Totals = list
 ) -> Linearization:
     """r and J of what a closure returned or called backward on, with its graph."""
     like = next(iter(known))
     terms = as_terms(output, known)
     triples = [[(term.name, *pair) for pair in tangents_of(term, like)] for term in terms]
-    points = processes.totals([term.points for term in terms])
+    points = totals([term.points for term in terms])
     weights = [term.points / total for term, total in zip(terms, points, strict=True)]
     value = float(loss_of(output, terms, weights).detach())
     linear_term = linear_term_of(terms, weights, list(known))
     outputs = [triple for each in triples for triple in each]
-    totals = [total for each, total in zip(triples, points, strict=True) for _ in each]
-    pairs = zip(source.terms(outputs), totals, strict=True)
+    numbers = [total for each, total in zip(triples, points, strict=True) for _ in each]
+    pairs = zip(source.terms(outputs), numbers, strict=True)
     result = Linearization(list(known), [of_all(*pair) for pair in pairs], value, linear_term)
     refuse_infinite(result, known)
     if source.check:
@@ -294,5 +382,5 @@ def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
 
 ONE_PROCESS = (
     "{closure} gives its own Jacobian (a method `linearize`), which knows of its own points only: "
-    "leave out processes=..., or hand over a plain function that calls it"
+    "leave out processes=... and Batches, or hand over a plain function that calls it"
 )

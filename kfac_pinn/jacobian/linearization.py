@@ -139,7 +139,16 @@ class Linearization:
             term.add_vjp(part, out)
         return out
 
-    @property
+    def parts(self) -> Iterator[Linearization]:
+        """Linearisations with the rows that are held here, one after another: this one."""
+        yield self
+
+    @cached_property
+    def totals(self) -> list[int]:
+        """The number of points of each term, wherever they are held."""
+        return [len(term.residual) for term in self.terms]
+
+    @cached_property
     def places(self) -> list[slice]:
         """Of each term, which of its points are held here: all of them."""
         return [slice(None) for _ in self.terms]

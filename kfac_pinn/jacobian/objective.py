@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.batches import Batches
 from kfac_pinn.jacobian.check import names_of, refuse_changes
 from kfac_pinn.jacobian.losses import Residuals
-from kfac_pinn.jacobian.running import evaluate
-from kfac_pinn.processes import ALONE, Group
+from kfac_pinn.jacobian.running import evaluate as loss_at
+from kfac_pinn.jacobian.running import sums
+from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["Objective"]
 
@@ -69,22 +71,33 @@ class Objective:
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
         with self.processes.together():
-            share = self._loss().detach().double()
+            found = self._loss()
             refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
-        loss = float(self.processes.sum(share)[0])
+        loss = float(self._of_all(found) if self.shared else found)
         if self.ridge is not None:
             loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
         return loss if math.isfinite(loss) else math.inf
 
+    @property
+    def shared(self) -> bool:
+        """Whether the points of a term are those of several closures."""
+        return not isinstance(self.processes, Alone) or isinstance(self.closure, Batches)
+
+    def _of_all(self, sums: Tensor) -> Tensor:
+        """sum_k (sum_s N_ks L_ks) / (sum_s N_ks), from those of this process (K, 2)."""
+        losses, points = self.processes.sum(sums.to(self.origin.device))[0].unbind(1)
+        return (losses / points).sum()
+
     def _loss(self) -> Tensor:
         """By the closure, without a graph unless it turns out to need one."""
+        evaluate = sums if self.shared else loss_at
         try:
-            return evaluate(self.closure, self.gradients, self.parameters, self.processes)
+            return evaluate(self.closure, self.gradients, self.parameters)
         except RuntimeError as error:
             if self.gradients or "grad" not in str(error):
                 raise
             self.gradients = True  # "cannot register a hook on a tensor that doesn't require ..."
-            return evaluate(self.closure, True, self.parameters, self.processes)
+            return evaluate(self.closure, True, self.parameters)
 
     @torch.no_grad()
     def _write(self, flat: Tensor) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.batches import closures_of
 from kfac_pinn.jacobian.closure import terms_at
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import LeastSquares
@@ -92,13 +94,13 @@ def residual_at(
     objective.move(displacement)
     objective.evaluations += 1
     with objective.processes.together():
-        terms = terms_at(objective.closure, objective.gradients)
-        points = objective.processes.totals([term.points for term in terms])
+        closures = closures_of(objective.closure)
+        terms = [t for each in closures for t in terms_at(each, objective.gradients)]
     objective.restore()
     if other := [t.name for t in terms if not isinstance(t, LeastSquares)]:
         raise ValueError(
             f"geodesic acceleration needs residuals, but {', '.join(other)} has a convex loss; "
             "construct the optimizer with acceleration=None"
         )
-    pairs = zip(terms, points, strict=True)
+    pairs = zip(terms, cycle(linearization.totals), strict=False)  # batch after batch
     return linearization.whole(torch.cat([t.residual / N**0.5 for t, N in pairs]))  # type: ignore[union-attr]
