@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import kfac_pinn as kp
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, Processes, laplacian
 
-FIXED = kp.TruncatedCG(stop=(), iterations=8, backtracking=False)  # where to stop is a near tie
+FIXED = kp.TruncatedCG(iterations=5, backtracking=False)  # where to stop is a near tie
 NYSTROM = kp.TruncatedCG(iterations=20, preconditioner=kp.NystromPreconditioner())
 
 # Weight decay keeps the problem well conditioned, so that rounding stays rounding for 20 steps.
