@@ -70,6 +70,7 @@ def solve(
     model = hyper.pinn(task)
     problem = sized(family.problem(task), sizes or {})
     many = {name: 2 * term.size for name, term in problem.terms.items()}
+    # Another stream than that of the training points
     generator = Generator().manual_seed(seed + 1)
     judges = problem.sample(generator, many, like.dtype, like.device).residuals(model)
     best = Best(judges, tolerance)
@@ -120,9 +121,11 @@ class Best(Callback):
     def judge(self, model: nn.Module) -> float:
         """The held-out loss now; remembers where it is smallest."""
         loss = held_out_loss(self.judges)
+        # Written so that nan is no gain
         self.fruitless = not loss < self.loss
         if not self.fruitless:
             self.loss = loss
+            # Numbers, not a copy of the model: its base may be large, and is not trained
             self.numbers = parameters_to_vector(trained(model)).detach().clone()
         return loss
 

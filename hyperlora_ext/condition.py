@@ -43,6 +43,7 @@ class Condition(Term):
         Raises:
             ValueError: if the sampler returns another shape.
         """
+        # Random numbers of a device differ from another's: a seed is to mean the same points
         tasks = tasks.to("cpu", torch.float64)
         if isinstance(self.points, Sampler):
             return self.points(len(tasks) * n, generator, tasks.dtype).unflatten(0, (-1, n))
@@ -104,6 +105,7 @@ def residuals_of(
     """
     found: dict[str, Tensor] = {}
     for name, x in points.items():
+        # One row a point: a residual is written for points, and need not know of tasks
         repeated = tasks.repeat_interleave(x.shape[1], dim=0)
         residual = conditions[name].residual(u, x.flatten(0, 1), repeated)
         found.update(vectors(named_equations(name, residual), len(repeated)))

@@ -56,8 +56,10 @@ def direction(model: nn.Module, batch: Batch, judges: Batch) -> Direction:
     solver = Solver(found)
     objective = Objective(judges.residuals(network), found.parameters)
     steps = [solver.step(damping * solver.mean_diagonal) for damping in DAMPINGS]
+    # By points that it was not made from: on its own the least damped one always wins
     step = min(steps, key=objective)
     blocks = dict(zip(weights, found.unflatten(step), strict=True))
+    # -g . p layer by layer adds up to the decrease to first order, the signs cancelling in shares
     slopes = [float(part.sum()) for part in found.unflatten(found.gradient * step)]
     shares = [slope / sum(slopes) for slope in slopes]
     factored = {

@@ -38,6 +38,7 @@ def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
             f"{len(x)} points for {len(weight)} tasks: give the same number to every task, one "
             "task after the other"
         )
+    # One batched product: a loop over tasks would be many small ones
     product = torch.bmm(x.unflatten(0, (len(weight), -1)), weight.mT)
     return (product if bias is None else product + bias.reshape(-1, 1, bias.shape[-1])).flatten(
         0, 1
@@ -47,6 +48,7 @@ def task_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 @rule(task_linear)
 def task_linear_of_jets(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     """Linear in x: every coefficient alike, the bias on the value only."""
+    # All coefficients of a task's points beside each other: one product a task
     rows = x.rows.unflatten(1, (len(weight), -1)).transpose(0, 1).flatten(1, 2)
     product = torch.bmm(rows, weight.mT).unflatten(1, (len(x.rows), -1)).transpose(0, 1)
     if bias is not None:

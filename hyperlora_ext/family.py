@@ -102,6 +102,7 @@ class Family:
         train, valid, test = self.counts
         draws = [(self.space.sample, train), (self.space.sample, valid), (self.space.sample, test)]
         draws.append((self.space.outside, test))
+        # Four numbers a seed: no two seeds share a stream
         streams = [Generator().manual_seed(4 * seed + i) for i in range(4)]
         return Splits(*[draw(n, g) for (draw, n), g in zip(draws, streams, strict=True)])
 
@@ -211,6 +212,7 @@ class Family:
         tasks = self.space.check(tasks).to(self.grid)
         pairs = zip(tasks, self.references(tasks), strict=True)
         differences = [values(predict(task), self.grid, truth) - truth for task, truth in pairs]
+        # Relative to all of u: a known part that is nearly everything would make errors look large
         sizes = torch.stack([self._size(task) for task in tasks])
         steep = [self.front(self.grid, task) for task in tasks] if self.front else []
         inside = [d[where].square().mean() for d, where in zip(differences, steep, strict=False)]

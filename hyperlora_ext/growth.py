@@ -78,6 +78,7 @@ def grow(
         grown = adapt(base, 1, aimed=found.rows) if rank == 1 else extended(model, found)
         train(grown, problem, steps=steps, seed=seed + rank)
         losses.append(held_out_loss(judges.residuals(grown)))
+        # A further rank that made it worse is not kept
         if rank == 1 or losses[-1] < losses[-2]:
             model = grown
         if losses[-1] <= target or (rank > 1 and losses[-1] > losses[-2] / gain):
@@ -111,6 +112,7 @@ def extended(model: nn.Module, found: Direction) -> nn.Module:
     memo: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     for name, adapter in layers.items():
         room = adapter.rank < min(adapter.frozen.weight.shape)
+        # Half of the mean share: less says that the other layers do the work
         if room and found.share[name] > 0.5 / len(layers):
             memo[id(adapter)] = appended(adapter, found.rows[name][:1])
     return copy.deepcopy(model, memo)
@@ -119,6 +121,7 @@ def extended(model: nn.Module, found: Direction) -> nn.Module:
 def appended(adapter: LoRALinear, row: Tensor) -> LoRALinear:
     """The adapter with one more row of A and a zero column of B: the same function."""
     A = torch.cat([adapter.A.detach(), row.to(adapter.A)])
+    # A zero column beside a new row: the function stays, and the gradient of B does not vanish
     B = torch.cat([adapter.B.detach(), adapter.B.new_zeros(len(adapter.B), 1)], dim=1)
     grown = LoRALinear(adapter.frozen, A, B, bias=adapter.shift is not None)
     if adapter.shift is not None and grown.shift is not None:

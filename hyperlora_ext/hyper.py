@@ -64,6 +64,7 @@ class HyperLoRA(nn.Module):
         self.space = space
         self.template = rewired(base, *emitter(base, rank, cap))
         start = torch.cat([layer.emitted.start() for layer in self.layers])
+        # A buffer: it moves with the module, is saved, and is not trained
         self.register_buffer("start", start)
         if not isinstance(network, nn.Module):
             network = (network or tanh_network(hidden))(space.inputs, len(start))
@@ -122,6 +123,7 @@ class HyperLoRA(nn.Module):
     def made_of(self, theta: Tensor, task: Tensor) -> nn.Module:
         """The network of a task (p,) with numbers theta (size,): the reverse of `numbers`."""
         parts = zip(self.layers, self.split(theta), strict=True)
+        # deepcopy with the replacements as if copied already: what else the base has stays as it is
         memo: dict[int, Any] = {id(layer): layer.emitted.module(part) for layer, part in parts}
         network = copy.deepcopy(self.template, memo)
         return in_frame(network, self.space.offset(task[None])[0].to(theta))
@@ -144,6 +146,7 @@ class HyperLoRA(nn.Module):
     @torch.no_grad()
     def _check(self) -> None:
         """The network takes a stack of embedded tasks, and emits as many numbers as are needed."""
+        # Two, so that a network for one task alone, or one that mixes tasks' rows, is found out
         tasks = torch.stack([torch.zeros(self.space.inputs), torch.ones(self.space.inputs)])
         expected, found = (2, self.size), f"takes no stack {tuple(tasks.shape)} of tasks"
         try:
@@ -168,6 +171,7 @@ def tanh_network(hidden: Sequence[int]) -> Maker:
     def make(inputs: int, size: int) -> nn.Module:
         network = MLP((inputs, *hidden, size))
         with torch.no_grad():
+            # A tenth of the usual: every task begins near the base
             network.layers[-1].get_parameter("weight").mul_(0.1)
             network.layers[-1].get_parameter("bias").zero_()
         return network
@@ -205,6 +209,7 @@ class Fields:
             for layer, part in zip(layers, parts, strict=True):
                 layer.lent = part
             return self.hyper.template(shifted(x, self.offsets))
+        # Numbers are lent for one pass: left behind they would belong to the wrong tasks
         finally:
             for layer in layers:
                 layer.lent = None

@@ -62,6 +62,7 @@ class LoRALinear(nn.Module):
         return bias if self.shift is None else self.shift if bias is None else bias + self.shift
 
     def forward(self, x: Tensor) -> Tensor:
+        # Two thin products, not B A first: J is then in factors of width r
         update = F.linear(F.linear(x, self.A), self.B, self.shift)
         return self.frozen(x) + update
 
@@ -93,6 +94,7 @@ def count(model: nn.Module) -> int:
 
 def frozen(linear: nn.Linear) -> nn.Linear:
     """A linear layer on the same memory that is not trained."""
+    # The same memory in another Parameter: the base itself stays trainable
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), False) for p in linear.parameters()}
     return copy.deepcopy(linear, memo)
 
@@ -106,6 +108,7 @@ def plain(layer: LoRALinear | nn.Linear) -> nn.Linear:
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A layer that takes these tensors as its own; it draws no random numbers."""
     d_out, d_in = weight.shape
+    # On the meta device: an initialisation would change the user's random numbers
     made = nn.Linear(d_in, d_out, bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight)
     if bias is not None:
@@ -117,6 +120,7 @@ def start_of(linear: nn.Linear, rank: int, rows: Tensor | None = None) -> Tensor
     """A (r, d_in) to start from: given rows as far as they go, then N(0, 1 / d_in)."""
     weight = linear.weight
     A = torch.randn(rank, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    # Unit variance of A x for inputs of unit variance, whatever the width
     A = A / weight.shape[1] ** 0.5
     if rows is not None:
         given = min(rank, len(rows))

@@ -41,6 +41,7 @@ def widest(model: nn.Module) -> int:
 def whole(rank: Any, bound: int | None, layer: str) -> int:
     """The rank as an int, 1 <= rank <= min(d_in, d_out) where there is a bound."""
     try:
+        # Also whole numbers of NumPy and torch, and no 4.0
         found = index(rank)
     except TypeError:
         raise ValueError(f"rank {rank!r} for {layer}: a rank is a whole number") from None

@@ -47,6 +47,7 @@ def rewired(
         id(layer): replace(n, layer) if n in names else frozen(layer) for n, layer in layers.items()
     }
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    # After the line above: a replaced layer's weight held elsewhere must not work silently
     memo |= {id(p): Bypassed(n) for n in names for p in layers[n].parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, memo)

@@ -33,9 +33,11 @@ def save(model: nn.Module, path: str | Path) -> None:
         OSError: if the file cannot be written.
     """
     content = state(model)
-    for name, factor in content["factors"].items():
-        if not factor.isfinite().all():
-            raise ValueError(f"factor {name} is not finite: {path} is not written")
+    # Looked at before the file is touched: a good one is not overwritten by a bad one
+    for name, factors in content["factors"].items():
+        for key, factor in factors.items():
+            if not factor.isfinite().all():
+                raise ValueError(f"factor {name}.{key} is not finite: {path} is not written")
     writable(Path(path))
     write(content, Path(path))
 
@@ -54,7 +56,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 def state(model: nn.Module) -> dict[str, Any]:
     """What `save` writes: tensors, strings and numbers.
 
-    factors: A, B and perhaps shift of each layer, detached copies; offset: of a network that sees
+    factors: A, B and perhaps shift by layer, detached copies; offset: of a network that sees
     its task in a frame of its own (`symmetry`), or None; base: marks of the frozen weights, by
     which the base is known again, and of what kind it is.
 
@@ -64,9 +66,8 @@ def state(model: nn.Module) -> dict[str, Any]:
     network = model.network if isinstance(model, Shifted) else model
     layers = adapters(network)
     factors = {
-        f"{name}.{key}": value.detach().clone()
+        name: {key: p.detach().clone() for key, p in adapter.named_parameters(recurse=False)}
         for name, adapter in layers.items()
-        for key, value in adapter.named_parameters(recurse=False)
     }
     return {
         "factors": factors,
@@ -95,19 +96,20 @@ def with_factors(model: nn.Module, saved: State, source: str = "the state") -> n
 
 def by_layer(saved: State, source: str) -> dict[str, dict[str, Tensor]]:
     """A, B and, perhaps, shift of each layer."""
-    found: dict[str, dict[str, Tensor]] = {}
     known = isinstance(saved, Mapping) and {"factors", "offset", "base"} <= set(saved)
-    for key, value in (saved["factors"] if known else {}).items():
-        name, _, part = key.rpartition(".")
-        found.setdefault(name, {})[part] = value
-    complete = all({"A", "B"} <= set(parts) <= {"A", "B", "shift"} for parts in found.values())
-    if not found or not complete:
+    found: dict[str, dict[str, Tensor]] = saved["factors"] if known else {}
+    if not found or not all(map(is_complete, found.values())):
         shown = list(saved)[:4] if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
             f"{source} holds no factors A and B of layers, as save(model, path) writes them, but "
             f"{shown}: a whole network is restored by its own load_state_dict"
         )
     return found
+
+
+def is_complete(factors: Any) -> bool:
+    """Whether these are the factors of one layer."""
+    return isinstance(factors, Mapping) and {"A", "B"} <= set(factors) <= {"A", "B", "shift"}
 
 
 def differences(
@@ -126,6 +128,7 @@ def differences(
         shape = len(factors["B"]), factors["A"].shape[1]
         if shape != (own := tuple(layers[name].weight.shape)):
             yield f"the weight of layer {name!r} has shape {shape} there, {own} here"
+        # A float32 copy of a float64 base differs by 1e-7 and is the same base
         elif not torch.allclose(found := mark(layers[name]), base[name].to(found), rtol=1e-5):
             yield (
                 f"the weight of layer {name!r} has norm {base[name][0]:.6g} and mark "
@@ -144,6 +147,7 @@ def mark(layer: nn.Linear) -> Tensor:
         p.detach().double().cpu().flatten() for p in (layer.weight, layer.bias) if p is not None
     ]
     flat = torch.cat(parts)
+    # A fixed direction that no symmetry of a network, such as swapped neurons, leaves alone
     waves = torch.arange(1.0, 1 + len(flat), dtype=torch.float64).cos()
     return torch.stack([flat.norm(), 2 * flat.norm() + flat @ waves / waves.norm()])
 

@@ -19,6 +19,7 @@ def shifted(x: Tensor, offsets: Tensor) -> Tensor:
     """Points (T n, d), or a jet of them, minus the offsets (T, q) of their tasks."""
     if not offsets.shape[1]:
         return x
+    # The last q coordinates are moved: time comes first and stays
     padded = torch.nn.functional.pad(offsets, (x.shape[1] - offsets.shape[1], 0))
     each = padded.repeat_interleave(len(x) // len(offsets), dim=0)
     return x - each.to(x.device, x.dtype)

@@ -63,6 +63,7 @@ def _term(condition: Condition, space: TaskSpace, dim: int) -> Term:
     def points(
         n: int, generator: Generator | None = None, dtype: Any = None, device: Any = None
     ) -> Tensor:
+        # Rounded up, and cut to n below
         tasks = space.sample(-(-n // SHARE), generator)
         x = condition.draw(SHARE, tasks, generator).flatten(0, 1)
         pairs = torch.cat([x, tasks.repeat_interleave(SHARE, dim=0)], dim=1)[:n]
@@ -72,4 +73,5 @@ def _term(condition: Condition, space: TaskSpace, dim: int) -> Term:
         x, tasks = pairs[:, :dim], pairs[:, dim:]
         return condition.residual(AtTask(u, space, tasks), x, tasks)
 
+    # Twenty tasks' worth, as many as `TaskProblem` draws by default
     return Term(points, residual, 20 * condition.size)

@@ -96,6 +96,7 @@ class CopiedFields(Fields):
         self.copies: list[Tensor] = []
 
     def lent(self, points: int) -> Tensor:
+        # A copy a point: the gradient at a shared theta would be the sum of all rows
         copies = self.theta.repeat_interleave(points // len(self.theta), dim=0)
         self.copies.append(copies.requires_grad_())
         return copies
@@ -104,6 +105,7 @@ class CopiedFields(Fields):
         """d r_n / d theta_t(n), (N, size)."""
         if not residual.requires_grad:
             raise RuntimeError(NO_ROWS.format(name=name))
+        # The sum of all residuals: no point reads another's copy
         found = torch.autograd.grad(
             residual.sum(), self.copies, retain_graph=True, allow_unused=True
         )
@@ -163,7 +165,9 @@ class EmittedLinearization(Linearization):
 
         def pulled_back() -> Tensor:
             """sqrt(R) (r_n + j_n . (theta_t - theta_t at the current point))."""
+            # Rows are constant: their own derivatives in phi are of second order in the step
             change = (closure.model.factors(repeated) * found.rows).sum(1)
+            # sqrt(R): rows are scaled already, and `linearize` will divide by it
             return count**0.5 * (change - change.detach() + found.residual)
 
         plain = linearize(pulled_back, parameters)
@@ -176,6 +180,7 @@ class EmittedLinearization(Linearization):
         firsts = first_rows(self.found.task, len(self.closure.tasks))
         found: dict[Block, SharedLayer] = {}
         for block, jacobian in term.blocks.items():
+            # One use a row: with more, the inputs of a task are not all that its rows share
             if isinstance(jacobian, LayerJacobian) and len(jacobian.g) == 1:
                 inputs = jacobian.inputs.extended[0, firsts][:, jacobian.layer.columns]
                 found[block] = SharedLayer(jacobian.layer, inputs, term.scale * jacobian.g[0])
@@ -199,6 +204,7 @@ class EmittedLinearization(Linearization):
         (term,), out = self.terms, u.new_zeros(self.size)
         for block, jacobian in term.blocks.items():
             if shared := self.layers.get(block):
+                # Summed over a task's rows first: T outer products in place of R
                 summed = u.new_zeros(len(shared.z), shared.g.shape[1])
                 summed.index_add_(0, self.found.task, u[:, None] * shared.g)
                 shared.layer.write(summed.T @ shared.z, out)
@@ -232,4 +238,5 @@ def add_symmetric(
         here, upto = slice(start, start + block), slice(0, start + block)
         part = (g[here] @ g[upto].T).mul_(shared[task[here]][:, task[upto]])
         kernel[here, upto] += part
+        # The blocks above the diagonal by symmetry: half of the products
         kernel[:start, here] += part[:, :start].T

@@ -125,6 +125,7 @@ class Interval:
 
     def contains(self, tasks: Tensor) -> Tensor:
         """Up to rounding."""
+        # A float32 task at an end of the range is not outside of it
         slack = 1e-6 * (self.upper - self.lower)
         return ((tasks >= self.lower - slack) & (tasks <= self.upper + slack)).all(-1)
 
@@ -226,6 +227,7 @@ class GaussianField:
         normal = torch.randn(2, n, len(spectrum), generator=generator, dtype=torch.float64)
         # irfft of c_k gives 2 Re(c_k e^{i ...}) / p: hence p / 2 here.
         modes = torch.complex(normal[0], -normal[1]) * (2**0.5 * self.inputs / 2) * spectrum
+        # Neither a mean nor the highest mode, whose sine a grid of p points does not see
         zero = modes.new_zeros(n, 1)
         return torch.fft.irfft(torch.cat([zero, modes, zero], dim=1), n=self.inputs)
 
@@ -261,6 +263,7 @@ class GaussianField:
         modes = torch.fft.rfft(tasks)[:, : self.inputs // 2].abs() / self.inputs
         rough = (modes[:, 1:] / self.spectrum.to(modes)).square().mean(-1)
         size, mean = tasks.square().mean(-1).sqrt() / self.deviation, modes[:, 0] / self.deviation
+        # Three deviations; a mean that rounding and interpolation leave; eight deviations of 0.13
         return (size <= 3) & (mean <= 0.01) & (rough <= 2)
 
     def check(self, tasks: Task) -> Tensor:
@@ -293,6 +296,7 @@ def _stacked(tasks: Task, inputs: int) -> Tensor:
             f"one task ({inputs},) or a stack (T, {inputs})"
         )
     tasks = tasks.reshape(-1, inputs)
+    # Tensors on the meta device have no numbers to look at
     if not tasks.is_meta and not tasks.isfinite().all():
         first = int((~tasks.isfinite()).any(1).nonzero()[0])
         raise ValueError(

@@ -138,6 +138,7 @@ from kfac_pinn.pinn import (
     wall_distance,
     window,
 )
+from kfac_pinn.processes import Processes
 from kfac_pinn.search import (
     Armijo,
     DampedModel,
@@ -156,7 +157,6 @@ from kfac_pinn.search import (
     Step,
     TargetSchedule,
 )
-from kfac_pinn.processes import Processes
 from kfac_pinn.taylor_mode import (
     Jet,
     bilaplacian,

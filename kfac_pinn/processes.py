@@ -180,9 +180,7 @@ class Processes:
     def of_rank(self, tensors: Sequence[Tensor], rank: int) -> list[Tensor]:
         """What one process holds where all hold tensors like these, of other shapes."""
         shapes: list[Any] = [[t.shape for t in tensors]]
-        self._carry(
-            lambda: dist.broadcast_object_list(shapes, group=self.group, group_src=rank)
-        )
+        self._carry(lambda: dist.broadcast_object_list(shapes, group=self.group, group_src=rank))
         sizes = [shape.numel() for shape in shapes[0]]
         flat = torch.cat([t.reshape(-1) for t in tensors])
         if rank != self.rank:

@@ -25,6 +25,7 @@ from kfac_pinn import (
     linearize,
     total_loss,
 )
+from kfac_pinn.jacobian.capture import Capture
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.dense_rows import uses_tf32
 
@@ -403,6 +404,13 @@ def test_create_graph_may_be_given_by_position() -> None:
     by_name = linearize(lambda: slope(create_graph=True), list(model.parameters()), check=True)
     by_place = linearize(lambda: slope(None, True), list(model.parameters()), check=True)
     torch.testing.assert_close(by_place.rows(), by_name.rows())
+    for derivative in (lambda: slope(create_graph=True), lambda: slope(None, True)):
+        with Capture(model.parameters()) as seen:
+            derivative()
+        assert seen.unseen  # so that no time is lost on the calls, which do not tell
+    with Capture(model.parameters()) as seen:
+        torch.autograd.grad(model(z).sum(), z)
+    assert not seen.unseen  # a constant
     optimizer = GaussNewton(model.parameters())
     losses = [optimizer.step(lambda: slope(None, True)).item() for _ in range(5)]
     assert losses[-1] < 0.01 * losses[0]

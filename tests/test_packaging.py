@@ -95,14 +95,26 @@ def test_only_what_is_listed_is_exported(module: str) -> None:
     assert public - submodules <= set(package.__all__) <= public
 
 
+@pytest.mark.parametrize("package", [kfac_pinn, hyperlora_ext], ids=lambda p: p.__name__)
+def test_no_exported_function_hides_a_module(package: Any) -> None:
+    """`import a.b` is the module b whatever a exports, so that b cannot be a function as well."""
+    names = [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    for name in names:
+        module, (above, _, last) = importlib.import_module(name), name.rpartition(".")
+        assert getattr(sys.modules[above], last) is module
+
+
 def test_an_import_loads_no_more_than_it_needs() -> None:
-    """Neither the bar's library, nor what examples and tests need, nor the extension."""
+    """Neither the bar's library, nor what examples and tests need, nor the extension, nor
+    torch's compiler, which takes seconds."""
     code = "import sys, torch; torch_s = set(sys.modules); import kfac_pinn; "
-    code += "print(*{m.partition('.')[0] for m in set(sys.modules) - torch_s})"
+    code += "names = set(sys.modules) - torch_s; "
+    code += "print(*{m.partition('.')[0] for m in names}, *names & {'torch._dynamo', 'sympy'})"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     heavy = {"tqdm", "matplotlib", "scipy", "pandas", "typer", "hyperlora_ext", "asyncio"}
+    heavy |= {"torch._dynamo", "sympy"}
     assert not heavy & set(answer.stdout.split())
 
 

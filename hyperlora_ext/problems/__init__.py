@@ -1,8 +1,8 @@
 """Families with their references: 1D Burgers, 2D coupled Burgers, Kovasznay flow."""
 
-from hyperlora_ext.problems.burgers1d import burgers1d, burgers1d_published
-from hyperlora_ext.problems.burgers2d import burgers2d, in_front, step_function
-from hyperlora_ext.problems.kovasznay import kovasznay
+from hyperlora_ext.problems.coupled_burgers import burgers2d, in_front, step_function
+from hyperlora_ext.problems.navier_stokes import kovasznay
+from hyperlora_ext.problems.scalar_burgers import burgers1d, burgers1d_published
 from hyperlora_ext.problems.spectral import Trajectory, solve_burgers
 
 __all__ = [

@@ -48,6 +48,7 @@ class Trajectory:
     def _at(self, x: Tensor, coefficients: Tensor) -> Tensor:
         steps = len(coefficients) - 1
         time = x[:, 0].double() / self.end * steps
+        # Centred where possible: Lagrange polynomials are worst at the ends of their nodes
         first = (time.floor().long() - 2).clamp(0, max(0, steps - 5))
         stencil = first[:, None] + torch.arange(6, device=x.device)
         weights = _lagrange(time[:, None] - first[:, None])
@@ -72,6 +73,7 @@ def solve_burgers(
     if modes < n:
         raise ValueError(f"{modes} modes cannot hold initial conditions on {n} points")
     v = torch.zeros(len(initial), modes // 2 + 1, dtype=torch.complex128, device=initial.device)
+    # Without the highest mode, whose sine the grid does not see: its derivative would be wrong
     v[:, : n // 2] = torch.fft.rfft(initial.double())[:, : n // 2] / n
     step = _Step(viscosity, modes, end / steps, initial.device)
     found = [v]
@@ -85,6 +87,7 @@ class _Step:
 
     def __init__(self, viscosity: float, modes: int, h: float, device: torch.device) -> None:
         k = torch.arange(modes // 2 + 1, dtype=torch.float64, device=device)
+        # Products of kept modes alias only into those that are not (Orszag's rule)
         self.modes, self.kept = modes, k < modes / 3
         self.slope = -0.5j * 2 * math.pi * k
         z = -viscosity * (2 * math.pi * k) ** 2 * h

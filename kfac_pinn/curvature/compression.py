@@ -96,7 +96,7 @@ class Sketch:
     """
 
     rows: int | None = None
-    hashes: int = 1
+    hashes: int = 1  # S J costs a pass over J for each
 
     def __call__(
         self, linearization: Linearization, generator: Generator, last: Last
@@ -106,6 +106,7 @@ class Sketch:
         if rows >= total:
             return Exact()(linearization, generator, last)
         found = linearization.sketched(rows, generator, self.hashes)
+        # Sums of few rows need no more digits than the rows have; the decomposition does
         J, r = (part.double() for part in found)
         if linearization.ridge is not None:
             add_ridge(J, linearization.ridge.double().sqrt(), generator)
@@ -122,6 +123,7 @@ def needed(rows: int, columns: int, free: float) -> int:
     come to half of a J whose decomposition is cheap; never more than are affordable.
     """
     least, few = min(rows, columns), max(FEWEST, ROWS_A_PARAMETER * free)
+    # From half of the rows on, all of them cost little more, and have no noise
     if least <= CHEAP:
         return rows if few >= least / 2 else int(few)
     return int(min(few, affordable(rows, columns)))
@@ -162,6 +164,7 @@ def decomposed(
         J, r = (processes.gather(torch.cat(each)) for each in zip(*parts, strict=True))
         return (KernelDecomposition if large else Decomposition)(J, r, linear_term)
     if large:
+        # J tall: its rows span all of R^P, and the linear term has no part outside of them
         gramian, gradient = processes.sum(*normal_equations(blocks))
         whole = gradient if linear_term is None else gradient + linear_term
         return GramianDecomposition(gramian, whole)
@@ -190,6 +193,7 @@ def ridge_rows(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
     roots = linearization.ridge.double().sqrt()
     start = 0
     for part in roots.split(rows_at_once(len(roots))):
+        # In batches as J's rows: all of them are a matrix (P, P)
         rows = part.new_zeros(len(part), len(roots)).diagonal_scatter(part, offset=start)
         yield rows, torch.zeros_like(part)
         start += len(part)

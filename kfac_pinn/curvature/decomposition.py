@@ -110,6 +110,7 @@ class Decomposition:
             grid = torch.linspace(low, high, 65, dtype=torch.float64)
             longer = int((self.norm(grid.exp().to(self.S)) > radius).sum())  # norms fall
             low, high = float(grid[max(longer - 1, 0)]), float(grid[min(longer, 64)])
+        # The upper end, where ||p|| is at most the radius
         return math.exp(high)
 
     def _lift(self, y: Tensor) -> Tensor:
@@ -161,6 +162,7 @@ class KernelDecomposition(Decomposition):
         values, vectors = torch.linalg.eigh(sum_of_squares([J.mT]))
         # V = J^T U / S divides by S: where S is rounding, the quotient is bounded by this floor.
         noise = torch.finfo(J.dtype).eps * values[-1]
+        # eigh sorts ascending, the SVD that this stands in for descending
         U, self.S = vectors.flip(1), values.flip(0).clamp_min(noise).sqrt()
         self._factors = [J.mT, U / self.S]
         self.b, self.outside = self.S * (U.mT @ r), J.new_zeros(J.shape[1])

@@ -35,6 +35,7 @@ class TraceNormDamping:
 
     def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         a, b = float(A.diagonal().mean()), float(B.diagonal().mean())
+        # A factor that vanishes, of a frozen or dead layer, says nothing about units
         pi, root = math.sqrt(a / b) if a > 0 and b > 0 else 1.0, math.sqrt(damping)
         return shifted(A, pi * root), shifted(B, root / pi)
 

@@ -56,7 +56,7 @@ class Average:
         start: 1 is the identity, 0 is zero, None the first M itself.
     """
 
-    decay: float = 0.95
+    decay: float = 0.95  # Martens & Grosse (2015), section 5
     start: float | None = 1.0
 
     def __call__(self, old: Tensor | None, new: Tensor) -> Tensor:
@@ -65,6 +65,7 @@ class Average:
             if self.start is None:
                 return new
             old = self.start * identity(new)
+        # One pass over the memory, where a sum of two products takes three
         return torch.lerp(new, old, self.decay)
 
 
@@ -124,6 +125,7 @@ class Factors:
             return DenseInverse(leaf_inverse(factors.gramian, damping, ridge))
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
         if ridge is not None:
+            # Exact, where adding it to the factors would leave a cross term
             pairs.append((torch.diag(ridge), identity(pairs[0][1])))
         return KroneckerSum(pairs).inverse()
 
@@ -171,11 +173,14 @@ class Factors:
     def _pairs_of(self, part: Linearization, step: int) -> dict[Place, tuple[Tensor, Tensor]]:
         """What one part adds to them."""
         cotangents, pairs = self.fisher.cotangents(part, step), {}
-        for number, block in enumerate(part.blocks):
+        layers = [(i, block) for i, block in enumerate(part.blocks) if isinstance(block, Layer)]
+        for number, block in layers:
             for k, (term, u) in enumerate(zip(part.terms, cotangents, strict=True)):
                 if (found := term.factors(block, step)) is not None:
                     jacobian, by_point = found
+                    # The inputs' moment is cached: residuals of one pass share it
                     A = self.sharing.inputs(jacobian.inputs)[block.columns, block.columns]
+                    # A sampled g has random signs already, and u is one number a point
                     B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
                     pairs[number, k] = term.share * A, term.share * B
         return pairs

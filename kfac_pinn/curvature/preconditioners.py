@@ -47,7 +47,7 @@ class NystromPreconditioner:
     Source: Frangella, Tropp & Udell (2023), "Randomized Nystrom preconditioning".
     """
 
-    tail: float = 10.0
+    tail: float = 10.0  # Frangella, Tropp & Udell (2023), section 5.4
     seed: int = 0
 
     def factor(self, linearization: Linearization, damping: Tensor) -> Operator:

@@ -56,6 +56,7 @@ class ExactKernel:
     """Cholesky of the whole kernel: R^2 numbers, R^3 / 3 operations."""
 
     def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
+        # Rounding of J J^T grows with the longer side of J, as in `torch.linalg.matrix_rank`
         rank = max(len(linearization.residual), linearization.size)
         rtol = rank * torch.finfo(linearization.residual.dtype).eps
         return damped_inverse(linearization.kernel(), damping, rtol)
@@ -77,11 +78,12 @@ class NystromKernel:
     arXiv:2505.12149, section 3.3.
     """
 
-    tail: float = 1.0
+    tail: float = 1.0  # an eigenvalue of the size of the damping is half decided by it
     seed: int = 0
 
     def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
         product = partial(kernel_product, linearization)
+        # Another projection every step, so that in the long run nothing is missed
         generator = generator_for(self.seed, step, linearization.residual.device)
         found = nystrom(product, linearization.residual, self.tail * damping, generator)
         return partial(found.solve, damping=damping)
@@ -89,6 +91,7 @@ class NystromKernel:
 
 def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:
     """J J^T V for V (R, m), from rows of J in batches of bounded memory."""
+    # Rows are formed twice, so that J itself never stands in memory
     pulled = V.new_zeros(linearization.size, V.shape[1])
     mine = linearization.mine(V)
     for rows, part in aligned((rows for rows, _ in linearization.batches()), mine):

@@ -41,6 +41,7 @@ class Reduce:
     """
 
     def inputs(self, inputs: LayerInputs) -> Tensor:
+        # e is averaged with z: a bias that acts on the value alone acts on 1 / S of the positions
         mean = LayerInputs(inputs.z.mean(0, keepdim=True), inputs.unit.mean(0, keepdim=True))
         return mean.second_moment / inputs.z.shape[1]
 

@@ -9,7 +9,7 @@ blocks         the Jacobian of one layer, in factored form, or of one other tens
 dense_rows     the Jacobian of tensors that are no layer's weight
 matrix_free    products by autograd, where points are mixed; sampled: factors for K-FAC there
 partition      which parameters make a block
-assembly       from captured uses to the Jacobian; graph_assembly: from the graphs of residuals
+assembly       from captured calls to the Jacobian; graph_assembly: from the graphs of residuals
 residual_graph one such graph: what reads trained tensors, and whose rows those are
 sources        which of the three ways a residual takes
 term_jacobian  the Jacobian of one residual term, block by block

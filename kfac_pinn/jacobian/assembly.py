@@ -1,4 +1,4 @@
-"""From captured uses to Jacobians: one backward pass a residual, sorted by layer and by leaf."""
+"""From captured calls to Jacobians: one backward pass a residual, sorted by layer and by leaf."""
 
 from __future__ import annotations
 
@@ -53,25 +53,29 @@ class Assembly:
 
     def _layer_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
         grouped: dict[Layer, list[LayerCall]] = {}
-        for use in seen.reached:
-            if id(use.weight) in self.layers:
-                grouped.setdefault(self.layers[id(use.weight)], []).append(use)
-        return {layer: self._layer_jacobian(layer, uses, seen) for layer, uses in grouped.items()}
+        for call in seen.reached:
+            if id(call.weight) in self.layers:
+                grouped.setdefault(self.layers[id(call.weight)], []).append(call)
+        return {layer: self._layer_jacobian(layer, calls, seen) for layer, calls in grouped.items()}
 
-    def _layer_jacobian(self, layer: Layer, uses: list[LayerCall], seen: Backward) -> LayerJacobian:
-        """Several uses of one weight are further shared positions; residuals share the inputs."""
-        key = (seen.points, *map(id, uses))
-        if any(use not in seen.g for use in uses):
+    def _layer_jacobian(
+        self, layer: Layer, calls: list[LayerCall], seen: Backward
+    ) -> LayerJacobian:
+        """Several calls of one weight are further shared positions; residuals share the inputs."""
+        # Terms of one pass have the same inputs, and then share what is computed from them
+        key = (seen.points, *map(id, calls))
+        # One call that is not told apart spoils the layer, and so the residual
+        if any(call not in seen.g for call in calls):
             raise MixedError
         if key not in self.inputs:
-            self.inputs[key] = join_inputs([inputs_of(u, layer, seen.points) for u in uses])
-        return LayerJacobian(layer, self.inputs[key], joined([seen.g[use] for use in uses]))
+            self.inputs[key] = join_inputs([inputs_of(call, layer, seen.points) for call in calls])
+        return LayerJacobian(layer, self.inputs[key], joined([seen.g[call] for call in calls]))
 
     def _leaf_jacobians(self, seen: Backward) -> dict[Block, BlockJacobian]:
         leaves = [leaf for leaf in self.leaves if self._fits(leaf, seen.output)]
         if not leaves:
             return {}
-        found = leaf_rows(seen.output, [leaf.parameter for leaf in leaves], seen.shares)
+        found = leaf_rows(seen.output, [leaf.parameter for leaf in leaves], seen.broadcasts)
         pairs = zip(leaves, found, strict=True)
         return {leaf: LeafJacobian(leaf, rows) for leaf, rows in pairs if rows is not None}
 
@@ -79,6 +83,7 @@ class Assembly:
         """Whether a leaf is small enough; one that is not may not reach the residual at all."""
         if leaf.size <= LARGEST_LEAF:
             return True
+        # A large leaf that the residual does not read costs nothing
         if backward(output, [leaf.parameter])[0] is None:
             return False
         raise MixedError
@@ -89,43 +94,47 @@ class Backward:
 
     Attributes:
         output, points: the residual and its length N.
-        reached: the uses that it depends on.
-        g: d r_n / d y_ns, shape (S, N, d_out), of those uses whose points can be told apart.
-        shares: d r_n / d t of the tensors t that all points read, layers' own parameters excepted.
+        reached: the calls that it depends on.
+        g: d r_n / d y_ns, shape (S, N, d_out), of those calls whose points can be told apart.
+        broadcasts: d r_n / d t of tensors t that all points read, layers' own parameters excepted.
     """
 
     def __init__(self, output: Tensor, capture: Capture, layers: Mapping[int, Layer]) -> None:
         self.output, self.points = output, len(output)
-        uses, broadcasts = capture.uses, capture.broadcasts
-        gradients = backward(output, [u.output for u in uses] + [b.copies for b in broadcasts])
-        pairs = zip(uses, gradients[: len(uses)], strict=True)
-        by_use = {use: gradient for use, gradient in pairs if gradient is not None}
-        self.reached = list(by_use)
+        calls, copied = capture.calls, capture.broadcasts
+        # One backward pass of the sum: as no point reads another's row, its rows are all of J
+        gradients = backward(
+            output, [call.output for call in calls] + [each.copies for each in copied]
+        )
+        pairs = zip(calls, gradients[: len(calls)], strict=True)
+        by_call = {call: gradient for call, gradient in pairs if gradient is not None}
+        self.reached = list(by_call)
         self.g = {
-            use: by_point(use.positions(gradient), self.points)
-            for use, gradient in by_use.items()
-            if self.points in (1, use.inputs.shape[1])
+            call: by_point(call.positions(gradient), self.points)
+            for call, gradient in by_call.items()
+            # One residual sums over its points, N have a row each; anything else mixes them
+            if self.points in (1, call.inputs.shape[1])
         }
-        self.shares = [
+        self.broadcasts = [
             BroadcastJacobian(each.tensor, flat_rows(gradient, self.points).__getitem__)
-            for each, gradient in zip(broadcasts, gradients[len(uses) :], strict=True)
+            for each, gradient in zip(copied, gradients[len(calls) :], strict=True)
             if gradient is not None
             and self.points in (1, len(gradient))
-            and not mixes_points(each.tensor, uses)
+            and not mixes_points(each.tensor, calls)
         ]
-        self.shares += [s for use in self.g for s in self._computed(use, layers)]
+        self.broadcasts += [b for call in self.g for b in self._computed(call, layers)]
         self._separate_single_points()
 
-    def _computed(self, use: LayerCall, layers: Mapping[int, Layer]) -> list[BroadcastJacobian]:
-        """The weight and the bias of a use where they are not a layer's own."""
-        own = layers.get(id(use.weight), Layer(None, None, NOWHERE, NOWHERE))
+    def _computed(self, call: LayerCall, layers: Mapping[int, Layer]) -> list[BroadcastJacobian]:
+        """The weight and the bias of a call where they are not a layer's own."""
+        own = layers.get(id(call.weight), Layer(None, None, NOWHERE, NOWHERE))
         parts = [
-            Layer(use.weight if own.weight is None else None, None, NOWHERE, NOWHERE),
-            Layer(None, use.bias if own.bias is None else None, NOWHERE, NOWHERE),
+            Layer(call.weight if own.weight is None else None, None, NOWHERE, NOWHERE),
+            Layer(None, call.bias if own.bias is None else None, NOWHERE, NOWHERE),
         ]
         return [
             BroadcastJacobian(
-                p, LayerJacobian(part, inputs_of(use, part, self.points), self.g[use]).rows
+                p, LayerJacobian(part, inputs_of(call, part, self.points), self.g[call]).rows
             )
             for part in parts
             for p in part.parameters
@@ -133,12 +142,13 @@ class Backward:
         ]
 
     def _separate_single_points(self) -> None:
-        """Uses at one point that all N points read: the chain rule through what they read."""
-        uses = [use for use in self.reached if use not in self.g and use.inputs.shape[1] == 1]
-        found = chain(self.shares, [use.output for use in uses], self.points)
-        for use, gradients in zip(uses, found, strict=True):
+        """Calls at one point that all N points read: the chain rule through what they read."""
+        # A hypernetwork at one input, say, whose output is the weight at all points
+        calls = [call for call in self.reached if call not in self.g and call.inputs.shape[1] == 1]
+        found = chain(self.broadcasts, [call.output for call in calls], self.points)
+        for call, gradients in zip(calls, found, strict=True):
             if gradients is not None:
-                self.g[use] = torch.vmap(use.positions)(gradients)[:, :, 0].transpose(0, 1)
+                self.g[call] = torch.vmap(call.positions)(gradients)[:, :, 0].transpose(0, 1)
 
 
 def backward(
@@ -150,22 +160,23 @@ def backward(
     return torch.autograd.grad(output.sum(), places, retain_graph=True, allow_unused=True)
 
 
-def mixes_points(tensor: Tensor, uses: Sequence[LayerCall]) -> bool:
+def mixes_points(tensor: Tensor, calls: Sequence[LayerCall]) -> bool:
     """Whether a tensor that all points read, a mean of outputs say, was computed from many."""
-    many = [use.output for use in uses if use.inputs.shape[1] > 1]
+    many = [call.output for call in calls if call.inputs.shape[1] > 1]
     return not tensor.is_leaf and any(g is not None for g in backward(tensor, many))
 
 
-def inputs_of(use: LayerCall, layer: Layer, points: int) -> LayerInputs:
-    """z and e of one use; e vanishes if it leaves out the layer's bias."""
-    unit = use.unit if use.bias is layer.bias else torch.zeros_like(use.unit)
+def inputs_of(call: LayerCall, layer: Layer, points: int) -> LayerInputs:
+    """z and e of one call; e vanishes if it leaves out the layer's bias."""
+    unit = call.unit if call.bias is layer.bias else torch.zeros_like(call.unit)
     if points == 1:
-        return LayerInputs(by_point(use.inputs, 1), unit.repeat_interleave(use.inputs.shape[1]))
-    return LayerInputs(use.inputs.expand(-1, points, -1), unit)
+        return LayerInputs(by_point(call.inputs, 1), unit.repeat_interleave(call.inputs.shape[1]))
+    # A view: one row that all points read is not copied for each
+    return LayerInputs(call.inputs.expand(-1, points, -1), unit)
 
 
 def join_inputs(parts: list[LayerInputs]) -> LayerInputs:
-    """Several uses of one weight."""
+    """Several calls of one weight."""
     return LayerInputs(joined([part.z for part in parts]), joined([part.unit for part in parts]))
 
 

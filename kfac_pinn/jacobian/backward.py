@@ -41,6 +41,7 @@ class BackwardWatch:
 
     def start(self) -> None:
         """Watch from now on."""
+        # Installed for as long as anyone watches: other code finds torch as it was
         if not WATCHES:
             torch.autograd.backward = watched
         if self not in WATCHES:
@@ -86,7 +87,9 @@ class BackwardWatch:
         self.losses += [each for each in weighted if not self.run or self._concerns(each)]
         if not self.run:
             for p in self.parameters:
+                # Code that clips or averages gradients after backward() would meet None
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            # torch counts changes in place: clipping shows without a copy of the gradients
             self.versions = [p.grad._version for p in self.parameters if p.grad is not None]
 
     def _concerns(self, loss: Tensor) -> bool:
@@ -95,6 +98,7 @@ class BackwardWatch:
 
     def _forget_stale(self) -> None:
         """Losses of parameters that moved since, by another optimizer, are no part of a step."""
+        # A GAN's losses, say: the other network's optimizer has stepped since, and these are stale
         values = [p._version for p in self.parameters]
         if values != self.values:
             self.clear()
@@ -123,12 +127,14 @@ def pass_on(
         others = {id(leaf): leaf for leaf in leaves(loss) if id(leaf) not in ours}
         found |= others
         if others:
+            # The real backward, for these leaves alone: ours keep their gradient
             ORIGINAL(loss, retain_graph=True, inputs=list(others.values()))
     return [(leaf, leaf.grad) for leaf in found.values() if leaf.grad is not None]
 
 
 def leaves(root: Tensor) -> Iterator[Tensor]:
     """Those of a tensor's graph."""
+    # A stack, not recursion: graphs of derivatives are deeper than Python allows
     seen, stack = set(), [root.grad_fn]
     while stack:
         node = stack.pop()
@@ -148,6 +154,13 @@ def depends_on(root: Tensor, parameters: Iterable[Tensor]) -> bool:
 
 WATCHES: list[BackwardWatch] = []
 ORIGINAL = torch.autograd.backward
+# What torch says, and what to write.
+COMPILED = (
+    "donated buffers",
+    "a model that was compiled before this optimizer was made, whose backward pass therefore runs "
+    "only once. Hand step a closure, optimizer.step(closure), or have the model compiled anew: "
+    "torch.compiler.reset() once the optimizer is made",
+)
 
 
 def watched(
@@ -160,6 +173,7 @@ def watched(
 ) -> None:
     """`torch.autograd.backward` while someone watches: graphs stay."""
     losses = [tensors] if isinstance(tensors, Tensor) else tensors
+    # Anything else is a derivative inside of a residual
     training = (
         not create_graph
         and inputs is None
@@ -168,6 +182,7 @@ def watched(
         and all(isinstance(t, Tensor) and t.numel() == 1 and t.requires_grad for t in losses)
     )
     if not training:
+        # Kept even if the caller does not care: residuals are still to be read from it
         keep = True if retain_graph is None else retain_graph
         ORIGINAL(tensors, grad_tensors, keep, create_graph, grad_variables, inputs)
         return
@@ -176,4 +191,9 @@ def watched(
     for watch in WATCHES:
         watch.saw(losses, weights)
     if all(watch.run for watch in WATCHES):
-        ORIGINAL(tensors, grad_tensors, True, create_graph, inputs=inputs)
+        try:
+            ORIGINAL(tensors, grad_tensors, True, create_graph, inputs=inputs)
+        except RuntimeError as error:
+            if COMPILED[0] in str(error):
+                raise RuntimeError(f"{COMPILED[1]} (torch: {error})") from error
+            raise

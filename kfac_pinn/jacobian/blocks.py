@@ -70,6 +70,7 @@ def weighted_sum(weights: Tensor, positions: Tensor) -> Tensor:
     """sum_s w_s z_s, shape (N, d); most weights are zero."""
     total = torch.zeros_like(positions[0])
     for weight, position in zip(weights.tolist(), positions, strict=True):
+        # Derivatives do not see the bias: e is zero on most positions
         if weight:
             total.add_(position, alpha=weight)
     return total
@@ -87,6 +88,7 @@ class LayerInputs:
         z, e = self.z, self.unit
         moment = z.new_zeros(z.shape[2] + 1, z.shape[2] + 1)
         moment[:-1, :-1] = second_moment(z)
+        # The column of e by sums: appending it to z would copy all inputs
         moment[-1, :-1] = moment[:-1, -1] = weighted_sum(e, z).sum(0)
         moment[-1, -1] = (e @ e) * z.shape[1]
         return moment
@@ -141,11 +143,13 @@ class LayerJacobian:
             matrices = v.view(*shape, *v.shape[1:])
         matrices = matrices.movedim(int(not swap), 0).movedim(1, -1)  # (wide, m, narrow)
         matrix = matrices.flatten(1)
+        # One buffer for all positions: page faults of fresh memory cost more than the arithmetic
         buffer = empty_as(wide[0], matrix.shape[1])
         products = buffer.view(-1, *matrices.shape[1:])
         total = torch.zeros_like(products)
         for a, b in zip(wide, narrow, strict=True):
             torch.mm(a, matrix, out=buffer)
+            # Summed over the narrow side once, at the end, and not for every position
             total.addcmul_(products, b if v.ndim == 1 else b[:, None])
         return total.sum(-1)
 
@@ -154,6 +158,7 @@ class LayerJacobian:
         if self.layer.weight is not None:
             narrow, wide, swap = self._sides()
             target = self.layer.stored(out[self.layer.weight_slice])
+            # u multiplies the narrower side, which is less of both arithmetic and memory
             target, buffer = target.T if swap else target, torch.empty_like(narrow[0])
             for a, b in zip(wide, narrow, strict=True):
                 target.addmm_(torch.mul(b, u[:, None], out=buffer).T, a)
@@ -176,6 +181,7 @@ class LayerJacobian:
         if self.layer.weight is not None:
             g, z = self.g[:, points], self.inputs.z[:, points]
             g, z = (z, g) if self.layer.transposed else (g, z)
+            # The sum over s is the inner dimension of the products, one a point
             parts.append(torch.bmm(g.permute(1, 2, 0), z.transpose(0, 1)).flatten(1))
         if self.layer.bias is not None:
             parts.append(self.bias_gradient[points])
@@ -186,6 +192,7 @@ class LayerJacobian:
 
         As many operations as J itself, and m / N of its memory.
         """
+        # J_n itself is never formed: the sum over a bucket's points joins the one over s
         return torch.cat([self._sums(*group[1:]) for group in sketch.groups()]) / sketch.scale
 
     def _sums(self, index: Tensor, sign: Tensor) -> Tensor:
@@ -208,6 +215,7 @@ class LayerJacobian:
         if weight:
             for z, g in zip(self.inputs.z, self.g, strict=True):
                 for z_other, g_other in zip(other.inputs.z, other.g, strict=True):
+                    # Two thin products and one elementwise, in place of one with d_in d_out columns
                     kernel.addcmul_(z @ z_other.T, g @ g_other.T)
         if bias:
             kernel.addmm_(self.bias_gradient, other.bias_gradient.T)
@@ -216,6 +224,7 @@ class LayerJacobian:
     def kernel_cost(self, other: LayerJacobian) -> int:
         """Multiplications of `kernel`, to choose between it and `rows`."""
         positions = self.g.shape[0] * other.g.shape[0]
+        # 4: the elementwise product, beside the two thin ones
         widths = self.inputs.z.shape[2] + self.g.shape[2] + 4
         return positions * widths * self.g.shape[1] * other.g.shape[1]
 
@@ -289,6 +298,7 @@ class EntriesJacobian:
         kept = (self.owners >= start) & (self.owners < stop)
         rows = self.values.new_zeros(stop - start, self.block.size)
         place = (self.owners[kept] - start, self.within(self.columns[kept]))
+        # Accumulated: two uses of one entry are two triples with the same place
         return rows.index_put_(place, self.values[kept], accumulate=True)
 
     def sketched(self, sketch: CountSketch) -> Tensor:

@@ -98,6 +98,7 @@ def names_of(parameters: Sequence[Tensor], names: Sequence[str] | None = None) -
 def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> None:
     """A closure evaluates the residuals; it must not train."""
     for (p, name), old in zip(names.items(), before, strict=True):
+        # nan is not equal to itself, and a diverged model gets its own error later
         if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
             raise RuntimeError(
                 f"the closure changed parameter {name}. It may be called several times a step and "
@@ -121,12 +122,15 @@ def mismatch(
     result: Linearization, outputs: list[Tensor], names: Mapping[Tensor, str]
 ) -> str | None:
     """J^T u against autograd's for a random u: the first parameter that differs, and how much."""
+    # One product: a wrong J agrees with it by chance only, for u is random
     u = probe(result.residual)
     truth = autograd_product(result, outputs, u)
+    # J^T u and not J v: autograd has it by one backward pass
     error = result.vjp(u) - truth
     errors, sizes = norms(result, error), norms(result, truth)
     # A parameter that hardly moves the residuals is compared with a thousandth of the average one
     allowed = tolerance(truth) * (sizes + 1e-3 * truth.norm() / math.sqrt(len(names)))
+    # Written so that nan is a difference
     if (errors <= allowed).all():
         return None
     # What autograd differs from itself, on an ill-conditioned problem: odd factors round anew, as
@@ -174,6 +178,7 @@ def warn_of_unused(
 
 def hides_parameters(node: Any) -> bool:
     """Whether a reentrant checkpoint is behind a node of a graph."""
+    # A reentrant one runs its part without a graph, and again in the backward pass
     return any(type(each).__name__ == "CheckpointFunctionBackward" for each in inputs_first(node))
 
 

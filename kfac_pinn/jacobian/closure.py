@@ -207,6 +207,7 @@ def share_of(
             "the closure must be a function that returns the residuals, found "
             f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
         )
+    # A closure that trains would move the point at which J is taken, without a word
     before = [p.detach().clone() for p in known]
     if isinstance(closure, SelfLinearizing):
         with torch.enable_grad(), due(check, known, [type(closure)]) as now:
@@ -216,11 +217,14 @@ def share_of(
             if now:
                 compare(result, outputs_of(closure, next(iter(known))), known)
             return result
+    # Compiled code has one opaque node for its whole graph, and no second derivative
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        # run=False: a backward pass here would only be thrown away, its graph with it
         watch, capture = BackwardWatch(known, run=False), Capture(known)
         with explained(list(known)), capture, watch:
             returned = closure()
         refuse_changes(known, before)
+        # What was sent backwards is what the closure trains on, whatever it returns besides
         output = returned if watch.loss is None else watch.loss
         if output is None:
             raise NothingReturnedError(
@@ -233,6 +237,7 @@ def share_of(
             result = linearized(output, known, source, totals)
             result.needs_gradients = capture.calls_autograd or holds_loss(output)
             result.changes_gradients = watch.gradients_were_changed
+            # The backward pass that was skipped has a right to these leaves
             result.others = pass_on(watch.losses, known, capture.differentiated)
             if data:
                 result.data = data_of(tensors_of(output), list(known))
@@ -260,6 +265,7 @@ def linearize_loss(
     with processes.together(), torch.enable_grad():
         known = named(list(parameters), names)
         processes.same(known)
+        # backward() adds up what several calls bring: so does the sum of the losses
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
             source = Source(known, None, now, check is not False)
@@ -334,12 +340,14 @@ def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
             f"{like.device}: all parameters must have one real dtype and device. Call e.g. "
             "model.double() before building the optimizer"
         )
+    # A Gramian squares the condition number: half precision has three decimals before that
     if torch.finfo(p.dtype).bits < 32:
         raise ValueError(f"parameter {name} is {p.dtype}: {PRECISION}. Call model.double()")
 
 
 def tangents_of(term: Term, like: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The pairs (tangent with its graph, value) of a term, in the parameters' dtype."""
+    # Points in float32 beside a float64 model would otherwise decide the precision of J
     pairs = [(output.to(like), value.to(like)) for output, value in term.tangents()]
     for output, value in pairs:
         if not torch.isfinite(value).all():
@@ -372,6 +380,7 @@ def linear_term_of(
 
 def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
     """A finite residual may still have an infinite slope; the parameter is named."""
+    # By J^T r, which is needed anyway, and not by all of J
     for name, g in zip(names.values(), result.unflatten(result.gradient), strict=True):
         if not torch.isfinite(g).all():
             raise FloatingPointError(

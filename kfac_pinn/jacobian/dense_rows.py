@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kfac_pinn.linalg import rows_at_once
+from kfac_pinn.linalg import batches_of_rows
 
 __all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "strided", "tolerance", "uses_tf32"]
 
@@ -35,18 +35,19 @@ class BroadcastJacobian:
 
 
 def leaf_rows(
-    output: Tensor, leaves: Sequence[Tensor], shares: Sequence[BroadcastJacobian]
+    output: Tensor, leaves: Sequence[Tensor], broadcasts: Sequence[BroadcastJacobian]
 ) -> list[Tensor | None]:
     """d r_n / d p of shape (N, numel p) for each leaf p, None where r does not depend on it.
 
     Args:
         output: r, shape (N,), with its graph.
         leaves: the tensors p.
-        shares: what is known of the tensors between them and r.
+        broadcasts: what is known of the tensors between them and r.
     """
+    # What the broadcasts explain is compared with one backward pass: other ways may lead to a leaf
     u = probe(output)
     expected = torch.autograd.grad(output, leaves, u, retain_graph=True, allow_unused=True)
-    found = chain(shares, leaves, len(output))
+    found = chain(broadcasts, leaves, len(output))
     flat = [None if rows is None else rows.reshape(len(output), -1) for rows in found]
     return [
         None
@@ -60,6 +61,7 @@ def leaf_rows(
 
 def probe(output: Tensor) -> Tensor:
     """A random vector u of the residual's shape, the same every time."""
+    # Not torch's own generator: a look must not change the user's random numbers
     generator = torch.Generator().manual_seed(0)
     return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
 
@@ -68,6 +70,7 @@ def agrees(rows: Tensor | None, u: Tensor, product: Tensor) -> bool:
     """Whether u^T J is the product, to the rounding of its terms |u|^T |J|."""
     if rows is None:
         return False
+    # Against the terms and not their sum, which may cancel
     error, size = u @ rows - product.reshape(-1), u.abs() @ rows.abs()
     return bool(error.norm() <= tolerance(rows) * size.norm())
 
@@ -90,42 +93,43 @@ def uses_tf32(like: Tensor) -> bool:
 
 
 def chain(
-    shares: Sequence[BroadcastJacobian],
+    broadcasts: Sequence[BroadcastJacobian],
     targets: Sequence[Tensor] | Sequence[GradientEdge],
     points: int,
 ) -> list[Tensor | None]:
     """sum_t (d r_n / d t) (d t / d target), (N, *target); None where no t depends on it."""
     totals: list[Tensor | None] = [None] * len(targets)
-    for share in shares if targets else ():
-        for i, rows in enumerate(pulled_back(share, targets, points)):
+    for broadcast in broadcasts if targets else ():
+        for i, rows in enumerate(pulled_back(broadcast, targets, points)):
             total = totals[i]
             totals[i] = rows if total is None else total if rows is None else total + rows
     return totals
 
 
 def pulled_back(
-    share: BroadcastJacobian, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
+    broadcast: BroadcastJacobian, targets: Sequence[Tensor] | Sequence[GradientEdge], points: int
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
-    t = share.tensor
+    t = broadcast.tensor
     shape = t.shape if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr].shape
-    size = rows_at_once(torch.Size(shape).numel())
     parts = [
         torch.autograd.grad(
             t,
             targets,
-            share.rows(slice(start, start + size)).reshape(-1, *shape),
+            broadcast.rows(some).reshape(-1, *shape),
             retain_graph=True,
             allow_unused=True,
+            # From t on the graph is small: batched, its copies fit the memory
             is_grads_batched=True,
         )
-        for start in range(0, points, size)
+        for some in batches_of_rows(points, torch.Size(shape).numel())
     ]
     return [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 def dense(output: Tensor, leaf: Tensor) -> Tensor:
     """d r_n / d p, shape (N, numel p), by rows or by columns, whichever are fewer."""
+    # Few columns: a coefficient of the equation has one, and thousands of rows
     if len(output) > leaf.numel():
         try:
             return by_columns(output, leaf)
@@ -140,6 +144,7 @@ def by_columns(output: Tensor, leaf: Tensor) -> Tensor:
     Raises:
         RuntimeError: where autograd cannot differentiate twice.
     """
+    # Any v does, as J^T v is linear in it
     v = torch.ones_like(output, requires_grad=True)
     (product,) = torch.autograd.grad(output, leaf, v, create_graph=True, retain_graph=True)
     if not product.requires_grad:

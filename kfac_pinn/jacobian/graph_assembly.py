@@ -70,12 +70,14 @@ class GraphAssembly:
     def pairs(self) -> list[Pair]:
         """Weights and the biases that go with them; those in the forward pass say how they lie."""
         products = [p for read in self.read.values() for p in self._products(read)]
+        # First those with a bias, then the oldest: derivatives read the weight as well, transposed
         products.sort(key=lambda pair: (pair[1] is None, pair[0].node._sequence_nr()))
         return [Pair(p.weight, b, p.stored_transposed) for p, b in products if p.weight is not None]
 
     def term(self, k: int, name: str, value: Tensor) -> TermJacobian:
         """The Jacobian of residual k."""
         read = self.read[k]
+        # No rows to be told apart: one entry of a weight may be a residual of its own
         if not read.graph.reads_points:
             return self._of_parameters(read, name, value)
         lost = self._lost(read)
@@ -109,6 +111,7 @@ class GraphAssembly:
         for reader in read.reached:
             if isinstance(reader, Product):
                 bias = added.get(reader.bias_node)
+                # Something that is added but has another shape is no bias of this layer
                 fits = bias is not None and not reader.left and bias.shape == width_of(reader)
                 found.append((reader, bias if fits else None))
         return found
@@ -121,6 +124,7 @@ class GraphAssembly:
             for reader in read.reached:
                 if not isinstance(reader, Factor) or read.graph.sum_at(reader.node) not in joint:
                     found |= set(read.graph.leaves_of(reader.edge))
+        # A weight that is added somewhere is a layer's weight all the same
         return found - {
             id(p.weight)
             for read in self.read.values()
@@ -140,6 +144,7 @@ class GraphAssembly:
             for parameter in read.graph.leaves_of(reader.edge):
                 block = self.partition.block(parameter)
                 clear = read.owners[reader] is not None
+                # One reader that is not exact spoils the whole block: J is a sum over readers
                 if not clear or not (layered or self._fits(read, reader, block)):
                     found[block] = None
         return list(found)
@@ -151,6 +156,7 @@ class GraphAssembly:
         if isinstance(block, Layer):
             return isinstance(reader, Factor) and leaf_at(reader.edge) is block.bias
         width = numel(shape_at(reader.edge))
+        # Its dense rows, N times the width of t, have to fit the memory
         return block.size <= LARGEST_LEAF and read.points * width <= NUMBERS
 
     def _layers(
@@ -178,7 +184,9 @@ class GraphAssembly:
         for product, bias in products:
             inside, outside = positions(read, product, value)
             if product.transposed != layer.transposed:
+                # J_n^T = z g^T: a product with the transpose swaps the roles
                 inside, outside = outside, inside
+            # A derivative's product adds no bias
             e = float(bias is not None and bias is layer.bias)
             z.append(inside)
             g.append(outside)
@@ -193,16 +201,18 @@ class GraphAssembly:
     def _leaves(
         self, read: ReadResidual, value: Tensor, lost: list[Block]
     ) -> dict[Block, BlockJacobian]:
-        shares = []
+        broadcasts = []
         wanted: dict[Leaf, None] = {}
         for reader in read.reached:
             blocks = [self.partition.block(p) for p in read.graph.leaves_of(reader.edge)]
             mine = [b for b in blocks if isinstance(b, Leaf) and b not in lost]
             if mine:
-                shares.append(BroadcastJacobian(place_of(reader), dense_rows(read, reader, value)))
+                broadcasts.append(
+                    BroadcastJacobian(place_of(reader), dense_rows(read, reader, value))
+                )
                 wanted.update(dict.fromkeys(mine))
         leaves = list(wanted)
-        found = chain(shares, [leaf.parameter for leaf in leaves], read.points)
+        found = chain(broadcasts, [leaf.parameter for leaf in leaves], read.points)
         return {
             leaf: LeafJacobian(leaf, rows.reshape(read.points, -1))
             for leaf, rows in zip(leaves, found, strict=True)
@@ -230,12 +240,14 @@ class GraphAssembly:
     ) -> Iterator[Entries | None]:
         """Columns, owners and values of every leaf's entries, None where several own one."""
         edges = [get_gradient_edge(leaf) for leaf in leaves]
-        tagged = Tagged(read.output, edges, read.memory.setdefault("entries", {}))
+        tagged = Tagged(read.output, edges, read.memory.entries)
         for i, leaf in enumerate(leaves):
+            # Each entry is a row of one number, told apart as points are
             owners = tagged.owners(i, each_entry, i)
             if owners is None:
                 yield None
                 continue
+            # Entries that reach no residual are no entries of J
             kept = (owners.index >= 0).nonzero()[:, 0]
             values = tagged.gradient(i, each_entry, owners)[kept, 0].to(value)
             yield kept + self.partition.places[id(leaf)].start, owners.index[kept], values

@@ -46,6 +46,7 @@ class Layer:
     @property
     def columns(self) -> slice:
         """The trained columns of [W | b]."""
+        # The factors know a column for the bias even where nothing trains it
         first = 0 if self.weight is not None else -1
         return slice(first, None if self.bias is not None else -1)
 
@@ -57,6 +58,7 @@ class Layer:
 
     def stored(self, flat: Tensor) -> Tensor:
         """A weight's flat numbers as a view (d_out, d_in)."""
+        # A view either way: what is written into it stands in the flat vector
         if self.transposed:
             return flat.view(-1, self.outputs).mT
         return flat.view(self.outputs, -1)

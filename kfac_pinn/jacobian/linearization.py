@@ -18,7 +18,7 @@ from kfac_pinn.jacobian.blocks import LayerJacobian
 from kfac_pinn.jacobian.layers import Block, Leaf
 from kfac_pinn.jacobian.sampled import signs
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
-from kfac_pinn.linalg import CountSketch, rows_at_once, sum_of_squares
+from kfac_pinn.linalg import CountSketch, batches_of_rows, sum_of_squares
 from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["Linearization", "sketches_of"]
@@ -103,6 +103,7 @@ class Linearization:
         """
         rows = self._arranged if self._multiplied else None
         product = self.vjp(self @ v) if rows is None else (rows @ v) @ rows
+        # Most optimizers multiply once a step; arranging costs about two products
         self._multiplied = True
         return product if self.ridge is None else product + self.ridge * v
 
@@ -118,6 +119,7 @@ class Linearization:
     @property
     def _is_small(self) -> bool:
         """J in the cache: measured, its rows pay from the third product on, with any layers."""
+        # Rows of what is left to autograd cost a backward pass each
         products_only = any(term.rest is not None for term in self.terms)
         return not products_only and self.size * len(self.residual) <= SMALL
 
@@ -126,6 +128,7 @@ class Linearization:
         if self.ridge is None:
             return damping
         lowest, highest = self.ridge.aminmax()
+        # A number where it can be one: kernels and Woodbury's identity know no other
         return damping + (float(lowest) if lowest == highest else self.ridge)
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -211,10 +214,10 @@ class Linearization:
             size: the most rows of one pair, instead.
             block: of its columns only, (n, block.size).
         """
-        size = size or rows_at_once(self.size if block is None else block.size)
+        # Never across two terms: a batch has one scale, and one way to its rows
+        columns = self.size if block is None else block.size
         for term in self.terms:
-            for start in range(0, len(term.residual), size):
-                points = slice(start, start + size)
+            for points in batches_of_rows(len(term.residual), columns, size):
                 yield self._rows(term, points, block), term.scale * term.residual[points]
 
     def gramian(self, block: Block | None = None) -> Tensor:
@@ -228,13 +231,16 @@ class Linearization:
         signs s: the mean of (J^T s)^2 has the right trace.
         """
         explicit = all(leaf in t.blocks for t in self.terms if leaf in t.depends_on)
+        # A preconditioner: where exact costs too much, the right trace is enough
         if explicit and leaf.size <= LARGEST_GRAMIAN:
             return self.gramian(leaf)
         sample = self._sampled_gradient(seed)[leaf.place]
+        # The mean: single entries of one random sample are far off, and zero ones would divide
         return sample.square().mean().expand(leaf.size).clone()
 
     def _sampled_gradient(self, seed: int) -> Tensor:
         """J^T s, shape (P,)."""
+        # One backward pass serves all leaves of a step
         if self._sample is None or self._sample[0] != seed:
             self._sample = seed, self.vjp(signs(self.residual, seed))
         return self._sample[1]
@@ -267,8 +273,10 @@ class Linearization:
         """Whether the kernel of a layer costs less from its factors than from its rows."""
         jacobians = [t.blocks.get(block) for t in self.terms if block in t.depends_on]
         layers = [j for j in jacobians if isinstance(j, LayerJacobian)]
+        # A term that has this block by rows cannot meet another's factors
         if len(layers) < len(jacobians):
             return False
+        # In multiplications: by factors S S' (d_in + d_out) a pair of points, by rows d_in d_out
         factored = sum(a.kernel_cost(b) for a in layers for b in layers)
         return factored < len(self.residual) ** 2 * block.size
 
@@ -286,6 +294,7 @@ def sketches_of(
     counts: Sequence[int], rows: int, generator: Generator, hashes: int
 ) -> list[CountSketch]:
     """One S a term of so many points, about `rows` rows in all, in proportion to the points."""
+    # Term by term: a boundary of few points keeps its share of the rows whatever chance says
     sizes = [max(1, min(n, round(rows * n / sum(counts)))) for n in counts]
     pairs = zip(counts, sizes, strict=True)
     return [CountSketch(n, size, generator, min(hashes, size)) for n, size in pairs]

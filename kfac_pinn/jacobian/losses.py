@@ -93,6 +93,7 @@ class ConvexLoss:
         root, pseudo_inverse = square_root(hessian)
         values = (pseudo_inverse @ slope[..., None])[..., 0]
         y = torch.stack(self.outputs, dim=-1)
+        # U is constant: its derivative would bring third derivatives of the density
         tangent = (root.mT @ y[..., None])[..., 0]
         return list(zip(tangent.unbind(-1), values.unbind(-1), strict=True))
 
@@ -104,6 +105,7 @@ class ConvexLoss:
         slope, hessian = self._derivatives()
         root, pseudo_inverse = square_root(hessian)
         rest = slope - (root @ (pseudo_inverse @ slope[..., None]))[..., 0]
+        # A thousand roundings: of an eigendecomposition and two products, C entries each
         if rest.abs().max() <= 1e3 * torch.finfo(rest.dtype).eps * slope.abs().max():
             return None
         return (rest * torch.stack(self.outputs, dim=-1)).sum(-1).mean()
@@ -182,13 +184,16 @@ def square_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(hessian)
     largest = values.abs().amax(-1, keepdim=True)
     floor = hessian.shape[-1] * torch.finfo(hessian.dtype).eps * largest
+    # Where l'' vanishes rounding makes it negative: a density is refused only far beyond that
     if (values < -1e3 * floor).any():
         raise ValueError(
             "the density is not convex: its Hessian has the eigenvalue "
             f"{values.min().item():.3g}. Gauss-Newton needs a convex loss of the outputs."
         )
+    # The pseudo-inverse of what is left: a direction without curvature is the linear term's
     kept = values > floor
     root = torch.where(kept, values, 0).sqrt()
+    # 1 in place of 0 before the reciprocal: where() would keep the nan of a product with inf
     inverse = torch.where(kept, root, 1).reciprocal() * kept
     return vectors * root[..., None, :], inverse[..., :, None] * vectors.mT
 
@@ -213,7 +218,9 @@ class Reweighted(LeastSquares):
         self.value = (weights * rho(value)).sum()
         tiny = torch.finfo(value.dtype).tiny
         ratio = torch.where(value.abs() > tiny, slope / value, 0)
+        # The limit at 0, rho''(0), is the largest ratio of a rho that grows slower than r^2
         ratio = torch.where(value.abs() > tiny, ratio, ratio.max())
+        # w rho'(r) / r is held constant: the parabola that touches rho from above
         super().__init__((ratio * len(value)).sqrt() * residual, name)
 
     def loss(self) -> Tensor:

@@ -48,11 +48,13 @@ class AutogradJacobian:
             return torch.stack([self.jvp(column) for column in v.unbind(1)], dim=1)
         if self._known is not None:
             return self._known @ torch.cat([v[place] for place in self.places])
+        # Tried once: whether a graph can be differentiated twice does not change
         product = self._derivative_of_vjp(v) if self._twice is not False else None
         if self._twice is None:
             self._twice = product is not None and self._is_adjoint(v, product)
         if self._twice and product is not None:
             return product
+        # The way that is left: as many backward passes as residuals
         return self.all_rows() @ torch.cat([v[place] for place in self.places])
 
     def add_vjp(self, u: Tensor, out: Tensor) -> None:
@@ -68,6 +70,7 @@ class AutogradJacobian:
 
     def rows(self, points: slice = slice(None), block: Layer | Leaf | None = None) -> Tensor:
         """The rows (N, sum of the blocks' sizes), or the columns of one block."""
+        # Who asks for some rows will ask for all
         if self._known is None and self._numel <= NUMBERS:
             self.all_rows()
         rows = self._compute(points) if self._known is None else self._known[points]
@@ -111,6 +114,7 @@ class AutogradJacobian:
     def _pushed(self, v: Tensor) -> Tensor:
         with self._at_origin(), torch.enable_grad():
             if self._transposed is None:
+                # At u = 0 as at any other: J^T u is linear in u
                 u = torch.zeros_like(self.output, requires_grad=True)
                 self._transposed = u, self._pull(u, create_graph=True)
             u, found = self._transposed
@@ -142,6 +146,7 @@ class AutogradJacobian:
     def _compute(self, points: slice) -> Tensor:
         """Rows by backward passes, several at once where autograd can."""
         indices = torch.arange(len(self.output), device=self.output.device)[points]
+        # Beside the gradients each row holds tensors of the graph, say eight of the residual's size
         width = sum(p.numel() for p in self.parameters) + 8 * len(self.output)
         size = min(256, rows_at_once(width))  # each holds gradients of the whole graph
         with self._at_origin():
@@ -174,6 +179,7 @@ class AutogradJacobian:
     def _at_origin(self) -> Iterator[None]:
         """The parameters as they were; `.data` leaves autograd's version counters alone."""
         pairs = list(zip(self.parameters, self.origin, strict=True))
+        # Bit by bit: a graph's backward pass reads the parameters' memory as it is now
         moved = [(p, p.detach().clone(), old) for p, old in pairs if not torch.equal(p, old)]
         for p, _, old in moved:
             p.data.copy_(old)

@@ -55,6 +55,7 @@ class Objective:
         A displacement that is asked for twice in a row is evaluated once.
         """
         self.move(displacement)
+        # A law tries the whole step, and then a search begins with it
         if self._last is None or not torch.equal(self._last[0], displacement):
             self._last = displacement, self._evaluate(displacement)
         return self._last[1]
@@ -68,6 +69,7 @@ class Objective:
         self._write(self.origin)
 
     def _evaluate(self, displacement: Tensor) -> float:
+        # As after the move, not `origin`: what a closure changes shows against where it was called
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
         with self.processes.together():
@@ -76,6 +78,7 @@ class Objective:
         loss = float(self._of_all(found) if self.shared else found)
         if self.ridge is not None:
             loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
+        # inf compares as a failure everywhere; nan would compare as neither
         return loss if math.isfinite(loss) else math.inf
 
     @property
@@ -94,6 +97,7 @@ class Objective:
         try:
             return evaluate(self.closure, self.gradients, self.parameters)
         except RuntimeError as error:
+            # torch has no type for it, and its messages on missing graphs all say grad
             if self.gradients or "grad" not in str(error):
                 raise
             self.gradients = True  # "cannot register a hook on a tensor that doesn't require ..."

@@ -13,7 +13,7 @@ from kfac_pinn.jacobian.layers import Layer, Leaf
 
 __all__ = ["NOWHERE", "Pair", "Partition"]
 
-NOWHERE = slice(0, 0)
+NOWHERE = slice(0, 0)  # the place of a tensor that is not trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,7 @@ class Partition:
 
     def _layers(self, pairs: list[Pair], alone: frozenset[int]) -> dict[int, Layer]:
         """One a weight, by its id. A bias that has other partners too is a leaf."""
+        # Read in all pairs first: a bias is a layer's only if no other product has it
         found = {
             (id(p.weight), id(p.bias)): p.bias
             for p in pairs
@@ -69,6 +70,7 @@ class Partition:
         }
         partners = Counter(itertools.chain.from_iterable(found))
         biases = {w: bias for (w, b), bias in found.items() if partners[w] == partners[b] == 1}
+        # The forward pass's pair, which comes first, says how the weight is stored
         first = {id(p.weight): p for p in reversed(pairs)}
         weights = {i: p.weight for i, p in first.items() if i in self.places}
         ids = dict.fromkeys(id(p.weight) for p in pairs)

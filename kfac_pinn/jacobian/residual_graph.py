@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,34 @@ from kfac_pinn.jacobian.capture.rows import Owners, Tagged, arrange
 __all__ = ["Memory", "ReadResidual", "dense_rows", "leaf_at", "numel", "positions"]
 
 ATTEMPTS = 8  # computations that all points share, one inside the other: more go to autograd
-Memory = dict[Any, Any]
+
+
+@dataclass
+class GraphMemory:
+    """What is known of one residual's graph.
+
+    Attributes:
+        shared: numbers of the nodes that count as shared.
+        owners: of the readers' rows, by those numbers and by the reader's.
+        entries: owners of the entries of each leaf, for a residual that reads no points.
+    """
+
+    shared: frozenset[int] = frozenset()
+    owners: dict[frozenset[int], dict[int, Owners | None]] = field(default_factory=dict)
+    entries: dict[int, Owners | None] = field(default_factory=dict)
+
+
+@dataclass
+class Memory:
+    """What is known of a program from its earlier runs: a guess, which is compared.
+
+    Attributes:
+        levels: which source each residual's Jacobian came from.
+        graphs: by their signature and the number of points.
+    """
+
+    levels: list[int] = field(default_factory=list)
+    graphs: dict[tuple[int, int], GraphMemory] = field(default_factory=dict)
 
 
 class ReadResidual:
@@ -37,11 +65,12 @@ class ReadResidual:
     def __init__(self, output: Tensor, trained: Mapping[int, Tensor], memory: Memory) -> None:
         self.output, self.points = output, len(output)
         self.graph = Graph(output, trained)
-        self.memory = memory.setdefault((self.graph.signature, self.points), {})
+        key = self.graph.signature, self.points
+        self.memory = memory.graphs.setdefault(key, GraphMemory())
+        # Each round counts one more node as shared, and what follows it
         for _ in range(ATTEMPTS):
-            shared = self.memory.get("shared", frozenset())
-            if shared:
-                self.graph = Graph(output, trained, shared)
+            if self.memory.shared:
+                self.graph = Graph(output, trained, self.memory.shared)
             self._attribute()
             if not self._share_more():
                 break
@@ -53,7 +82,8 @@ class ReadResidual:
     def _attribute(self) -> None:
         readers = self.graph.readers
         edges = [GradientEdge(reader.node, 0) for reader in readers]
-        known = self.memory.setdefault(("owners", self.memory.get("shared")), {})
+        known = self.memory.owners.setdefault(self.memory.shared, {})
+        # A static graph reads the same rows in every run: its owners need no second pass
         self.tagged = Tagged(self.output, edges, known, self.graph.is_static)
         pairs = enumerate(zip(readers, self.tagged.first, strict=True))
         self.reached = {reader: i for i, (reader, first) in pairs if first is not None}
@@ -65,6 +95,7 @@ class ReadResidual:
         if isinstance(reader, Unknown):
             return None
         found = self.tagged.owners(i, self.rows_of(reader), i)
+        # Entries may have owners where rows have several: t is broadcast along a row
         if found is None and isinstance(reader, Factor) and not reader.entrywise:
             reader.entrywise = True
             found = self.tagged.owners(i, self.rows_of(reader), i)
@@ -78,7 +109,8 @@ class ReadResidual:
             if owners is None and self.graph.may_be_shared(reader)
         ]
         if mixed:
-            self.memory["shared"] = self.memory.get("shared", frozenset()) | {min(mixed)}
+            # The first alone: those behind it are mixed only through it, perhaps
+            self.memory.shared |= {min(mixed)}
         return bool(mixed)
 
 
@@ -126,6 +158,7 @@ def positions(read: ReadResidual, product: Product, like: Tensor) -> tuple[Tenso
     if places is None:
         return z[None], g[None]
     kept = (places >= 0)[..., None]
+    # Residuals with fewer rows than others get rows of zeros
     places = places.clamp_min(0)
     return torch.where(kept, z[places], 0), torch.where(kept, g[places], 0)
 
@@ -145,6 +178,7 @@ def dense_rows(read: ReadResidual, reader: Reader, like: Tensor) -> Any:
     kept = owners.index >= 0
     dense = like.new_zeros(read.points, numel(shape_at(reader.edge)))
     if leading(reader):
+        # Added: a residual may read t on several rows
         dense.index_add_(0, owners.index[kept], g[kept])
     else:
         shape = shape_of(reader.node, 0)

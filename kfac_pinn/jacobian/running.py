@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.backward import BackwardWatch
+from kfac_pinn.jacobian.backward import COMPILED, BackwardWatch
 from kfac_pinn.jacobian.batches import Batches, closures_of
 from kfac_pinn.jacobian.losses import Term
 from kfac_pinn.jacobian.terms import as_terms, loss_of, total_loss
@@ -86,12 +86,13 @@ def explained(parameters: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
+        # torch raises RuntimeError for all of these: the message is all there is to tell them apart
         advice = next((text for key, text in ADVICE.items() if re.search(key, str(error))), None)
         if advice is None:
             raise
         p = parameters[0]
         said = advice.format(dtype=p.dtype, device=p.device)
-        raise RuntimeError(f"{said} (inside the closure: {error})") from error
+        raise RuntimeError(f"{said} (torch: {error})") from error
 
 
 CAST = (
@@ -118,4 +119,5 @@ ADVICE = {
         "points or parameters were made under torch.inference_mode(), and autograd cannot use "
         "them. Write x = x.clone() outside of it, or torch.no_grad() instead"
     ),
+    COMPILED[0]: COMPILED[1],
 }

@@ -25,6 +25,7 @@ __all__ = ["Sampler", "factors_of_entries", "signs"]
 
 def signs(like: Tensor, seed: int) -> Tensor:
     """Random signs of the shape of a vector."""
+    # On the CPU: the same signs on every device
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
 
@@ -60,12 +61,14 @@ class Sampler:
             z.append(inside)
             g.append(outside)
             unit.append(inside.new_full((len(inside),), float(product in self.biased)))
+        # B is a mean over residuals, and the signs stand for their sum
         rows = torch.cat(g) / len(self.output) ** 0.5
         return LayerJacobian(
             layer, LayerInputs(torch.cat(z)[:, None], torch.cat(unit)), rows[:, None]
         )
 
     def _gradients(self, seed: int) -> dict[Product, Tensor]:
+        # One backward pass serves all layers of a step
         if self.known is None or self.known[0] != seed:
             products = [p for each in self.products.values() for p in each]
             found = torch.autograd.grad(
@@ -93,10 +96,12 @@ def factors_of_entries(jacobian: EntriesJacobian) -> LayerJacobian | None:
     within = jacobian.within(jacobian.columns)
     weight_is_penalised = bool((within < inputs * layer.outputs).any())
     bias_is_penalised = bias and bool((within >= inputs * layer.outputs).any())
+    # One point a column: their second moments add up to A = I
     z = torch.eye(inputs + 1, dtype=like.dtype, device=like.device)
     z[:-1] *= float(weight_is_penalised)
     unit = z[:, -1] * float(bias_is_penalised)
     root = len(z) ** 0.5
+    # Penalties of different weights in one layer have no product A (x) B: their mean stands in
     size = (like.square().mean() / jacobian.points).sqrt()
     g = size * torch.eye(layer.outputs, dtype=like.dtype, device=like.device)
     return LayerJacobian(layer, LayerInputs(root * z[:, None, :-1], root * unit), g[:, None])

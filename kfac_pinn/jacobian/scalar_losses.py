@@ -50,6 +50,7 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
             "the loss does not depend on any trained parameter: nothing is squared in it"
         )
     edges = [GradientEdge(head.node, 0) for head in walk.heads]
+    # The loss is linear in its squares, so that these derivatives are exactly the weights
     weights = torch.autograd.grad(loss.sum(), edges, retain_graph=True, allow_unused=True)
     terms = [
         term
@@ -57,6 +58,7 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
         if weight is not None
         for term in terms_of(head, weight.detach(), f"loss term {i} ({name_of(head.node)})")
     ]
+    # A constant that was added belongs to the loss, and to no residual
     if not walk.constants:
         refuse_difference(loss, terms)
     return terms
@@ -105,9 +107,12 @@ class Walk:
         sources = [source for source, _ in node.next_functions]
         mine = [source for source in sources if source in self.depends]
         if name in SUMS:
+            # Rsub is c - r with a number c, which is in no node
             self.constants |= len(mine) < len(sources) or name == "Rsub"
+        # A product of a residual with what is not trained is linear; of two trained ones it is not
         elif name not in LINEAR and not (name in BILINEAR and len(mine) == 1):
             raise ValueError(refusal(node))
+        # A power of one: other exponents are heads, or no squares
         if name == "Pow" and exponent_of(node) != 1:
             raise ValueError(refusal(node))
         yield from mine
@@ -129,7 +134,8 @@ def dependent(root: Node, trained: set[int] | None) -> set[Node]:
 def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
     """One term a column of the residual."""
     refuse_broadcast(head.residual, name)
-    weights = head.spread(weight)
+    # the loss reads |h|^2 as a complex number without an imaginary part
+    weights = head.spread(weight.real if weight.is_complex() else weight)
     weights = weights.expand(torch.broadcast_shapes(weights.shape, head.residual.shape))
     residual = head.residual
     if residual.shape != weights.shape:
@@ -140,6 +146,7 @@ def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
     for c, (r, w) in enumerate(pairs):
         label = name if len(pairs) == 1 else f"{name}, column {c}"
         if head.rho is None:
+            # `LeastSquares` takes half the mean
             yield LeastSquares((2 * len(r) * w).sqrt() * r, label)
         else:
             yield Reweighted(r, w, head.rho, label)
@@ -166,6 +173,7 @@ def compared(node: Node) -> Iterator[Edge]:
 def columns(residual: Tensor, weights: Tensor) -> list[list[Tensor]]:
     """Both in a system's equations, each of shape (N,); a parameter is one vector."""
     both, shape = (residual, weights), residual.shape
+    # A leaf is a penalty on a parameter: its rows and columns are no equations
     if not residual.is_leaf and residual.ndim > 1:
         if 1 < shape[-1] <= COLUMNS:
             return [[part.reshape(-1) for part in each.unbind(-1)] for each in both]
@@ -178,6 +186,7 @@ def refuse_difference(loss: Tensor, terms: list[LeastSquares]) -> None:
     """What was read must be the loss."""
     found, value = float(sum(term.loss().detach() for term in terms)), float(loss.detach())
     eps = torch.finfo(loss.dtype).eps
+    # A thousand roundings of sums in another order; eps^(3/2) where the loss itself is nothing
     if math.isfinite(value) and abs(found - value) > 1e3 * eps * abs(value) + eps**1.5:
         raise ValueError(
             f"the residuals read off the loss give {found:.8g}, but the loss is {value:.8g}. "
@@ -200,7 +209,7 @@ SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "Co
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
     "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
-    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort",
+    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort", "ViewAsReal", "Conj",
 }  # fmt: skip
 BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
 
@@ -221,6 +230,7 @@ HINTS = {
     "Var": ": a variance; write (u - u.mean()).square()",
     "Std": ": a standard deviation; write (u - u.mean()).square() for its square",
     "Dot": ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T",
+    "Abs": ": the absolute value of a complex number; square it, abs() ** 2",
     "Relu": ": a hinge; square it, relu(...).square()",
     "CompiledFunction": ": compiled code; compile the model, or hand step(closure) a closure",
 }

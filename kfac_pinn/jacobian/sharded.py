@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from typing import TypeAlias
 
 import torch
@@ -26,7 +26,9 @@ from kfac_pinn.processes import Group
 
 __all__ = ["Layout", "ShardedLinearization", "Shards"]
 
-Shards: TypeAlias = Callable[[], Iterator[Linearization]]  # those of this process, one after another
+Shards: TypeAlias = Callable[
+    [], Iterator[Linearization]
+]  # those of this process, one after another
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,15 @@ class ShardedLinearization(Linearization):
         self.needs_gradients, self.others = first.needs_gradients, first.others
         self.changes_gradients = first.changes_gradients
         self.residual = self.whole(torch.cat(seen.residuals))
-        self.data = None if None in seen.data else processes.gather(torch.cat(seen.data))
-        numbers = first.residual.new_tensor([seen.loss, float(seen.linear_term is not None)])
-        linear = torch.zeros_like(seen.gradient) if seen.linear_term is None else seen.linear_term
-        sums = processes.sum(numbers.double())[0].tolist()
-        self.loss = sums[0]
-        self.gradient, linear = processes.sum(seen.gradient, linear)
-        self.linear_term = linear if sums[1] else None
+        known = [data for data in seen.data if data is not None]
+        self.data = processes.gather(torch.cat(known)) if known else None
+        own = [seen.loss, float(seen.linear_term is not None)]
+        numbers = torch.tensor(own, dtype=torch.float64, device=self.residual.device)
+        self.loss, linear = processes.sum(numbers)[0].tolist()
+        zero = torch.zeros_like(seen.gradient)
+        part = zero if seen.linear_term is None else seen.linear_term
+        self.gradient, whole = processes.sum(seen.gradient, part)
+        self.linear_term = whole if linear else None
 
     @property
     def totals(self) -> list[int]:
@@ -200,9 +204,9 @@ class ShardedLinearization(Linearization):
         """J_q J^T, shape (R_q, R): a shard's rows of J in memory at once, J_q from its factors."""
         columns = []
         for rank, count in enumerate(self.layout.counts):
-            here = self.parts() if rank == self.processes.rank else iter([None] * count)
-            for part in here:
-                like = self.residual.new_zeros(0) if part is None else part.rows()
+            here = self.parts() if rank == self.processes.rank else None
+            for _ in range(count):
+                like = self.residual.new_zeros(0) if here is None else next(here).rows()
                 (rows,) = self.processes.of_rank([like], rank)
                 columns.append(torch.cat([each @ rows.T for each in self.parts()]))
         return torch.cat(columns, dim=1)
@@ -255,7 +259,9 @@ class Totals:
         self.sizes: list[list[int]] = []
         self.structures: list[str] = []
         self.data: list[Tensor | None] = []
-        self.loss, self.linear_term = 0.0, None
+        self.loss = 0.0
+        self.linear_term: Tensor | None = None
+        self.gradient: Tensor
         self.first: Linearization
         for number, shard in enumerate(shards()):
             self._add(number, shard)
@@ -271,8 +277,8 @@ class Totals:
             return
         self.gradient = self.gradient + shard.gradient
         if shard.linear_term is not None:
-            known = 0 if self.linear_term is None else self.linear_term
-            self.linear_term = known + shard.linear_term
+            known = self.linear_term
+            self.linear_term = shard.linear_term + (0 if known is None else known)
 
 
 def layout_of(seen: Totals, processes: Group) -> Layout:

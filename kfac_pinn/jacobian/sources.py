@@ -62,7 +62,6 @@ class Source:
         program = () if capture is None else tuple(capture.program)
         self.ids = frozenset(map(id, names))
         self.memory = remembered((self.ids, hash(program)))
-        self.is_new = not self.memory
 
     def terms(self, triples: Sequence[Triple]) -> list[TermJacobian]:
         """One for the name, the tensor (N,) with its graph, and the value of every residual.
@@ -70,19 +69,22 @@ class Source:
         Raises:
             RuntimeError: for a residual that depends on none of the parameters.
         """
-        known = self.memory.get("levels", [])
+        known = self.memory.levels
+        # A closure that returns more or fewer terms than last time is as good as new
         levels = list(known) if len(known) == len(triples) else [self._start()] * len(triples)
         due = self.check or (self.new and levels != known)
+        # Ends: levels only rise, and the last is always exact
         while True:
             found, wrong = self._read(triples, levels)
             refuse_independent(found)
             wrong = wrong or (self._wrong(found, triples, levels) if due else [])
             if not wrong:
                 break
+            # What replaces a source that failed has not been compared yet
             due = self.new
             for k in wrong:
                 levels[k] += 1
-        self.memory["levels"] = levels
+        self.memory.levels = levels
         self._say_what_it_costs(found)
         return found
 
@@ -90,7 +92,8 @@ class Source:
         """Where to begin: where no jets were seen, the mode is of no use to code it cannot see."""
         if self.capture is None:
             return GRAPH
-        jets = any(not call.unit.all() for call in self.capture.uses)
+        # e = 0 marks a derivative, and only jets have any
+        jets = any(not call.unit.all() for call in self.capture.calls)
         return GRAPH if self.capture.unseen and not (jets and self.new) else CALLS
 
     def _read(
@@ -99,7 +102,7 @@ class Source:
         """The terms, each at its level, and those whose calls do not tell their rows apart."""
         outputs = {k: triples[k][1] for k, level in enumerate(levels) if level == GRAPH}
         graph = GraphAssembly(self.names, outputs, self.memory)
-        calls = self.capture.uses if self.capture is not None and CALLS in levels else []
+        calls = self.capture.calls if self.capture is not None and CALLS in levels else []
         pairs = [Pair(call.weight, call.bias) for call in calls]
         partition = Partition(self.names, [*pairs, *graph.pairs], graph.alone())
         graph.partition = partition
@@ -122,6 +125,7 @@ class Source:
     ) -> list[int]:
         """Terms that differ from autograd, those at the last level excepted."""
         outputs = [output for _, output, _ in triples]
+        # All at once first: one backward pass where nothing is wrong, which is nearly always
         if self._agree(found, outputs):
             return []
         return [
@@ -163,7 +167,8 @@ def refuse_independent(terms: Sequence[TermJacobian]) -> None:
 
 def remembered(key: Hashable) -> Memory:
     """What was found of a program: a guess for the next time, which is compared."""
-    memory = REMEMBERED.setdefault(key, {})
+    memory = REMEMBERED.setdefault(key, Memory())
+    # Least recently used goes first
     REMEMBERED.move_to_end(key)
     while len(REMEMBERED) > PROGRAMS:
         REMEMBERED.popitem(last=False)

@@ -14,7 +14,7 @@ from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacob
 from kfac_pinn.jacobian.layers import Block, Layer
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries
-from kfac_pinn.linalg import CountSketch, rows_at_once
+from kfac_pinn.linalg import CountSketch, batches_of_rows
 
 __all__ = ["TermJacobian"]
 
@@ -75,6 +75,7 @@ class TermJacobian:
     def write_rows(self, points: slice, out: Tensor) -> None:
         """Write the scaled rows of some points into zeros (n, P)."""
         for columns, rows in self._columns(points):
+            # Scaled on the way into place: a pass over the rows less
             torch.mul(rows, self.scale, out=out[:, columns])
 
     def write_sketch(self, sketch: CountSketch, out: Tensor) -> None:
@@ -83,9 +84,9 @@ class TermJacobian:
             (block.slices, jacobian.sketched(sketch)) for block, jacobian in self.blocks.items()
         ]
         if self.rest is not None:
-            count, size = len(self.residual), rows_at_once(out.shape[1])
-            parts = (self.rest.rows(slice(i, i + size)) for i in range(0, count, size))
-            sums.append((self.rest.places, sketch.of(parts)))
+            batches = batches_of_rows(len(self.residual), out.shape[1])
+            # A generator: one batch of rows in memory at a time
+            sums.append((self.rest.places, sketch.of(map(self.rest.rows, batches))))
         for columns, rows in chain.from_iterable(starmap(apart, sums)):
             torch.mul(rows, self.scale, out=out[:, columns])
 
@@ -125,6 +126,7 @@ class TermJacobian:
 
     def _columns(self, points: slice) -> Iterator[tuple[slice, Tensor]]:
         for block, jacobian in self.blocks.items():
+            # Weight and bias apart: joining them would copy the rows of the weight
             if isinstance(jacobian, LayerJacobian):
                 yield from zip(block.slices, jacobian.parts(points), strict=True)
             else:

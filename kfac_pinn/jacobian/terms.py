@@ -31,6 +31,7 @@ def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]
         TypeError: if it is anything else, with the line that would be right.
         ValueError: for a residual of another shape, or a loss that is not a sum of squares.
     """
+    # It may be an iterator, and is read once for every loss
     trained = None if trained is None else list(trained)
     if is_loss(output):
         return list(residual_terms(output, trained))
@@ -74,8 +75,10 @@ def terms_of(value: Any, name: str, trained: Sequence[Tensor] | None) -> list[Te
     if value.ndim == 0:
         return loss_terms(value, name, trained)
     refuse_broadcast(value, name)
+    # Fewer columns than points, or it may be two tensors broadcast against each other
     if value.ndim == 2 and 1 < value.shape[1] < value.shape[0] and not value.is_complex():
         return [LeastSquares(r, f"{name}[:, {c}]") for c, r in enumerate(value.unbind(1))]
+    # Allowed, since a prior on a coefficient looks like that, but seldom meant
     if value.shape == (1,) and ends_in_squares(value):
         warnings.warn(
             f"{name} of shape (1,) is a sum of squares, and a residual is squared once more. If it "
@@ -100,6 +103,7 @@ def loss_of(output: Any, terms: Sequence[Term], weights: Sequence[float]) -> Ten
     """sum_k w_k L_k of what a closure returned, and its terms; a scalar."""
     if len(set(weights)) > 1:
         return sum_of(w * term.loss() for w, term in zip(weights, terms, strict=True))
+    # A loss keeps its own value: constants that its residuals leave out are part of it
     if holds_loss(output):
         return weights[0] * total_loss(output)
     return weights[0] * sum_of(term.loss() for term in terms)

@@ -28,7 +28,7 @@ from kfac_pinn.linalg.krylov import (
     geometric_indices,
 )
 from kfac_pinn.linalg.limited_memory import Pairs
-from kfac_pinn.linalg.memory import rows_at_once
+from kfac_pinn.linalg.memory import batches_of_rows, rows_at_once
 from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Solution",
     "Stop",
     "aligned",
+    "batches_of_rows",
     "conjugate_gradients",
     "damped_inverse",
     "damped_solve",

@@ -46,6 +46,8 @@ def damped_inverse(
     shift = torch.as_tensor(damping, dtype=matrix.dtype, device=matrix.device)
     damped = matrix.clone()
     damped.diagonal().add_(shift)
+    # Cholesky finds out whether M + damping I is positive definite, which eigenvalues would, too,
+    # at several times the cost
     factor, failed = torch.linalg.cholesky_ex(damped)
     if failed or not shift.all():
         return partial(pinv_solve, damped, rtol=rtol)
@@ -63,6 +65,7 @@ def pinv_solve(matrix: Tensor, rhs: Tensor, rtol: float | None = None) -> Tensor
     values, vectors = torch.linalg.eigh(matrix)
     # eigh is exact for a matrix n eps ||M|| away: eigenvalues below that may as well be zero.
     rtol = len(matrix) * torch.finfo(matrix.dtype).eps if rtol is None else rtol
+    # Of both signs: what rounding made negative is as far from the truth as its size says
     kept = values.abs() > rtol * values.abs().max()
     vectors, columns = vectors[:, kept], rhs.reshape(len(rhs), -1)
     return (vectors @ ((vectors.mT @ columns) / values[kept, None])).reshape(rhs.shape)
@@ -120,6 +123,7 @@ def normal_equations(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, T
     Raises:
         ValueError: if there is no block.
     """
+    # With r as one more column J^T r comes out of the same products
     both = sum_of_squares(torch.cat([J, r[:, None]], dim=1) for J, r in blocks)
     return both[:-1, :-1].contiguous(), both[-1, :-1].contiguous()
 
@@ -159,5 +163,6 @@ def _add_upper_square(rows: Tensor, out: Tensor) -> None:
 
 def _mirrored(upper: Tensor) -> Tensor:
     """The symmetric matrix with this upper triangle."""
+    # Not upper + upper^T: the blocks on the diagonal are whole already
     lower = torch.ones_like(upper, dtype=torch.bool).tril_(-1)
     return torch.where(lower, upper.mT, upper)

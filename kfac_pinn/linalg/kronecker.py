@@ -73,6 +73,7 @@ class KroneckerSum:
         """L of F = L L^T in float64, None where F is large or not positive definite."""
         if self.A.shape[1] * self.B.shape[1] > SMALL:
             return None
+        # float64 for parameters of any dtype: F has the squared condition number of J
         lower, failed = torch.linalg.cholesky_ex(self.dense().double())
         return None if failed else lower
 
@@ -114,6 +115,7 @@ class KroneckerInverse:
         if self.lower is not None:
             columns = V.flatten(-2).unsqueeze(-1).to(self.lower)
             return torch.cholesky_solve(columns, self.lower).squeeze(-1).to(V).view_as(V)
+        # eps^(2/3), 4e-11 in float64: more digits than a step needs, fewer than the recurrence has
         found = self.iterate(V, tolerance or torch.finfo(V.dtype).eps ** (2 / 3), iterations)
         if found.stop not in (Stop.RELATIVE_RESIDUAL, Stop.SOLVED):
             text = "" if found.stop is None else found.stop.value
@@ -169,6 +171,7 @@ def _against_sum(M: Tensor) -> tuple[Tensor, Tensor]:
         return white, white.new_ones(len(white))
     # T_1 = white already makes the sum I; what is left to do is rotate to where M_1 is diagonal.
     s, vectors = torch.linalg.eigh(white.mT @ M[0] @ white)
+    # M_1 and the sum less M_1 are both semi-definite: beyond [0, 1] there is only rounding
     return white @ vectors, s.clamp(0, 1)
 
 
@@ -177,6 +180,7 @@ def _merge(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     K = len(A)
     rests = [[j for j in range(K) if j != kept] for kept in range(K)]
     merged = [_nearest_product(A[rest], B[rest]) for rest in rests]
+    # All K choices are tried: which pair is unlike the others is not known beforehand
     kept = min(range(K), key=lambda k: merged[k][2])
     return torch.stack([A[kept], merged[kept][0]]), torch.stack([B[kept], merged[kept][1]])
 

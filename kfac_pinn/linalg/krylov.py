@@ -96,6 +96,7 @@ class RelativeProgress:
         k = max(self.least, math.ceil(0.1 * i))
         if i <= k or phi[i] >= 0:
             return None
+        # phi < 0 from here on, so that this is the decrease of k iterations as a part of all of it
         slow = (phi[i] - phi[i - k]) / phi[i] < k * self.tolerance
         return Stop.RELATIVE_PROGRESS if slow else None
 
@@ -164,6 +165,7 @@ def conjugate_gradients(
     x = torch.zeros_like(rhs) if start is None else start
     residual = rhs.clone() if start is None else rhs - product(x)
     history = Solution(x)
+    # b = 0 has the solution 0, and no relative residual
     scale = _norm(rhs) or 1.0
     wanted = set(keep)
     direction = y = precondition(residual)
@@ -173,9 +175,12 @@ def conjugate_gradients(
     while (reason := _reason(history, stop, iterations)) is None:
         image = product(direction)
         curvature = _dot(direction, image)
+        # Written so that nan ends the iteration too
         if not curvature > 0:
             reason = Stop.NEGATIVE_CURVATURE if curvature <= 0 else Stop.NOT_FINITE
             break
+        # Not slope / curvature, in exact arithmetic the same: this is the minimum along the
+        # direction that rounding, or `_conjugate`, has made of the textbook's
         alpha = _dot(residual, direction) / curvature
         x, residual = x + alpha * direction, residual - alpha * image
         _record(history, x, residual, rhs, scale)
@@ -200,6 +205,7 @@ def _record(history: Solution, x: Tensor, residual: Tensor, rhs: Tensor, scale: 
     """Append x, its residual norm and phi(x) = -1/2 (b + residual).x."""
     history.x = x
     history.residual_norms.append(_norm(residual) / scale)
+    # phi = x.A x / 2 - b.x with A x = b - residual: no product more
     history.model_values.append(-0.5 * _dot(rhs + residual, x))
 
 

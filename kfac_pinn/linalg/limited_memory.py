@@ -50,8 +50,10 @@ class Pairs:
         """
         S, Y = (torch.stack(vectors) for vectors in zip(*new, strict=True))
         length = S.norm(dim=1, keepdim=True)
+        # The rounding of s.y: below it the sign says nothing
         floor = torch.finfo(S.dtype).eps * length * Y.norm(dim=1, keepdim=True)
         kept = ((S * Y).sum(1, keepdim=True) > floor)[:, 0]
+        # H does not depend on the lengths of pairs; the digits of R's inverse do
         S, Y = ((V[kept] / length[kept])[max(0, int(kept.sum()) - limit) :] for V in (S, Y))
         old = slice(max(0, len(self.S) + len(S) - limit), None)
         joined = torch.cat([self.S[old], S])

@@ -91,6 +91,7 @@ class CountSketch:
             width = int(counts.max())
             place = torch.arange(width, device=order.device)
             first = (counts.cumsum(0) - counts)[:, None]
+            # Past a bucket's end there are rows of the next ones, or none: their sign is 0 below
             index = order[(first + place).clamp_max(len(order) - 1)]
             inside = place < counts[:, None]
             yield slice(start, end), index, sign[index] * inside
@@ -173,12 +174,14 @@ def _nystrom_of_rank(product: Operator, like: Tensor, rank: int, generator: Gene
     noise = torch.randn(
         len(like), rank, generator=generator, dtype=like.dtype, device=generator.device
     )
+    # Orthonormal, as in the source: the shift below is then in units of A
     test = torch.linalg.qr(noise.to(like.device)).Q
     image = product(test)
     # Rounding makes test^T A test indefinite by this much at most; it is taken off again below.
     shift = torch.finfo(like.dtype).eps * len(like) ** 0.5 * image.norm()
     image = image + shift * test
     lower = torch.linalg.cholesky(test.mT @ image)
+    # A ~ root root^T: the squares of root's singular values keep small eigenvalues apart
     root = torch.linalg.solve_triangular(lower, image.mT, upper=False).mT
     U, S, _ = torch.linalg.svd(root, full_matrices=False)
     return Nystrom(U, (S.square() - shift).clamp_min(0))

@@ -44,12 +44,12 @@ class Common(TypedDict, total=False):
 
 
 Range = tuple[Callable[[float], bool], str]
-POSITIVE: Range = (lambda value: value > 0, "positive")
-NOT_NEGATIVE: Range = (lambda value: value >= 0, "not be negative")
+POSITIVE: Range = (lambda value: value > 0, "must be positive")
+NOT_NEGATIVE: Range = (lambda value: value >= 0, "must not be negative")
 RANGES: dict[str, Range] = {
     "lr": POSITIVE,
     "damping": NOT_NEGATIVE,
-    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "momentum": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "weight_decay": NOT_NEGATIVE,
 }
 
@@ -81,12 +81,12 @@ SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_m
 def check_number(owner: str, name: str, value: Any, allowed: Range) -> None:
     """Raise unless the value is a number in its range: `TypeError` for text and the like."""
     scalar = isinstance(value, Tensor) and value.ndim == 0
+    # bool is a number to Python, and lr=True a mistake
     if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
         raise TypeError(f"{owner}: {name} must be a number, found {value!r}{as_number(value)}")
     holds, words = allowed
     if not holds(float(value)):
-        must = "must" if words.startswith("not") else "must be"
-        raise ValueError(f"{owner}: {name} {must} {words}, found {value}")
+        raise ValueError(f"{owner}: {name} {words}, found {value}")
 
 
 def as_number(value: Any) -> str:
@@ -124,6 +124,7 @@ def refuse_unknown(owner: type, names: Mapping[str, Any]) -> None:
 
 def unknown(owner: type, name: str) -> str:
     """That there is no such argument, what to do, and which there are."""
+    # From the signature, so that the list of arguments is never out of date
     own = inspect.signature(owner).parameters.values()
     arguments = ", ".join([p.name for p in own if p.kind is not p.VAR_KEYWORD][1:])
     common = ", ".join(Common.__annotations__)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
@@ -27,13 +28,24 @@ from kfac_pinn.optimizers.arguments import (
 )
 from kfac_pinn.optimizers.flat import Parameters
 from kfac_pinn.optimizers.precision import (
-    precision_of,
+    Precision,
     refuse_autocast,
     refuse_inference,
     refuse_scaler,
 )
 from kfac_pinn.optimizers.reading import Reading
-from kfac_pinn.optimizers.remarks import Remarks, Stopwatch, without_hooks
+from kfac_pinn.optimizers.record import (
+    hand_out_gradients,
+    loss_before,
+    moves,
+    statistics_of,
+)
+from kfac_pinn.optimizers.remarks import (
+    Remarks,
+    Stopwatch,
+    refuse_accumulated,
+    without_hooks,
+)
 from kfac_pinn.optimizers.source import NO_DEFAULT, Source
 from kfac_pinn.optimizers.stateful import Snapshot, StatefulOptimizer
 from kfac_pinn.search.damping import DampingLaw
@@ -112,9 +124,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """What follows for the next `leap` from the ratio that the last one achieved."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # torch.compiler.disable would import the compiler here: two seconds for everybody.
+    @_disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:
+    def step(self, closure: Callable[[], Any] = NO_DEFAULT) -> Tensor:  # type: ignore[override]
         """One step, or `max_iter` of them.
 
         Args:
@@ -131,16 +144,17 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             RuntimeError: without a closure, if no loss was sent backwards.
             Whatever `linearize` or the closure raises; parameters and state are then as before.
         """
+        # Before anything is touched: what cannot be trained with is refused as a whole
         refuse_scaler(self)
         refuse_inference()
         name = type(self).__name__
         with self._source.reading(closure, name, self.max_iter, self.processes) as reading:
-            loss, resting = self._once(reading), 0
+            loss, moved = self._once(reading)
             for _ in range(self.max_iter - 1):
-                resting = 0 if self.stats["step_norm"] else resting + 1
-                if resting > 1:  # one may have been a damping that was too small
+                rested = not moved
+                _, moved = self._once(reading)
+                if rested and not moved:  # one may have been a damping that was too small
                     break
-                self._once(reading)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -163,39 +177,46 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             raise
         self._source.parameters = self.parameters
 
-    def _once(self, reading: Reading) -> Tensor:
-        """One step."""
+    def _once(self, reading: Reading) -> tuple[Tensor, bool]:
+        """One step: the loss before it, and whether it moved anything."""
         watch, parameters = Stopwatch(), self.parameters
         if not parameters:
             raise ValueError("no parameter requires a gradient: there is nothing to train")
         refuse_autocast(parameters[0])
-        self._renew(precision_of(parameters[0]))
+        self._renew(Precision.of(parameters[0]))
         self._remarks.hooked(parameters, self.names())
         objective = reading.objective(parameters, self.names(), self._ridge())
+        # Hooks would change derivatives that have to be exact
         with without_hooks(parameters), self._undone_by_errors(objective) as before:
             linearization, step = self._proposal(reading, objective)
             self.steps += 1
             self._move(step, objective)
+        # Not an error: other dampings may do, and `stats` says what happened
         if step.displacement is not None and not step.is_finite:
             self.rollback(before)
             step = Step.stay(Outcome.NOT_FINITE, **step.info)
-        self._write_down(step, objective, linearization)
-        self._precision = precision_of(parameters[0])
+        loss = loss_before(step, linearization)
+        self._left = loss if step.displacement is None else step.loss
+        self.stats = statistics_of(step, objective, linearization)
+        if linearization is not None:
+            hand_out_gradients(linearization, parameters)
+        self._precision = Precision.of(parameters[0])
         self._remarks.busy(self.steps, watch, parameters[0])
-        return objective.origin.new_tensor(self.stats["loss"])
+        return objective.origin.new_tensor(loss), moves(step)
 
     def _proposal(
         self, reading: Reading, objective: Objective
     ) -> tuple[Linearization | None, Step]:
         """The linearisation, None where the last step led to no finite loss, and the next step."""
         rule = self._rule(reading)
+        # One evaluation: the next loss judges, so nothing may look at others
         objective.repeatable, reading.once = rule is None, rule is not None
         try:
             linearization = self._linearized(reading, objective, rule)
         except NothingReturnedError:
             if not self._source.zeroed:
                 raise
-            return None, Step.stay(Outcome.NOTHING, loss=math.nan, new_loss=math.nan)
+            return None, Step.stay(Outcome.NOTHING)
         if linearization is not None:
             self._remark(reading, linearization)
             if objective.ridge is not None:
@@ -210,6 +231,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         before = self.snapshot()
         try:
             yield before
+        # KeyboardInterrupt too: a run that is stopped can be saved and resumed
         except BaseException as error:
             objective.restore()
             self.rollback(before)
@@ -250,11 +272,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         self._remarks.clipped_inside(linearization)
         if not reading.repeatable:
             self._remarks.clipped(linearization.parameters, linearization.gradient)
-        elif reading.waiting and not self._source.zeroed and has_gradient(linearization.parameters):
-            raise RuntimeError(ACCUMULATED.format(count=reading.waiting))
+        elif not self._source.zeroed:
+            refuse_accumulated(linearization.parameters, reading.waiting)
 
     def _trial(self, parameters: list[Tensor]) -> Trial | None:
         """The step that is still to be judged, if it was one of these parameters."""
+        # With other parameters, layers added or frozen say, there is no way back along the old ones
         trial, size = self.unseen.trial, sum(p.numel() for p in parameters)
         return trial if trial is not None and len(trial.origin) == size else None
 
@@ -272,7 +295,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
             if failed:
                 shorter, step = rule.back(trial, loss, objective.origin)
                 self.unseen = replace(self.unseen, trial=shorter)
-                return step.noting(loss=loss)
+                return step
         return self._leap(linearization, objective, trial)
 
     def _leap(
@@ -301,49 +324,14 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         else:
             objective.restore()
 
-    def _write_down(
-        self, step: Step, objective: Objective, linearization: Linearization | None
-    ) -> None:
-        """The gradient and the statistics of a step."""
-        loss, norm, moved = math.inf, math.nan, step.displacement is not None
-        if linearization is not None:
-            loss, norm = linearization.loss, float(linearization.gradient.norm())
-            parts = linearization.unflatten(linearization.gradient)
-            for p, g in zip(objective.parameters, parts, strict=True):
-                p.grad = g.clone()
-            for leaf, g in linearization.others:
-                leaf.grad = g  # trial evaluations may have zeroed it
-        self._left = step.loss if moved else loss
-        self.stats = {
-            "loss": loss,
-            "new_loss": self._left,
-            "evaluations": objective.evaluations,
-            "gradient_norm": norm,
-            "step_norm": 0.0 if step.displacement is None else float(step.displacement.norm()),
-            "step_length": step.length if moved else 0.0,
-            "shortened": step.shortened,
-            "reason": step.outcome.value,
-            **step.info,
-        }
-
-    def _renew(self, precision: str) -> None:
+    def _renew(self, precision: Precision) -> None:
         """Forget the state of parameters that had another dtype or device in the last step."""
-        if self._precision and precision != self._precision:
-            self._remarks.precision(self._precision, precision)
+        if self._precision is not None and precision != self._precision:
+            self._remarks.precision(str(self._precision), str(precision))
             self.forget()
-
-
-def has_gradient(parameters: Iterable[Tensor]) -> bool:
-    """Whether some `.grad` is not zero."""
-    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 OVERFLOW = (
     "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
     "the equations, the data or the weights of the terms"
-)
-ACCUMULATED = (
-    "the gradients of {count} earlier calls of backward() wait in .grad, and the closure adds to "
-    "them without zero_grad(): a step with a closure reads the closure alone. Return all terms "
-    "from one closure (no accumulate_grad_batches), or call optimizer.zero_grad() inside it"
 )

@@ -41,6 +41,7 @@ class ModelOptimizer(LeastSquaresOptimizer):
         step = model.step(damping)
         if step.displacement is None:
             return step
+        # Groups that differ in lr turn the step, so that what it promises is evaluated anew
         displacement = step.displacement * self.expand("lr")
         if torch.equal(displacement, step.displacement):
             return step
@@ -91,6 +92,7 @@ class DampedOptimizer(ModelOptimizer):
         defaults: dict[str, Any],
         law: DampingLaw,
         search: Search,
+        # Measured (docs/design_notes.md): from 1e-6 on as good, and 1e-4 loses fewer first steps
         start: float = 1e-4,
         **common: Unpack[Common],
     ) -> None:
@@ -104,11 +106,14 @@ class DampedOptimizer(ModelOptimizer):
             return Step.stay(Outcome.NO_GRADIENT)
         damping = self.damping(linearization)
         whole = self.aim(self.model(linearization, objective), damping)
+        # Ratios of smaller differences are rounding, and would drive lambda anywhere
         if abs(whole.predicted) <= rounding(linearization):
             return Step.stay(Outcome.NO_DECREASE_LEFT, **whole.info)
         trial = tried(whole, damping, linearization, objective)
         self.adapt(damping, trial.ratio, self.law)
+        # In float64: as_tensor would round a number to float32
         level = float(torch.as_tensor(damping, dtype=torch.float64).max())
+        # The law judges the whole step: it is the damping's, not the search's
         step = self._shortened(whole, linearization, objective)
         return step.noting(**whole.info, damping=level, ratio=trial.ratio)
 
@@ -138,6 +143,7 @@ class DampedOptimizer(ModelOptimizer):
         if whole.displacement is None or not whole.is_finite:
             return Step.stay(Outcome.NOT_FINITE)
         step = self.search(objective, linearization, whole.displacement)
+        # The promise was made for the whole step only
         return replace(step, predicted=whole.predicted if step.length == 1 else step.predicted)
 
 

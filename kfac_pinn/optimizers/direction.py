@@ -70,6 +70,7 @@ class DirectionOptimizer(LeastSquaresOptimizer):
         if slope >= 0:
             return Step.stay(Outcome.ASCENT)
         curvature = float(squared_length(linearization, direction))
+        # The minimum of the exact model on the line; a flat line has none
         length = min(self.unseen.reach, -slope / curvature if curvature > 0 else math.inf)
         promised = -length * (slope + 0.5 * length * curvature)
         return Step(length * direction, length=length, predicted=promised)

@@ -73,6 +73,7 @@ class ENGD(DirectionOptimizer):
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses, eq. (23)."""
+        # The ridge is exact: it goes where the damping goes, and into no average
         averages = self._averages(linearization)
         damping = torch.as_tensor(linearization.damped(self.expand("damping")))
         solve = self.gramian.factor(averages, linearization, damping, self.steps)
@@ -184,6 +185,7 @@ class Diagonal:
         owner = linearization.parameters[0]
         diagonal = averages[owner] if self.average else linearization.gramian_diagonal()
         damped = diagonal + damping
+        # The pseudo-inverse: a parameter that moves no residual stays where it is
         inverse = torch.where(damped > 0, 1 / damped, 0)
         return lambda u, e: inverse * pulled_back(linearization, u, e)
 
@@ -221,6 +223,7 @@ def smaller_side(
     columns = [slice(0, linearization.size)] if block is None else block.slices
     size = linearization.size if block is None else block.size
     shift = common_value(taken(damping, columns))
+    # Woodbury needs one damping; with several only the parameters' side can be solved
     if shift is None or len(linearization.residual) >= size:
         gramian = linearization.gramian(block)
         return parameter_space(linearization, columns, gramian, damping)
@@ -233,6 +236,7 @@ def parameter_space(
     linearization: Linearization, columns: Sequence[slice], gramian: Tensor, damping: Tensor
 ) -> NaturalGradient:
     """(u, e) -> (G + damping)^-1 (J^T u + e) on some columns of J, zero on the others."""
+    # Both sides cut the same singular values of J, so that their steps agree where G is singular
     rank = max(len(linearization.residual), linearization.size)
     rtol = rank * torch.finfo(gramian.dtype).eps
     solve = damped_inverse(gramian, taken(damping, columns), rtol)

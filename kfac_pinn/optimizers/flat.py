@@ -31,6 +31,7 @@ class FlatOptimizer(Optimizer):
     def expand(self, key: str) -> Tensor:
         """A hyper-parameter of the groups as a flat vector (P,)."""
         parts = [
+            # A vector, not a number a group: all formulas are then those of one group
             torch.full((p.numel(),), float(group[key]), dtype=p.dtype, device=p.device)
             for group in self.param_groups
             for p in group["params"]
@@ -62,6 +63,7 @@ class FlatOptimizer(Optimizer):
         """The reverse of `gather`."""
         parts = flat.split([p.numel() for p in self.parameters])
         for p, part in zip(self.parameters, parts, strict=True):
+            # A tensor of its own each: a view would save the whole flat vector with every parameter
             self.state[p][key] = part.view_as(p).clone()
 
     def names(self) -> list[str]:

@@ -121,6 +121,7 @@ class GaussNewton(ModelOptimizer):
 
     def decompose(self, linearization: Linearization) -> Decomposition:
         """J of this step, decomposed."""
+        # By the number of the step, so that a resumed run draws the same rows
         generator = Generator().manual_seed(self.steps)
         return self.compression(linearization, generator, self.memory.last)
 
@@ -138,7 +139,9 @@ class GaussNewton(ModelOptimizer):
                 trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
             )
 
+        # Trials share the decomposition: each costs little more than an evaluation of the loss
         trial = self.control(attempt, self._radius(linearization), target)
+        # Any decrease: how much is the target's business
         accepted = trial.step.loss < linearization.loss
         self._remember(trial, decomposition, accepted)
         if accepted:
@@ -160,7 +163,9 @@ class GaussNewton(ModelOptimizer):
         decomposition = self.decompose(linearization)
         damping = decomposition.damping(self._radius(linearization))
         step = self.aim(damped_model(linearization, decomposition), damping)
+        # The step's own, not the one asked for: the damping may have met its lower bound
         radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
+        # Taken on trust; the next loss judges it, and `learn` shortens what it finds too long
         self._remember(Trial(step, damping, math.nan, radius), decomposition, True)
         return step.noting(damping=damping, radius=radius)
 
@@ -187,6 +192,7 @@ class GaussNewton(ModelOptimizer):
         """The bound of the radius, if the points are new; inf if they are not."""
         if self.memory.taken is None:
             return math.inf
+        # Sums in another order agree to more than a quarter of the digits, new points to less
         rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
         noise = standard_error(linearization)
         return self.memory.taken.longest(linearization.loss, noise, rounding)
@@ -194,6 +200,7 @@ class GaussNewton(ModelOptimizer):
     def _remember(self, trial: Trial, decomposition: Decomposition, accepted: bool) -> None:
         """The radius and target for the next step, and whether the damping passed its minimum."""
         memory, schedule, step = self.memory, self.schedule, self.steps + 1
+        # In units of sigma_1^2, which no scaling of the residuals changes
         largest = max(float(decomposition.S[0]) ** 2, torch.finfo(torch.float64).tiny)
         relative = float(trial.damping) / largest
         progressed = accepted and relative < memory.lowest / 1.5  # less than 2/3 is none

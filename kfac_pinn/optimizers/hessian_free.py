@@ -61,6 +61,7 @@ class Hessian:
     def product(self, linearization: Linearization, closure: Closure) -> Operator:
         parameters, processes = linearization.parameters, linearization.processes
         with processes.together(), torch.enable_grad():
+            # A graph of its own: a linearisation keeps factors of J, not always a graph
             loss = evaluate(closure, processes=processes)
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
@@ -95,7 +96,7 @@ class TruncatedCG:
     """
 
     stop: Sequence[StopRule] = (RelativeProgress(),)
-    iterations: int = 250
+    iterations: int = 250  # with the decay, those of the code that Martens published
     decay: float = 0.95
     backtracking: bool = True
     preconditioner: Preconditioner | None = None
@@ -208,6 +209,7 @@ class HessianFree(DampedOptimizer):
             self.gather("solution"),
             self.solver.factor(linearization, torch.as_tensor(linearization.damped(damping))),
         )
+        # A start that is not finite would spoil all later solves
         finite = torch.isfinite(solution.x).all()
         self.scatter("solution", solution.x if finite else torch.zeros_like(solution.x))
         return solution
@@ -217,6 +219,7 @@ class HessianFree(DampedOptimizer):
         (index, p), *earlier = reversed(solution.kept)
         if not (self.solver.backtracking and objective.repeatable):
             return index, p
+        # Backwards, and no further than the first rise: Martens (2010), section 4.6
         loss = objective(p)
         for i, candidate in earlier:
             if not (smaller := objective(candidate)) < loss:

@@ -45,6 +45,7 @@ def refreshed(
     owners = {block: state[block.parameters[0]] for block in linearization.blocks}
     known = {block: owner["curvature"] for block, owner in owners.items() if "curvature" in owner}
     level = damping or (lambda block: damping_of(optimizer, block))
+    # A damping that is handed over has the ridge in it already
     ridge = linearization.ridge if damping is None else None
     curvature = factors.refresh(known, linearization, optimizer.steps, level, ridge)
     for block, kept in curvature.blocks.items():
@@ -97,6 +98,7 @@ class KFAC(DirectionOptimizer):
     def direction(self, linearization: Linearization) -> Tensor:
         """-F^-1 grad L + momentum d_(t-1)."""
         curvature = refreshed(self, self.factors, linearization)
+        # lr scales what is added, not what is remembered: it may change between the steps
         newton = curvature.inverse(-linearization.gradient)
         direction = newton + self.expand("momentum") * self.gather("direction")
         self.scatter("direction", direction)
@@ -145,11 +147,13 @@ class KFACStar(LeastSquaresOptimizer):
         """The minimum of the model on the plane of d and delta; never evaluates the loss."""
         curvature = refreshed(self, self.factors, linearization)
         direction, previous = curvature.inverse(-linearization.gradient), self.gather("step")
+        # No plane yet: the published runs began with lr d
         if not previous.any():
             step = self.expand("lr") * direction
             self.scatter("step", step)
             return Step(step)
         plane = torch.stack([direction, previous])
+        # Two products with J, exact: F itself is too rough to say how far to go
         model = QuadraticModel(linearization, plane, self.expand("damping"))
         c = model.minimiser()
         alpha, mu = c.tolist()

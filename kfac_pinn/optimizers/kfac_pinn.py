@@ -75,6 +75,7 @@ class KFACPINN(DampedOptimizer):
         self,
         params: Parameters,
         lr: float = 1.0,
+        # Measured (docs/design_notes.md): 5 are slower on the heat equation, 20 on both at first
         products: int = 10,
         memory: int = 100,
         factors: Factors | None = None,
@@ -118,9 +119,11 @@ class KFACPINN(DampedOptimizer):
 
         known = self._pairs(g)
         inverse = known.correct(curvature.inverse, damping)
+        # Conjugate to all former directions: ten are few, and `Pairs` inverts on their span only so
         found = conjugate_gradients(
             product, -g, preconditioner=inverse, iterations=self.products, conjugate=True
         )
+        # Without the damping, so that the next lambda can be added to them
         self.memory = replace(self.memory, pairs=known.join(spent, self.limit))
         value = found.model_values[-1]
         return Step(found.x, predicted=decrease_of_solution(found.x, damping, value))

@@ -153,6 +153,7 @@ class LevenbergMarquardt(ModelOptimizer):
         if self.acceleration is not None and step.displacement is not None:
             pull_back = lambda u: solve(u, None)  # noqa: E731
             a, strength = self.acceleration(objective, linearization, v, pull_back)
+            # The acceleration is of second order in the step, and so is its lr
             bent = step.displacement + 0.5 * self.expand("lr").square() * a
             step = replace(step, displacement=bent).noting(acceleration=strength)
         return tried(step, damping, linearization, objective)
@@ -163,6 +164,7 @@ class LevenbergMarquardt(ModelOptimizer):
             return lambda step: True
         held_out = Objective(self.held_out, objective.parameters, processes=objective.processes)
         held_out.gradients = objective.gradients
+        # Once a step: all trials are compared with the loss at its beginning
         bound = (1 + self.slack) * held_out(torch.zeros_like(held_out.origin))
         return lambda step: step.displacement is not None and held_out(step.displacement) <= bound
 
@@ -174,6 +176,7 @@ class Solver:
         self.linearization = linearization
         uneven = isinstance(linearization.damped(0.0), Tensor)  # one kernel has one damping
         self.tall = uneven or linearization.size <= len(linearization.residual)
+        # Formed once: trials differ in the damping of the diagonal alone
         self.matrix = linearization.gramian() if self.tall else linearization.kernel()
 
     @property

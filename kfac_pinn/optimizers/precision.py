@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["on", "precision_of", "refuse_autocast", "refuse_inference", "refuse_scaler"]
+__all__ = ["Precision", "refuse_autocast", "refuse_inference", "refuse_scaler"]
 
 HALF = (
     "second-order steps need all digits of float32, better float64. Leave out autocast and the "
@@ -15,19 +16,36 @@ HALF = (
 )
 
 
-def precision_of(parameter: Tensor) -> str:
-    """Its dtype and device."""
-    return f"{parameter.dtype} on {parameter.device}".removeprefix("torch.")
+@dataclass(frozen=True)
+class Precision:
+    """In which dtype steps were taken, and on which device."""
 
+    dtype: torch.dtype
+    device: torch.device
 
-def on(device: torch.device, precision: str) -> str:
-    """The same dtype on another device, to which a saved state is moved; "" stays."""
-    return precision and f"{precision.partition(' on ')[0]} on {device}"
+    @classmethod
+    def of(cls, parameter: Tensor) -> Precision:
+        """Those of a parameter."""
+        return cls(parameter.dtype, parameter.device)
+
+    @classmethod
+    def named(cls, name: str, device: torch.device) -> Precision | None:
+        """The dtype of this name, as saved, on the device that a state is moved to."""
+        return cls(getattr(torch, name), device) if name else None
+
+    @property
+    def name(self) -> str:
+        """Of the dtype."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device}"
 
 
 def refuse_scaler(optimizer: Any) -> None:
     """Raise `TypeError` under a `GradScaler`, which leaves its mark on an optimizer."""
     if hasattr(optimizer, "found_inf"):
+        # The mark is taken off: after the error the optimizer is as before
         del optimizer.grad_scale, optimizer.found_inf
         raise TypeError(f"GradScaler.step has no meaning here: {HALF}")
 

@@ -15,7 +15,15 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.processes import ALONE, Group
 
-__all__ = ["ByClosure", "ByLosses", "Reading", "does_nothing", "release"]
+__all__ = [
+    "ByClosure",
+    "ByLosses",
+    "Reading",
+    "add_gradients",
+    "added_by",
+    "has_gradient",
+    "release",
+]
 
 Check = bool | CheckSchedule
 
@@ -91,9 +99,7 @@ class ByLosses:
     ) -> Linearization:
         """Of the sum of the losses."""
         try:
-            return linearize_loss(
-                self.losses, parameters, check, names, processes=self.processes
-            )
+            return linearize_loss(self.losses, parameters, check, names, processes=self.processes)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -103,6 +109,7 @@ class ByLosses:
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
     ) -> Objective:
         """Known at the current parameters only."""
+        # The graphs hold values of this moment only
         here = [p.detach().clone() for p in parameters]
 
         def loss() -> Tensor:
@@ -113,10 +120,29 @@ class ByLosses:
         return Objective(loss, parameters, names, ridge, self.processes)
 
 
-def does_nothing(closure: Callable[[], Any]) -> bool:
-    """Whether a closure returns nothing and sends nothing backwards."""
-    with torch.enable_grad(), BackwardWatch(run=False) as watch:
-        return closure() is None and not watch.losses
+def added_by(closure: Callable[[], Any], parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    """The losses that a closure adds to earlier ones; None where what it returns stands alone.
+
+    Lightning hands a closure over that adds the last of several batches, or one that does nothing
+    after it sent all losses backwards itself.
+    """
+    # It has to be called to be known, but only where losses wait already
+    with torch.enable_grad(), BackwardWatch(parameters, run=False) as watch:
+        returned = closure()
+    if not watch.losses:
+        return [] if returned is None else None
+    return list(watch.losses) if has_gradient(parameters) else None
+
+
+def add_gradients(losses: Sequence[Tensor]) -> None:
+    """The backward passes that `added_by` has skipped; the graphs stay."""
+    for loss in losses:
+        torch.autograd.backward(loss, retain_graph=True)
+
+
+def has_gradient(parameters: Iterable[Tensor]) -> bool:
+    """Whether some `.grad` is not zero."""
+    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 def release(losses: Iterable[Tensor]) -> None:

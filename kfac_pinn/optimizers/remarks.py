@@ -15,7 +15,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.notices import NOTICES, outside
 
-__all__ = ["Remarks", "Stopwatch", "without_hooks"]
+__all__ = ["Remarks", "Stopwatch", "refuse_accumulated", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
@@ -50,6 +50,7 @@ class Remarks:
         """The last step fitted its points, and the next ones show it."""
         found = linearization.loss
         rounding = torch.finfo(linearization.residual.dtype).eps
+        # From one rounding to another a loss may jump a hundredfold without meaning anything
         if left > 0 and found > max(JUMP * left, rounding):
             self.once(
                 "jump",
@@ -84,6 +85,7 @@ class Remarks:
         if "differing" in self.made or (step & (step - 1) and step % 100):
             return
         second = objective(torch.zeros_like(objective.origin))
+        # A quarter of the digits, 1e-4 in float64: sums in another order differ by far less
         allowed = torch.finfo(objective.origin.dtype).eps ** 0.25 * abs(first)
         if math.isfinite(second) and abs(second - first) > allowed:
             self.once(
@@ -144,9 +146,16 @@ class Remarks:
         )
 
 
+def refuse_accumulated(parameters: Sequence[Tensor], waiting: int) -> None:
+    """Raise `RuntimeError` if gradients of so many earlier losses wait in `.grad`."""
+    if waiting and any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+        raise RuntimeError(ACCUMULATED.format(count=waiting))
+
+
 @contextmanager
 def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Gradient hooks suspended: derivatives are what they are."""
+    # The dicts are emptied, not replaced: handles that users hold refer to them
     hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
     kept = [dict(each) for each in hooks]
     for each in hooks:
@@ -172,9 +181,15 @@ class Stopwatch:
     @staticmethod
     def now() -> tuple[float, float]:
         """Both clocks."""
+        # Of this thread alone: other threads of the process would hide that this one waits
         return time.perf_counter(), time.thread_time()
 
 
+ACCUMULATED = (
+    "the gradients of {count} earlier calls of backward() wait in .grad, but the closure calls "
+    "neither backward(), to add to them, nor zero_grad(): a step with a closure reads what it "
+    "returns alone. Return all terms from one closure, or call optimizer.zero_grad() before step"
+)
 NO_EFFECT = (
     "which has no effect: the step is solved for from the residuals. Leave out clip_grad_norm_ and "
     "the like, and zero the gradients before backward()"

@@ -46,6 +46,7 @@ def restored(kind: Any, value: Any) -> Any:
         return value
     if not matches(kind, value):
         raise TypeError(f"a saved {kind.__name__} has the entries {names(kind)}, found {value!r}")
+    # Annotations are text under `from __future__ import annotations`
     hints = get_type_hints(kind)
     return kind(**{name: restored(hints[name], entry) for name, entry in value.items()})
 
@@ -69,6 +70,7 @@ def names(kind: Any) -> list[str]:
 def placed(value: Any, device: torch.device) -> Any:
     """A copy of nested plain state on the device, every dtype as it was saved."""
     if isinstance(value, Tensor):
+        # A copy: two optimizers loaded from one dict must not share memory
         return value.detach().to(device, copy=True) if value.ndim else value.clone()
     if isinstance(value, dict):
         return {key: placed(entry, device) for key, entry in value.items()}
@@ -78,10 +80,11 @@ def placed(value: Any, device: torch.device) -> Any:
 
 
 def signature_of(optimizer: Any) -> dict[str, Any]:
-    """What a state belongs to: the optimizer's name, its parameters' shapes, dtype and device."""
+    """What a state belongs to: the optimizer's name, its parameters' shapes and their dtype."""
     shapes = [list(p.shape) for group in optimizer.param_groups for p in group["params"]]
     name, precision = type(optimizer).__name__, optimizer._precision
-    return {"optimizer": name, "shapes": shapes, "precision": precision}
+    dtype = "" if precision is None else precision.name
+    return {"optimizer": name, "shapes": shapes, "precision": dtype}
 
 
 def refuse_foreign(optimizer: Any, saved: Mapping[str, Any]) -> None:

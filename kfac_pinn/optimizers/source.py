@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch, depends_on
-from kfac_pinn.optimizers.reading import ByClosure, ByLosses, Reading, does_nothing, release
+from kfac_pinn.optimizers.reading import (
+    ByClosure,
+    ByLosses,
+    Reading,
+    add_gradients,
+    added_by,
+    release,
+)
 from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["NO_DEFAULT", "Source"]
@@ -33,6 +40,7 @@ class Source:
         self.zeroed, self._stepping = False, False
         self._watch = BackwardWatch(parameters)
         self._watch.start()
+        # An optimizer that is forgotten must not go on keeping graphs
         weakref.finalize(self, self._watch.stop)
 
     @property
@@ -81,22 +89,33 @@ class Source:
         """
         losses = self.losses
         missing = closure is None or closure is NO_DEFAULT
+        # A closure's own backward() is no loss of the next step
         self._watch.stop()
         self._stepping, self.zeroed = True, False
         try:
-            # Lightning hands a closure over that does nothing, after it sent its losses backwards.
-            if missing or (losses and does_nothing(closure)):
-                with processes.together():
-                    reading = by_losses(losses, name, times, processes, self._watch.taken)
-                yield reading
-            else:
+            added = [] if missing else self._added(closure) if losses else None
+            if added is None:
                 yield ByClosure(closure, len(losses), processes)
+            else:
+                self._watch.losses += added
+                with processes.together():
+                    found = by_losses(self.losses, name, times, processes, self._watch.taken)
+                yield found
         finally:
             self._stepping = False
             release(self._watch.losses)
             self._watch.clear()
+            # Who hands over closures needs no watching, which would keep graphs alive
             if missing:
                 self._watch.start()
+
+    def _added(self, closure: Callable[[], Any]) -> list[Tensor] | None:
+        """What a closure adds to the gradients that wait; None where it zeroes them."""
+        added = added_by(closure, self.parameters)
+        if added is None or self.zeroed:
+            return None
+        add_gradients(added)
+        return added
 
 
 def by_losses(

@@ -78,9 +78,12 @@ class SPRING(DirectionOptimizer):
 
     def _next(self, linearization: Linearization, kept: Tensor, step: int) -> Tensor:
         """phi_k from kept = mu phi_(k-1); a ridge and convex losses add terms of their own."""
+        # A ridge of equal weights adds to the diagonal as a damping does
         damping, e = self.shared("damping") + self.shared("weight_decay"), linearization.linear_term
         kernel = self.kernel.factor(linearization, damping, step)
+        # phi minimises the ridge's parabola as well, whose slope at the kept part is w kept
         if e is not None and linearization.ridge is not None:
             e = e + linearization.ridge * kept
         solve = natural_gradient(linearization, kernel, damping)
+        # Solved for the difference to what is kept: that is what lambda damps
         return kept - solve(linearization.residual + linearization @ kept, e)

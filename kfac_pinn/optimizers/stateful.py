@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kfac_pinn.optimizers.flat import FlatOptimizer
-from kfac_pinn.optimizers.precision import on
+from kfac_pinn.optimizers.precision import Precision
 from kfac_pinn.optimizers.saving import placed, plain, refuse_foreign, restored, signature_of
 from kfac_pinn.search.one_evaluation import Unseen
 
@@ -42,10 +42,11 @@ class StatefulOptimizer(FlatOptimizer):
     memory: Any = None
     unseen = Unseen()
     steps = 0
-    _precision: str = ""  # dtype and device of the last step
+    _precision: Precision | None = None  # of the last step
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but hooks and a scheduler's wrapper of `step`, for copies and pickles."""
+        # Functions of others, which need not be picklable
         hooks = {key for key in self.__dict__ if key.endswith("_hooks")}
         return {key: value for key, value in self.__dict__.items() if key not in hooks | {"step"}}
 
@@ -63,6 +64,7 @@ class StatefulOptimizer(FlatOptimizer):
             ValueError: for the state of another optimizer, or of parameters of other shapes.
         """
         refuse_foreign(self, state_dict)
+        # For the groups and the order of parameters; the state follows below, as it was saved
         super().load_state_dict(state_dict)
         order = [p for group in self.param_groups for p in group["params"]]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -73,7 +75,7 @@ class StatefulOptimizer(FlatOptimizer):
                 self.state[p] = {key: restored(kinds[key], entries[key]) for key in entries}
         self.steps = state_dict["steps"]
         device = order[0].device
-        self._precision = on(device, state_dict["precision"])
+        self._precision = Precision.named(state_dict["precision"], device)
         self.memory = restored(type(self.memory), placed(state_dict["memory"], device))
         self.unseen = restored(Unseen, placed(state_dict["unseen"], device))
 
@@ -85,6 +87,7 @@ class StatefulOptimizer(FlatOptimizer):
 
     def snapshot(self) -> Snapshot:
         """The state as it is."""
+        # Shallow: entries are replaced, never changed in place
         state = {key: dict(value) for key, value in self.state.items()}
         groups = [dict(group) for group in self.param_groups]
         return Snapshot(state, groups, self.steps, self.memory, self.unseen)

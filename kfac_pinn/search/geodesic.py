@@ -81,15 +81,15 @@ def second_derivative(
 
     Source: Transtrum & Sethna (2012), eq. 21.
     """
+    # Truncation is proportional to h, rounding to eps / h^2: equal at h = eps^(1/3)
     h = torch.finfo(v.dtype).eps ** (1 / 3) if h is None else h
     moved = residual_at(objective, linearization, h * v)
+    # J v is known exactly: a central difference would cost one evaluation more
     return 2 / h * ((moved - linearization.residual) / h - linearization @ v)
 
 
 @torch.no_grad()
-def residual_at(
-    objective: Objective, linearization: Linearization, displacement: Tensor
-) -> Tensor:
+def residual_at(objective: Objective, linearization: Linearization, displacement: Tensor) -> Tensor:
     """r(theta + displacement), stacked and scaled, shape (R,)."""
     objective.move(displacement)
     objective.evaluations += 1

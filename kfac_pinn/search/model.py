@@ -42,6 +42,7 @@ def predicted_decrease(linearization: Linearization, p: Tensor) -> float:
 
 def squared_length(linearization: Linearization, p: Tensor) -> Tensor:
     """p.C p = ||J p||^2 + sum_i w_i p_i^2, w the ridge."""
+    # ||J p||^2, not p.(J^T J p): half the work, and never negative
     square = (linearization @ p).square().sum()
     return square if linearization.ridge is None else square + linearization.ridge @ p.square()
 
@@ -59,6 +60,7 @@ def decrease_ratio(before: float, after: float, predicted: float) -> float:
 
     That is a loss that is not finite, and a prediction that is not a decrease.
     """
+    # A prediction that is no decrease would turn the sign: two wrongs would count as a success
     ratio = (before - after) / predicted if predicted > 0 else -math.inf
     return ratio if math.isfinite(ratio) else -math.inf
 
@@ -98,6 +100,7 @@ class DampedModel:
         """p(lambda), with the decrease that it predicts; lambda a number, or one for each (P,)."""
         found = self.solve(damping)
         step = Step(found) if isinstance(found, Tensor) else found
+        # What a solve knows of its own decrease costs no product with J
         if step.displacement is None or not math.isnan(step.predicted):
             return step
         return replace(step, predicted=self.decrease(step.displacement))

@@ -89,6 +89,7 @@ class Trial:
         if there is None:
             return Verdict(True, -math.inf)
         if self._at_same_points(there):
+            # Not `>`: a loss that is nan has failed
             return Verdict(not there.loss <= self.loss, self.ratio(there.loss))
         rose = there.loss > self.loss + DEVIATIONS * self.noise
         return Verdict(rose and not self._was_as_high(there), 1.0)
@@ -154,7 +155,9 @@ class OneEvaluation:
 
     evaluates: ClassVar[bool] = False
     law: DampingLaw = TOWARDS
+    # Each retreat costs an evaluation; after two the parabola was wrong twice
     retreats: int = 2
+    # Bounds of a cubic or quadratic backtracking: Dennis & Schnabel (1983), section 6.3.2
     shortest: float = 0.1
     longest: float = 0.5
 
@@ -171,6 +174,7 @@ class OneEvaluation:
         """
         if trial.retreats >= self.retreats:
             return None
+        # Above its tangent: half the curvature of the parabola, if it is finite
         rise = loss - trial.loss - trial.slope
         s = -trial.slope / (2 * rise) if math.isfinite(rise) and rise > 0 else 0.0
         return trial.scaled(min(max(s, self.shortest), self.longest))
@@ -179,6 +183,7 @@ class OneEvaluation:
         """The way back from here, after a trial that raised the loss, and the trial it leads to."""
         shorter = self.shortened(trial, loss)
         left = torch.zeros_like(here) if shorter is None else shorter.displacement
+        # Back at the origin the loss is known; on the way it is found by the next linearisation
         known = trial.loss if shorter is None else math.nan
         step = Step(trial.origin + left - here, known, outcome=Outcome.WENT_BACK)
         return shorter, step.noting(ratio=trial.ratio(loss))

@@ -30,8 +30,10 @@ def called(u: Function, jet: Jet) -> Any:
     try:
         return u(jet)
     except (TypeError, ValueError, RuntimeError) as error:
+        # Looked at after the failure: what works needs no questions
         if isinstance(error, TypeError) and not takes_one(u):
             raise TypeError(of_one_argument(jet.shape[-1], error)) from error
+        # Our own errors on jets say already what to write
         if "Jet" in str(error) and "kfac_pinn" not in origin(error):
             raise TypeError(
                 f"u calls something that does not take jets: {error}. Jets pass through torch "

@@ -52,11 +52,13 @@ class Detached(Tensor):
 def without_derivatives(value: Tensor) -> Tensor:
     """The value, marked; compilers do without."""
     value = value.detach()
+    # Compilers do not trace subclasses
     return value if torch.compiler.is_compiling() else value.as_subclass(Detached)
 
 
 def unmarked(result: Any) -> Any:
     """Truth values and integers as plain tensors."""
+    # Else asking for the dtype would come back here
     with torch._C.DisableTorchFunctionSubclass():
         if not isinstance(result, Detached) or result.is_floating_point() or result.is_complex():
             return result

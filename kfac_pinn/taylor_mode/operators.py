@@ -46,7 +46,7 @@ def taylor(
     x: Tensor,
     order: int = 2,
     directions: Tensor | None = None,
-    weights: Tensor | Sequence[float] | None = None,
+    weights: Tensor | Sequence[float] | float | None = None,
 ) -> tuple[Tensor, ...]:
     """The value and the derivatives of u along directions: d^k/dt^k u(x + t v_d) at t = 0.
 
@@ -58,11 +58,12 @@ def taylor(
         order: the highest order K >= 1.
         directions: v, (D, d) or one set a point (D, N, d); the d unit vectors by default.
         weights: w (D,) or (C, D): the top order is kept as its sums over directions only, which is
-            cheaper.  They may be trained, all of them or some entries of a list.
+            cheaper.  They may be trained, all of them or some entries of a list.  One number is the
+            weight of every direction.
 
     Returns:
         K + 1 tensors: the value (N, *), orders 1 .. K-1 (D, N, *), and the top order: (D, N, *)
-        without weights, sum_d w_d (...) of shape (N, *) for (D,) and (C, N, *) for (C, D).
+        without weights, sum_d w_d (...) of shape (N, *) for (D,) or a number, (C, N, *) for (C, D).
 
     Raises:
         ValueError, TypeError: for shapes that do not fit, an x that is not a floating tensor, a u
@@ -77,12 +78,18 @@ def taylor(
     check_order(order)
     v = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) if directions is None else directions
     check_directions(v, x)
-    w = None if weights is None else coefficients(weights, x)
-    if w is not None and (w.ndim not in (1, 2) or w.shape[-1] != len(v)):
+    w: Tensor | float | None
+    if weights is None or isinstance(weights, (int, float)):
+        w = weights
+    else:
+        w = coefficients(weights, x)
+    if isinstance(w, Tensor) and (w.ndim not in (1, 2) or w.shape[-1] != len(v)):
         raise ValueError(f"weights must be ({len(v)},) or (C, {len(v)}), found {tuple(w.shape)}")
-    basis = Basis(order, len(v), None if w is None else w.reshape(-1, len(v)))
+    basis = Basis(order, len(v), w.reshape(-1, len(v)) if isinstance(w, Tensor) else w)
+    # What u returns may be a jet of another call, or no jet at all: `as_jet` refuses both
     *lower, top = as_jet(called(u, line(x, v, basis)), basis).coefficients()
-    return (*lower, top[0] if w is not None and w.ndim == 1 else top)
+    alone = w.ndim == 1 if isinstance(w, Tensor) else w is not None
+    return (*lower, top[0] if alone else top)
 
 
 def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
@@ -99,10 +106,13 @@ def coefficients(weights: Tensor | Sequence[Any], like: Tensor) -> Tensor:
 def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:
     """The jet of t -> x + t v_d: its higher derivatives vanish."""
     velocity = (v.unsqueeze(1) if v.ndim == 2 else v).expand(-1, *x.shape)
+    # The first order is the top one, which is kept as its sums
     if basis.order == 1:
         velocity = basis.collapse(velocity)
+    # An expanded zero: cat is the only pass over this memory
     zeros = x.new_zeros(()).expand(sum(basis.sizes[2:]), *x.shape)
     jet = Jet(torch.cat([x.unsqueeze(0), velocity, zeros]), basis)
+    # A first layer whose directions are the same at all points multiplies them once
     jet.velocity = v if v.ndim == 2 else None
     return jet
 
@@ -143,11 +153,12 @@ def laplacian(u: Function, x: Tensor, weights: Tensor | Sequence[float] | None =
     """
     check_points(x)
     if weights is None:
-        return taylor(u, x, weights=x.new_ones(x.shape[1]))[-1]
+        return taylor(u, x, weights=1.0)[-1]
     w = coefficients(weights, x)
     N, d = x.shape
     if w.shape == (d,):
         return taylor(u, x, weights=w)[-1]
+    # Guessing would be right for one and silently wrong for the other
     if w.ndim == 2 and d == N and w.shape == (d, d):
         raise ValueError(
             f"weights {tuple(w.shape)} could be one row a point or one matrix, as N = d = {d}: "
@@ -233,5 +244,6 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float | Tensor]) ->
     if any(not 0 <= axis < x.shape[1] for axes in terms for axis in axes):
         raise ValueError(f"axes must be 0 .. {x.shape[1] - 1}, found {sorted(terms)}")
     found = directions_of(terms, x.shape[1])
+    # Whole numbers, exact in every dtype: the weights carry all fractions
     directions = torch.tensor(list(found), dtype=x.dtype, device=x.device)
     return taylor(u, x, orders.pop(), directions, list(found.values()))[-1]

@@ -24,9 +24,12 @@ def roots(w: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
     if diagonal:
         values, vectors = w, torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
     else:
+        # Second derivatives are symmetric: only the symmetric part of w counts
         values, vectors = torch.linalg.eigh((w + w.mT) / 2)
+    # An indefinite matrix has no real root: one for each sign, and a minus in the weights
     sides = [(values * sign).clamp(min=0).sqrt() for sign in (1, -1)]
     scaled = [(root.unsqueeze(-2) * vectors).movedim(-1, 0) for root in sides]
+    # A compiler cannot branch on values: it carries both
     kept = [side for side in range(2) if torch.compiler.is_compiling() or sides[side].any()] or [0]
     signs = [values.new_full((len(scaled[side]),), 1.0 - 2.0 * side) for side in kept]
     return torch.cat([scaled[side] for side in kept]), torch.cat(signs)
@@ -44,13 +47,16 @@ def directions_of(terms: Mapping[Axes, Any], d: int) -> dict[Axes, Any]:
     weights: defaultdict[Axes, Any] = defaultdict(float)
     for axes, coefficient in terms.items():
         k = len(axes)
+        # The first sign stays: s and -s give the same power up to its sign
         for signs in product((1, -1), repeat=k - 1):
             v = [0] * d
             for axis, sign in zip(axes, (1, *signs), strict=True):
                 v[axis] += sign
+            # (f v . xi)^k = f^k (v . xi)^k: a direction less for each multiple
             primitive, factor = reduced(v)
             scale = math.prod(signs) * factor**k / (2 ** (k - 1) * math.factorial(k))
             weights[primitive] += coefficient * scale
+    # Exact zeros: whole numbers and dyadic fractions cancel without rounding. Trained ones stay
     nonzero = {v: w for v, w in weights.items() if any(v) and (isinstance(w, Tensor) or w)}
     return nonzero or {tuple([1] + [0] * (d - 1)): 0.0}
 

@@ -43,6 +43,7 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
         for function in functions:
             RULES[function] = definition
             for namesake in namesakes(function):
+                # A function with a rule of its own keeps it, whichever is read first
                 RULES.setdefault(namesake, definition)
         return definition
 
@@ -116,6 +117,7 @@ def apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return definition(*args, **kwargs)
     except TypeError as error:
         try:
+            # A TypeError from within the rule fits the signature, and is passed on as it is
             inspect.signature(definition).bind(*args, **kwargs)
         except TypeError as misfit:
             raise NotImplementedError(

@@ -79,6 +79,7 @@ def draws_of(
     if weights.shape not in ((d,), (d, d)):
         raise ValueError(f"weights must be ({d},) or ({d}, {d}), found {tuple(weights.shape)}")
     vectors, signs = roots(torch.diag(weights) if weights.ndim == 1 else weights, diagonal=False)
+    # Of each sign its own samples: under one root the estimate would have cross terms
     halves = [vectors[signs == sign] for sign in (1, -1) if (signs == sign).any()]
     z = torch.cat([draw((samples, N, len(half))) @ half for half in halves])
     return z, signs[:: len(vectors) // len(halves)].repeat_interleave(samples)
@@ -105,6 +106,7 @@ def subsampled_laplacian(
     d = x.shape[1]
     if not 1 <= count <= d:
         raise ValueError(f"count must be 1 .. {d} axes, found {count}")
+    # Without replacement: less variance, and none at count = d
     axes = torch.randperm(d, generator=generator, device=x.device)[:count]
     w = x.new_ones(d) if weights is None else weights
     eye = torch.eye(d, dtype=x.dtype, device=x.device)

@@ -22,7 +22,7 @@ from kfac_pinn.curvature.kronecker_factors import (
 )
 from kfac_pinn.curvature.weight_sharing import Expand, Reduce
 from kfac_pinn.jacobian.blocks import LayerInputs
-from kfac_pinn.jacobian.layers import Block, Layer
+from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 
 FRESH = Factors(average=Average(0.0))
 
@@ -101,6 +101,25 @@ def test_leaves_are_exact(case: tuple[nn.Module, Closure]) -> None:
     measured = FRESH.measure(lin, 0)
     (block,) = lin.blocks
     torch.testing.assert_close(measured[block].gramian, lin.gramian(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("ridge", [None, 0.7])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_leaves_are_preconditioned_by_their_inverse(diagonal: bool, ridge: float | None) -> None:
+    leaf, layer = nn.Parameter(torch.tensor([1.3, 0.7]).double()), nn.Linear(2, 1).double()
+    lin = linearize(lambda: layer(points(6) * leaf).sin(), [*layer.parameters(), leaf])
+    (block,) = (b for b in lin.blocks if isinstance(b, Leaf))
+    J = lin.rows()[:, block.place]
+    G = J.mT @ J
+    measured = LeafGramian(G.diagonal().clone()) if diagonal else LeafGramian(G)
+    v = torch.randn(lin.size, dtype=torch.float64)
+    out = torch.zeros_like(v)
+    weights = None if ridge is None else torch.tensor([ridge, 0.0]).double()
+    precondition(block, FRESH.invert(measured, 0.1, weights), v, out)
+    M = (G.diagonal().diag() if diagonal else G) + 0.1 * torch.eye(2).double()
+    M[0, 0] += ridge or 0.0
+    torch.testing.assert_close(out[block.place], torch.linalg.solve(M, v[block.place]))
+    assert out.count_nonzero() == 2
 
 
 def test_a_reduced_layer_is_exact_when_inputs_do_not_move() -> None:

@@ -130,6 +130,8 @@ def test_random_numbers_follow_step_and_seed(linearization):
         for seed, step in ((0, 1), (0, 2), (1, 1), (1, 2))
     ]
     assert all(not torch.equal(a, b) for a, b in combinations(draws, 2))
+    (default,) = MonteCarlo().cotangents(linearization, 1)[:1]
+    assert torch.equal(default, MonteCarlo(0).cotangents(linearization, 1)[0])
     damping, v = (
         torch.full((linearization.size,), 1e-3).to(u),
         torch.randn(linearization.size).to(u),
@@ -140,6 +142,15 @@ def test_random_numbers_follow_step_and_seed(linearization):
 
     assert torch.equal(preconditioned(0), preconditioned(0))
     assert not torch.equal(preconditioned(0), preconditioned(1))
+
+
+@pytest.mark.parametrize("damping", [1e-8, 1e-4, 1.0])
+def test_the_rank_follows_the_damping(linearization, damping):
+    """What is left out is `tail` times the damping: so is the error, whatever the damping."""
+    u, K = linearization.residual, linearization.kernel()
+    expected = torch.linalg.solve(K + damping * torch.eye(len(K)).to(K), u)
+    found = NystromKernel(tail=1e-3).factor(linearization, damping, 0)(u)
+    assert (found - expected).norm() <= 1e-2 * expected.norm()
 
 
 def test_kernel_of_a_frozen_weight_with_a_trained_bias():

@@ -87,8 +87,8 @@ def mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Any]:
         z = x.clone().requires_grad_()
         u = model(z)
         (du,) = torch.autograd.grad(u.sum(), z, create_graph=True)
-        second = [torch.autograd.grad(du[:, i].sum(), z, create_graph=True)[0][:, i] for i in (0, 1)]
-        inside = second[0] + second[1] + (source(x) - model.rate * u)[:, 0]
+        second = [torch.autograd.grad(d.sum(), z, create_graph=True)[0] for d in du.unbind(1)]
+        inside = second[0][:, 0] + second[1][:, 1] + (source(x) - model.rate * u)[:, 0]
         return nn.functional.mse_loss(inside, torch.zeros_like(inside)) + 9 * (
             model(y).square().mean()
         )
@@ -107,9 +107,7 @@ def convex(model: Any, x: Tensor, y: Tensor) -> Callable[[], Any]:
     def terms() -> Any:
         u, du = kp.taylor(model, x, order=1)
         f = source(x)[:, 0]
-        energy = kp.ConvexLoss(
-            (u, *du.unbind(0)), lambda u, *du: sum(p**2 for p in du) / 2 - f * u
-        )
+        energy = kp.ConvexLoss((u, *du.unbind(0)), lambda u, *du: sum(p**2 for p in du) / 2 - f * u)
         return energy, 3 * model(y)
 
     return terms
@@ -120,8 +118,8 @@ CLOSURES = {f.__name__: f for f in (residuals, mean_loss, with_prior, convex)}
 
 def parts(count: int, shares: Sequence[int]) -> list[slice]:
     """Consecutive points in proportion to the shares, none empty."""
-    ends = [max(1, round(count * sum(shares[: q + 1]) / sum(shares))) for q in range(len(shares))]
-    ends[-1] = count
+    free = count - len(shares)
+    ends = [q + round(free * sum(shares[:q]) / sum(shares)) for q in range(1, len(shares) + 1)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -150,7 +148,7 @@ def trained(
     return theta.numpy(), losses
 
 
-class Trouble(Exception):
+class TroubleError(Exception):
     """Of the user's own."""
 
 
@@ -168,7 +166,7 @@ def failing(rank: int, count: int, victim: int, how: str) -> Any:
         nonlocal calls
         calls += 1
         if rank == victim and how == "raise":
-            raise Trouble("the sampler is empty")
+            raise TroubleError("the sampler is empty")
         if rank == victim and how == "raise in a trial" and calls > 1:
             raise ValueError("the sampler is empty")
         inside, boundary = good()
@@ -243,22 +241,40 @@ def resumed(rank: int, count: int, path: str, steps: int, load: bool) -> Any:
 
 def wrapped(rank: int, count: int) -> Any:
     """The same model with and without DistributedDataParallel around it."""
-    found = []
-    for wrap in (False, True):
-        inner = Net()
-        model: Any = nn.parallel.DistributedDataParallel(inner) if wrap else inner
-        x, y = points(40, 1)[rank::count], points(20, 2)[rank::count]
-        optimizer = KFACPINN(model.parameters(), processes=Processes())
+    plain, parallel = (after_three_steps(rank, count, wrap) for wrap in (False, True))
+    return bool((plain == parallel).all()), float(plain.norm())
 
-        def loss(model=model, inner=inner, x=x, y=y) -> Tensor:
-            optimizer.zero_grad()
-            z = x.clone().requires_grad_()
-            (du,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
-            value = (du.sum(1) - source(x)[:, 0]).square().mean() + model(y).square().mean()
-            (value + inner.rate.square().sum()).backward()
-            return value + inner.rate.square().sum()
 
-        for _ in range(3):
-            optimizer.step(loss)
-        found.append(torch.cat([p.detach().reshape(-1) for p in inner.parameters()]))
-    return bool((found[0] == found[1]).all()), float(found[0].norm())
+def after_three_steps(rank: int, count: int, wrap: bool) -> Tensor:
+    """Parameters of a model, wrapped or not, that is called more than once in a closure."""
+    inner = Net()
+    model: Any = nn.parallel.DistributedDataParallel(inner) if wrap else inner
+    x, y = points(40, 1)[rank::count], points(20, 2)[rank::count]
+    optimizer = KFACPINN(model.parameters(), processes=Processes())
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        z = x.clone().requires_grad_()
+        (du,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
+        value = (du.sum(1) - source(x)[:, 0]).square().mean() + model(y).square().mean()
+        total = value + inner.rate.square().sum()
+        total.backward()
+        return total
+
+    for _ in range(3):
+        optimizer.step(loss)
+    return torch.cat([p.detach().reshape(-1) for p in inner.parameters()])
+
+
+def batched(rank: int, count: int, name: str, steps: int) -> Any:
+    """Each process has micro-batches, the last one more than the others."""
+    model = Net()
+    x = points(60, 1)[parts(60, range(1, count + 1))[rank]]
+    y = points(24, 2)[parts(24, [1] * count)[rank]]
+    pairs = zip(x.tensor_split(2 + rank), y.tensor_split(2 + rank), strict=True)
+    closure = kp.Batches([residuals(model, *pair) for pair in pairs])
+    kind, arguments = OPTIMIZERS[name]
+    optimizer = kind(model.parameters(), weight_decay=DECAY, processes=Processes(), **arguments)
+    for _ in range(steps):
+        optimizer.step(closure)
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()

@@ -12,7 +12,7 @@ from tests.distributed.pool import Pool
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("raise", "Trouble: rank {victim}: the sampler is empty"),
+        ("raise", "TroubleError: rank {victim}: the sampler is empty"),
         ("raise in a trial", "ValueError: rank {victim}: the sampler is empty"),
         ("nan", "FloatingPointError: rank {victim}: residual 0: "),
         ("terms", "RuntimeError: ranks 0 and 1 differ: their closures return different numbers"),

@@ -120,3 +120,40 @@ def test_the_unknown_is_watched_by_deepxde_s_own_callback() -> None:
     values = [line.split("[")[1].rstrip("]") for line in lines]
     assert float(values[0]) == 2.0
     assert abs(float(values[-1]) - 1) < 0.1
+
+
+def test_callbacks_that_stop_and_save() -> None:
+    trained = demo("hard_constraint")
+    trained.model.compile(KFACPINN(trained.trained), verbose=0)
+    stop = dde.callbacks.EarlyStopping(min_delta=0.5, patience=3)
+    best = dde.callbacks.ModelCheckpoint("best", save_better_only=True, period=2)
+    trained.model.train(iterations=200, callbacks=[stop, best], display_every=2, verbose=0)
+    assert 3 < trained.model.train_state.iteration < 200
+    assert list(Path().glob("best-*.pt"))
+
+
+@pytest.mark.parametrize("loss", ["MAE", ["MSE", "MAE", "MSE"]])
+def test_other_losses_than_means_of_squares(loss: Any) -> None:
+    """An absolute value is a reweighted square."""
+    trained = demo("burgers")
+    trained.model.compile(KFACPINN(trained.trained), loss=loss, verbose=0)
+    history, _ = trained.model.train(iterations=15, display_every=5, verbose=0)
+    assert sum(history.loss_train[-1]) < sum(history.loss_train[0]) / 2
+
+
+def test_a_loss_that_is_no_square_is_named() -> None:
+    trained = demo("beam")
+    trained.model.compile(KFACPINN(trained.trained), loss="mean l2 relative error", verbose=0)
+    with pytest.raises(ValueError, match="norm"):
+        trained.model.train(iterations=1, verbose=0)
+
+
+def test_mixed_precision_is_named() -> None:
+    dde.config.set_default_float("mixed")
+    try:
+        trained = demo("beam")
+        trained.model.compile(KFACPINN(trained.trained), verbose=0)
+        with pytest.raises(RuntimeError, match="autocast"):
+            trained.model.train(iterations=1, verbose=0)
+    finally:
+        dde.config.set_default_float("float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ from installed import body
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kfac_pinn import KFACPINN, GaussNewton
+from kfac_pinn import KFACPINN, GaussNewton, OneEvaluation
 
 heat = body("lightning_heat")
 lightning = heat.lightning
@@ -96,3 +97,83 @@ def test_the_trainer_counts_one_step_a_step() -> None:
     trainer.fit(heat.Heat(KFACPINN), heat.points())
     assert trainer.global_step == 5
     assert set(trainer.logged_metrics) == {"equation", "conditions"}
+
+
+def of_batches(count: int) -> Any:
+    """Some of the points in so many batches of equal size."""
+    inside, border = (points[:, :60] for points in next(iter(heat.points())))
+    parts = list(zip(inside.chunk(count, 1), border.chunk(count, 1), strict=True))
+    return torch.utils.data.DataLoader(parts, batch_size=None)
+
+
+def test_accumulated_batches_are_one_step() -> None:
+    """accumulate_grad_batches: the trainer divides each loss, and `step` reads them all."""
+
+    def after(batches: int, **options: Any) -> Any:
+        lightning.seed_everything(0)
+        model = heat.Heat(GaussNewton, search=OneEvaluation())
+        trainer = heat.trainer(4, precision="64-true", **options)
+        trainer.fit(model, of_batches(batches))
+        assert trainer.global_step == 4
+        return model
+
+    parts, whole = after(3, accumulate_grad_batches=3), after(1)
+    for found, expected in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+class Two(heat.Heat):
+    """Two networks with an optimizer each, of different kinds."""
+
+    def __init__(self) -> None:
+        super().__init__(KFACPINN)
+        self.automatic_optimization = False
+        self.second = type(self.net)(*(copy.deepcopy(module) for module in self.net))
+
+    def configure_optimizers(self) -> Any:
+        first, second = self.net.parameters(), self.second.parameters()
+        return [KFACPINN(first), torch.optim.Adam(second, lr=1e-3)]
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        """One loss of both; each optimizer sees its own parameters only."""
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            loss = super().training_step(batch, index)
+            self.manual_backward(loss + self.second(batch[1]).square().mean())
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+
+def test_several_optimizers_of_one_module() -> None:
+    lightning.seed_everything(0)
+    model = fitted(Two(), 20)
+    assert model.error() < 0.5  # Adam's is 0.43 after 200 steps
+    assert [type(o.optimizer) for o in model.optimizers()] == [KFACPINN, torch.optim.Adam]
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_mixed_precision_is_named(precision: str) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)GradScaler|autocast.*float32"):
+        fitted(heat.Heat(KFACPINN), 2, precision=precision)
+
+
+def test_the_learning_rate_is_monitored_and_scheduled() -> None:
+    class Scheduled(heat.Heat):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+    watch = lightning.pytorch.callbacks.LearningRateMonitor(logging_interval="epoch")
+    logger = lightning.pytorch.loggers.CSVLogger(".")
+    fitted(Scheduled(KFACPINN), 3, callbacks=[watch], logger=logger)
+    assert watch.lrs["lr-KFACPINN"] == [1.0, 0.5, 0.25]
+
+
+def test_early_stopping_reads_the_logged_losses() -> None:
+    stop = lightning.pytorch.callbacks.EarlyStopping("equation", stopping_threshold=1e-2)
+    model = heat.Heat(KFACPINN)
+    trainer = heat.trainer(60, callbacks=[stop])
+    trainer.fit(model, heat.points())
+    assert trainer.current_epoch < 60
+    assert trainer.logged_metrics["equation"] < 1e-2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from installed import body
 from torch.optim import Optimizer
 
-from kfac_pinn import KFACPINN, GaussNewton
+from kfac_pinn import KFACPINN, GaussNewton, OneEvaluation
 
 pina = body("pina_poisson")
 
@@ -61,3 +62,32 @@ def test_the_losses_that_pina_logs_are_those_of_the_last_evaluation() -> None:
     trainer.train()
     terms = [v for k, v in trainer.logged_metrics.items() if k != "train_loss"]
     torch.testing.assert_close(sum(terms), trainer.logged_metrics["train_loss"])
+
+
+WEIGHTINGS: dict[str, Any] = {
+    "scalar": lambda w: w.ScalarWeighting(dict.fromkeys(pina.SIDES, 10.0)),
+    "linear": lambda w: w.LinearWeighting(
+        dict.fromkeys(["inside", *pina.SIDES], 1.0),
+        {"inside": 1.0, **dict.fromkeys(pina.SIDES, 10.0)},
+        target_epoch=10,
+    ),
+    "tangent kernel": lambda w: w.NeuralTangentKernelWeighting(alpha=0.9),
+    "self-adaptive": lambda w: w.SelfAdaptiveWeighting(),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weightings_of_the_losses(name: str) -> None:
+    """Those that follow the gradients change at every evaluation: one a step."""
+    pina.lightning.seed_everything(0)
+    problem = pina.Poisson()
+    problem.discretise_domain(8, "grid", domains=["inside", *pina.SIDES])
+    solver = pina.PINN(
+        problem,
+        pina.FeedForward(2, 1, layers=[10, 10], func=torch.nn.Tanh),
+        optimizer=pina.TorchOptimizer(KFACPINN, search=OneEvaluation()),
+        weighting=WEIGHTINGS[name](importlib.import_module("pina.weighting")),
+    )
+    before = pina.error(solver)
+    pina.train(solver, 15).train()
+    assert pina.error(solver) < before / 2

@@ -22,9 +22,9 @@ from hyperlora_ext.problems import (
     solve_burgers,
     step_function,
 )
-from hyperlora_ext.problems.burgers1d import heat_flow
-from hyperlora_ext.problems.burgers2d import front
-from hyperlora_ext.problems.kovasznay import kovasznay_flow
+from hyperlora_ext.problems.coupled_burgers import front
+from hyperlora_ext.problems.navier_stokes import kovasznay_flow
+from hyperlora_ext.problems.scalar_burgers import heat_flow
 from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_spaces import GaussianField
 from kfac_pinn.pinn.networks import MLP

@@ -25,7 +25,7 @@ from hyperlora_ext.problems import (
     burgers2d,
     kovasznay,
 )
-from hyperlora_ext.problems.burgers1d import heat_flow
+from hyperlora_ext.problems.scalar_burgers import heat_flow
 from hyperlora_ext.schedules import LevenbergSchedule
 from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_residuals import TaskResiduals

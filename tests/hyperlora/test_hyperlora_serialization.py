@@ -94,6 +94,7 @@ def test_what_is_no_state_of_factors_is_refused(tmp_path: Path) -> None:
         {},
         base.state_dict(),
         [1],
+        whole | {"factors": {"layers.0": {"A": torch.ones(1, 2)}}},
         whole | {"factors": {"layers.0.A": torch.ones(1, 2)}},
         whole | {"factors": {}},
     ):

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import burgers1d, burgers1d_published, burgers2d, kovasznay
-from hyperlora_ext.problems.burgers1d import heat_flow
+from hyperlora_ext.problems.scalar_burgers import heat_flow
 
 F64 = torch.float64
 

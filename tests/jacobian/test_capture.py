@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from kfac_pinn import laplacian, linearize, taylor
+from kfac_pinn import Linearization, laplacian, linearize, taylor
 from kfac_pinn.jacobian.layers import Layer, Leaf
 from kfac_pinn.pinn import networks
 
@@ -26,7 +26,9 @@ N, D = 5, 2
 Closure = Callable[[], Sequence[Tensor]]
 
 
-def exact(closure: Closure, parameters: Sequence[Tensor], oracle: Closure | None = None) -> None:
+def exact(
+    closure: Closure, parameters: Sequence[Tensor], oracle: Closure | None = None
+) -> Linearization:
     """Everything read from the linearisation is what autograd says row by row."""
     lin = linearize(closure, parameters, check=True)
     r, J = jacobian(oracle or closure, parameters)
@@ -43,6 +45,7 @@ def exact(closure: Closure, parameters: Sequence[Tensor], oracle: Closure | None
     for found, expected in pairs:
         scale = max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-11 * scale)
+    return lin
 
 
 def points() -> Tensor:
@@ -388,6 +391,19 @@ def test_a_single_point() -> None:
     x, parameters = points()[:1], list(model.parameters())
     exact(lambda: (model(x),), parameters)
     exact(lambda: (model(x[0]),), parameters)
+
+
+def test_a_coefficient_that_a_network_computes() -> None:
+    """At one place of its own, for all points: layers too, by the chain rule."""
+    model, coefficient = mlp(2, 4, 1).double(), mlp(2, 3, 1).double()
+    x, parameters = points(), [*model.parameters(), *coefficient.parameters()]
+    lin = exact(
+        lambda: (laplacian(model, x) * coefficient(x[:1]),),
+        parameters,
+        lambda: (values(model, x)[1] * coefficient(x[:1]),),
+    )
+    assert [type(block) for block in lin.blocks] == [Layer] * 4
+    assert lin.terms[0].rest is None
 
 
 COEFFICIENTS: dict[str, tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from row_by_row import assert_exact, derivative
 from torch import Tensor, nn
 
-from kfac_pinn import KFACPINN, GaussNewton
+from kfac_pinn import KFACPINN, GaussNewton, OneEvaluation
 
 
 class Labelled(torch.Tensor):
@@ -78,7 +79,7 @@ def test_the_jacobian_is_autograd_s(
     assert_exact(lambda: read(foreign(model)), list(model.parameters()))
 
 
-@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton])
+@pytest.mark.parametrize("kind", [KFACPINN, GaussNewton, partial(KFACPINN, search=OneEvaluation())])
 @pytest.mark.parametrize("foreign", [labelled, in_a_space])
 def test_steps_are_those_of_plain_tensors(
     foreign: Callable[[nn.Module], Tensor], kind: Any, model: nn.Module

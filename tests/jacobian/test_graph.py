@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from row_by_row import assert_exact, derivative
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from kfac_pinn import GaussNewton, laplacian, linearize
 from kfac_pinn.jacobian.blocks import EntriesJacobian, LayerJacobian
+from kfac_pinn.jacobian.capture.readers import PRODUCTS, Factor, Product
 from kfac_pinn.jacobian.closure import linearize_loss
 from kfac_pinn.jacobian.sources import REMEMBERED
 
@@ -213,9 +216,30 @@ def test_convolutions() -> None:
         u = model(x[:, None])
         return derivative(u, x).sum(1), model(X[:, None])
 
-    assert_exact(closure, list(model.parameters()))
+    found = assert_exact(closure, list(model.parameters()))
+    assert found.terms[1].rest is None  # derivatives of convolutions are left to autograd
     grouped = nn.Conv1d(2, 2, 1, groups=2).double()
     assert_exact(lambda: grouped(X[:, :, None]).sum((1, 2)), list(grouped.parameters()))
+
+
+def test_linear_as_one_operation() -> None:
+    """Nodes of other devices: a bias is added, and a weight stands on the right, transposed."""
+    z, W, b = X.reshape(3, 4, 2), parameter(5, 2), parameter(5)
+    node = SimpleNamespace(
+        _saved_input=z, _saved_weight=W, _input_metadata=[torch.empty(3, 4, 5, device="meta")]
+    )
+    read = PRODUCTS["Linear"]
+    weight = read(node, 1, get_gradient_edge(W))
+    assert isinstance(weight, Product)
+    weight.find_weight(W)
+    product = torch.einsum("md,de->me", weight.z, W.T if weight.transposed != weight.left else W)
+    assert weight.weight is W
+    torch.testing.assert_close(product, weight.rows(F.linear(z, W)))
+    bias = read(node, 2, get_gradient_edge(b))
+    assert isinstance(bias, Factor)
+    assert (bias.c, bias.shape) == (1.0, (1, 1, 5))
+    with pytest.raises(AttributeError):
+        read(node, 0, get_gradient_edge(W))
 
 
 def test_tokens_that_attend_to_each_other_within_a_point() -> None:
@@ -310,6 +334,15 @@ def test_factors_that_vanish_at_first() -> None:
     assert not linearize(closure, list(model.parameters())).rows().any()
 
 
+def test_the_first_residual_vanishes_at_first() -> None:
+    """Its rows reach nothing: no residual, not residual 0."""
+    model, mask, order = mlp(2, 5, 1), torch.ones(12, 1, dtype=torch.float64), torch.randperm(12)
+    closure = lambda: (mask * burgers(model, leaf()))[order]  # noqa: E731
+    for first in (0.0, 1.0):
+        mask[order[0]] = first
+        assert in_factors(assert_exact(closure, list(model.parameters())))
+
+
 def test_what_is_remembered_is_bounded() -> None:
     model = mlp(2, 3, 1)
     for n in range(2, 12):
@@ -338,6 +371,7 @@ def test_jets_beside_nested_derivatives() -> None:
 
 def test_a_compiled_model_without_a_closure() -> None:
     """Its backward pass is one node, and is not differentiated again: rows by autograd."""
+    torch.compiler.reset()  # not as other tests left it
     model = mlp(2, 5, 1)
     parameters = list(model.parameters())
     compiled = torch.compile(model, backend="aot_eager")
@@ -346,6 +380,31 @@ def test_a_compiled_model_without_a_closure() -> None:
     v = torch.rand(found.size, dtype=torch.float64)
     torch.testing.assert_close(found @ v, 2**0.5 * (truth @ v))
     torch.testing.assert_close(found.gramian(), 2 * truth.gramian())
+
+
+def test_a_model_compiled_for_another_optimizer_without_a_closure() -> None:
+    """Its backward pass gives its memory away: the way out is said, and works."""
+    torch.compiler.reset()
+    model = mlp(2, 5, 1)
+    compiled = torch.compile(model, backend="aot_eager")
+
+    def backward() -> None:
+        (compiled(X) - 1).square().mean().backward()
+
+    adam = torch.optim.Adam(model.parameters())
+    backward()
+    adam.step()
+    optimizer = GaussNewton(model.parameters())
+    with pytest.raises(RuntimeError, match=r"step\(closure\).*torch.compiler.reset\(\)"):
+        backward()
+    torch.compiler.reset()
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()
+    before = (model(X) - 1).square().mean()
+    optimizer.step(lambda: compiled(X) - 1)
+    assert (model(X) - 1).square().mean() < before
 
 
 def test_half_precision_in_the_graph() -> None:

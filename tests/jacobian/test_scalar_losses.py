@@ -42,6 +42,21 @@ def pde() -> Tensor:
     return derivative(derivative(y, x)[:, :1], x)[:, :1] - y**2
 
 
+def psi() -> Tensor:
+    """A complex residual, (N,)."""
+    return torch.complex(MODEL(X)[:, 0], MODEL(X)[:, 1]) - 1j
+
+
+def parts() -> Tensor:
+    """Those of the complex residual, (N, 2)."""
+    return torch.view_as_real(psi())
+
+
+def of_psi(read: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    """A loss of one complex residual that is evaluated once."""
+    return lambda: read(psi())
+
+
 def of(read: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
     """A loss of one residual that is evaluated once."""
     return lambda: read(pde())
@@ -78,6 +93,18 @@ LOSSES: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
         lambda: torch.linalg.norm(MODEL(X), dim=0, keepdim=True).square().sum(),
         lambda: half((1, MODEL(X))),
     ),
+    "modulus": (
+        lambda: (torch.complex(u(), MODEL(X)[:, 1:2]).abs() ** 2).mean(),
+        lambda: half((1 / 20, MODEL(X)[:, :2])),
+    ),
+    "modulus, squared": (
+        lambda: torch.complex(u(), MODEL(X)[:, 1:2]).abs().square().sum(),
+        lambda: half((1, MODEL(X)[:, :2])),
+    ),
+    "fourth power of a modulus": (
+        lambda: torch.complex(u(), MODEL(X)[:, 1:2]).abs().pow(4).sum(),
+        lambda: half((1, MODEL(X)[:, :2].square().sum(1))),
+    ),
     "dot": (of(lambda r: r[:, 0] @ r[:, 0] / 20), lambda: half((1 / 20, pde()))),
     "r.T @ r": (of(lambda r: (r.T @ r).squeeze()), lambda: half((1, pde()))),
     "einsum": (of(lambda r: torch.einsum("ni,ni->", r, r)), lambda: half((1, pde()))),
@@ -109,6 +136,25 @@ LOSSES: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
     "in place": (
         lambda: TWO.clone().mul_(torch.stack([pde().square().mean(), u().square().mean()])).sum(),
         lambda: half((2 / 20, pde()), (3 / 20, u())),
+    ),
+    "h conj(h)": (of_psi(lambda h: (h * h.conj()).real.mean()), lambda: half((1 / 20, parts()))),
+    "conj(h) h, reshaped": (
+        of_psi(lambda h: (h.conj().view(4, 5) * h.view(4, 5)).sum().real / 3),
+        lambda: half((1 / 3, parts())),
+    ),
+    "|h conj(h)|": (of_psi(lambda h: (h * h.conj()).abs().mean()), lambda: half((1 / 20, parts()))),
+    "|h|^2": (of_psi(lambda h: 2 * h.abs().square().sum()), lambda: half((2, parts()))),
+    "||h||^2": (of_psi(lambda h: torch.linalg.norm(h) ** 2), lambda: half((1, parts()))),
+    "vdot": (of_psi(lambda h: torch.vdot(h, h).real), lambda: half((1, parts()))),
+    "vecdot": (of_psi(lambda h: torch.linalg.vecdot(h, h).real), lambda: half((1, parts()))),
+    "inner": (of_psi(lambda h: torch.inner(h, h.conj()).real), lambda: half((1, parts()))),
+    "h.mH @ h": (
+        of_psi(lambda h: (h[:, None].mH @ h[:, None]).real.mean()),
+        lambda: half((1, parts())),
+    ),
+    "real and imaginary": (
+        of_psi(lambda h: (h.real**2 + 3 * h.imag**2).mean()),
+        lambda: half((1 / 20, parts()[:, 0]), (3 / 20, parts()[:, 1])),
     ),
     "ridge": (
         lambda: F.mse_loss(u(), Y) + 1e-3 * sum(p.square().sum() for p in PARAMETERS),
@@ -173,6 +219,29 @@ def test_derivatives_by_backward_are_no_losses() -> None:
     assert len(found.residual) == 20
 
 
+def test_derivatives_by_backward_without_inputs() -> None:
+    """A loss would be skipped; these are wanted, by the closure itself."""
+
+    def slopes(**options: Any) -> Tensor:
+        x = X.clone().requires_grad_()
+        y = MODEL(x)[:, 0]
+        if options:
+            y.sum().backward(**options)
+        else:
+            y.backward(torch.ones_like(y))
+        assert x.grad is not None
+        return x.grad[:, 0]
+
+    (truth,) = torch.autograd.grad(MODEL(Z := X.clone().requires_grad_())[:, 0].sum(), Z)
+    weighted = linearize(lambda: (slopes() * u()[:, 0]).square().mean(), PARAMETERS)
+    expected = linearize(lambda: (truth[:, 0] * u()[:, 0]).square().mean(), PARAMETERS)
+    torch.testing.assert_close(weighted.gramian(), expected.gramian())
+    found = linearize(lambda: slopes(create_graph=True).square().mean(), PARAMETERS)
+    x = X.clone().requires_grad_()
+    nested = linearize(lambda: derivative(MODEL(x)[:, 0], x)[:, 0].square().mean(), PARAMETERS)
+    torch.testing.assert_close(found.gramian(), nested.gramian())
+
+
 def test_constants_are_no_residuals() -> None:
     found = linearize(lambda: 1.5 + pde().square().mean() + Y.mean() - 0, PARAMETERS)
     assert found.loss == pytest.approx(1.5 + float(Y.mean() + pde().square().mean()))
@@ -227,6 +296,10 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
     "negative": (lambda: -pde().square().mean(), "negative weight"),
     "linear": (lambda: MODEL(X).mean(), "Addmm"),
     "largest": (lambda: pde().square().max(), "Max.*not smooth"),
+    "a modulus": (of_psi(lambda h: h.abs().mean()), "complex number; square it"),
+    "a complex square": (of_psi(lambda h: (h * h).real.mean()), "Mul"),
+    "a complex power": (of_psi(lambda h: (h**2).real.mean()), "Pow"),
+    "a complex product": (of_psi(lambda h: torch.dot(h, h).real), "Dot"),
     "entropy": (lambda: F.binary_cross_entropy_with_logits(u(), Y), "BinaryCrossEntropy"),
     "uncertainty": (
         lambda: (-PARAMETERS[-1][0]).exp() * pde().square().mean(),

@@ -9,12 +9,14 @@ import importlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+ROOT = Path(__file__).parents[2]
 PYTEST = ["-q", "-p", "no:cacheprovider", "-p", "quick", "--hypothesis-seed=0"]
 HEAVY = "torch", "torch._dynamo", "hypothesis", "linear_operator", "curvlinops", "backpack"
 
@@ -63,3 +65,11 @@ def be_a_child(
         sys.stdout.flush()
     finally:
         os._exit(code)
+
+
+def git(*arguments: str) -> str:
+    """Its output."""
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.strip()

@@ -18,7 +18,6 @@ import argparse
 import difflib
 import json
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,11 +25,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from judge import pytest_in
+from judge import ROOT, git, pytest_in
 from mutants import Mutant, sample
 from reach import FOLDER, SECONDS, Reach
-
-ROOT = Path(__file__).parents[2]
 
 # package -> (what is mutated, the tests that are asked: those of the first folder come first)
 PACKAGES = {
@@ -41,6 +38,10 @@ PACKAGES = {
     "optimizers": ("kfac_pinn/optimizers", ["tests/optimizers"]),
     "training": ("kfac_pinn/pinn/training", ["tests/pinn"]),
 }
+HOUSE = [  # what imports alone decide: no test executes such a line
+    "tests/test_settings.py",
+    "tests/optimizers/test_optimizer_contract.py::test_what_a_subclass_must_say",
+]
 STAGES = 5.0, 40.0  # seconds of tests: of the nearest, and of all that execute the line
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=25, help="mutants a package")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--again", action="store_true", help="the survivors, with new tests")
+    parser.add_argument("--only", default="", help="mutants whose path:line holds this text")
     parser.add_argument("--tests", nargs="*", help="instead of those that execute the line")
     parser.add_argument("--folder", type=Path, default=ROOT.with_name(ROOT.name + "-mutants"))
     options = parser.parse_args()
@@ -59,6 +61,7 @@ def main() -> None:
     for name in names:
         bench.reach(name)  # before anything is changed
         chosen = sample(bench.clone, PACKAGES[name][0], options.sample, options.seed)
+        chosen = [mutant for mutant in chosen if options.only in f"{mutant.path}:{mutant.first}"]
         found = [bench.verdict(mutant, name, options.again) for mutant in chosen]
         print(summary(name, found), flush=True)
 
@@ -155,7 +158,8 @@ class Bench:
                 if code:
                     return "killed", failed_in(output)
             done += tests
-        return "survived", ""
+        code, output = pytest_in(self.clone, ["-x", *HOUSE], None, 60)
+        return ("killed", failed_in(output)) if code else ("survived", "")
 
 
 def failed_in(output: str) -> str:
@@ -163,14 +167,6 @@ def failed_in(output: str) -> str:
     lines = output.splitlines()
     found = [line for line in lines if line.startswith(("FAILED", "ERROR"))] or lines[-1:]
     return found[0].split(" - ")[0] if found else ""
-
-
-def git(*arguments: str) -> str:
-    """Its output."""
-    done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout.strip()
 
 
 def difference(source: str, changed: str) -> list[str]:

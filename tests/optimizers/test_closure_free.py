@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -340,21 +341,42 @@ def test_clipping_that_changes_nothing_is_not_remarked_on() -> None:
         optimizer.step()
 
 
-def test_gradients_that_wait_for_a_closure_are_an_error() -> None:
-    """Lightning's accumulate_grad_batches: the closure adds to earlier gradients."""
-    plain = Plain()
-    optimizer = KFACPINN(plain.model.parameters())
+@pytest.mark.parametrize("make", [KFACPINN, GaussNewton])
+def test_a_closure_adds_to_the_gradients_that_wait(make: Any) -> None:
+    """Lightning's accumulate_grad_batches: the last batch comes with step, those before do not."""
+    parts, whole = Plain(), Plain()
+    added, summed = make(parts.model.parameters()), make(whole.model.parameters())
+    calls = 0
 
     def closure() -> Tensor:
-        loss = plain.loss()
+        nonlocal calls
+        calls += 1
+        loss = parts.loss()
         loss.backward()
         return loss
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the gradients were not clipped
+        for _ in range(3):
+            added.zero_grad()
+            (parts.model(parts.x) - 1).square().mean().backward()
+            found = added.step(closure)
+            summed.zero_grad()
+            ((whole.model(whole.x) - 1).square().mean() + whole.loss()).backward()
+            torch.testing.assert_close(found, summed.step())
+    torch.testing.assert_close(flat(parts.model), flat(whole.model))
+    assert calls == 3
+    assert not added._source.losses
+
+
+def test_gradients_that_wait_for_residuals_are_an_error() -> None:
+    plain = Plain()
+    optimizer = KFACPINN(plain.model.parameters())
     optimizer.zero_grad()
-    closure()
+    plain.loss().backward()
     theta = flat(plain.model)
-    with pytest.raises(RuntimeError, match=r"1 earlier calls of backward.*accumulate_grad_batches"):
-        optimizer.step(closure)
+    with pytest.raises(RuntimeError, match=r"1 earlier calls of backward.*zero_grad"):
+        optimizer.step(plain.loss)
     assert torch.equal(flat(plain.model), theta)
 
 

@@ -13,13 +13,13 @@ from small_problems import flat, network, points, relative
 from torch import Generator, Tensor
 
 from kfac_pinn import GaussNewton, laplacian, linearize
-from kfac_pinn.curvature.compression import Exact, Last, Sketch, affordable, needed
+from kfac_pinn.curvature.compression import Exact, Last, Sketch
 from kfac_pinn.jacobian.losses import ConvexLoss
 from kfac_pinn.optimizers.gauss_newton import damped_model
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import relative_l2
 from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.search.trust_region import TakenStep, TargetSchedule
+from kfac_pinn.search.trust_region import TargetSchedule
 from kfac_pinn.taylor_mode.operators import taylor
 
 
@@ -185,28 +185,6 @@ def test_a_residual_that_no_step_removes_does_not_stall_a_sketch():
     assert relative(model.weight.detach().mT, best) < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns", "free", "expected"),
-    [
-        (2000, 600, 1.0, 150),  # few directions are free: few rows
-        (2000, 600, 60.0, 240),
-        (2000, 600, 90.0, 2000),  # half of a small J: all of it
-        (900, 10**6, math.inf, 900),
-        (100, 40, 0.0, 100),
-        (4700, 3401, 100.0, 400),
-        (4700, 3401, math.inf, affordable(4700, 3401)),
-    ],
-)
-def test_rows_follow_what_the_last_step_fitted(rows, columns, free, expected):
-    assert needed(rows, columns, free) == expected
-
-
-def test_what_is_affordable_grows_slower_than_the_problem():
-    assert 500 < affordable(4700, 3401) < 1500
-    assert affordable(10**5, 10**6) < 10**4
-    assert affordable(10, 10**6) == 10
-
-
 def test_the_order_of_the_points_does_not_matter():
     trajectories = []
     for order in (None, lambda n: torch.arange(n).flip(0)):
@@ -320,25 +298,6 @@ def test_the_gramian_does_not_change_the_path(monkeypatch: pytest.MonkeyPatch) -
 
     for ours, exact in zip(path(1e-9), path(float("inf")), strict=True):
         assert relative(ours, exact) < 1e-6
-
-
-TAKEN = TakenStep(radius=2.0, predicted=1.0, before=1.0, after=0.1)
-
-
-@pytest.mark.parametrize(
-    ("loss", "noise", "longest"),
-    [
-        (0.1, 0.0, math.inf),  # the points are the same
-        (0.12, 0.0, 4.0),  # most of the promise was kept on others
-        (0.5, 0.0, 2.0),
-        (0.9, 0.0, 1.0),
-        (3.0, 0.0, 1.0),  # the loss rose
-        (1.4, 0.5, 2.0),  # by less than chance explains
-        (math.inf, 0.0, 1.0),
-    ],
-)
-def test_new_points_judge_the_last_step(loss: float, noise: float, longest: float) -> None:
-    assert TAKEN.longest(loss, noise, 1e-4) == longest
 
 
 def test_new_points_in_every_step() -> None:

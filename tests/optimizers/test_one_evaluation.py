@@ -227,6 +227,28 @@ def test_a_shortened_step_ends_in_the_minimum_of_the_parabola(slope: float, rise
     assert float(short.displacement) == pytest.approx(min(max(best, 0.1), 0.5), rel=1e-5)
 
 
+def test_two_shortenings_at_most() -> None:
+    short: Trial | None = Trial(torch.zeros(1), torch.ones(1), 1.0, -1.0, 0.5)
+    tried = []
+    while short is not None:
+        tried.append(short.retreats)
+        short = OneEvaluation().shortened(short, 2.0)
+    assert tried == [0, 1, 2]
+
+
+def test_without_a_look_at_the_data_the_points_are_the_same() -> None:
+    """Then the loss alone decides."""
+    model, closure = small_case()
+    first = linearize(closure, model.parameters())
+    trial = Trial.of(Step(-1e-3 * first.gradient, predicted=1e-6), first, flat(model))
+    assert trial is not None and trial.data is None
+    assert trial.verdict(first) == (False, 0.0)
+    with torch.no_grad():
+        model[-1].weight.mul_(100)
+    worse = linearize(closure, model.parameters())
+    assert trial.verdict(worse) == (True, trial.ratio(worse.loss))
+
+
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_from_a_loss_that_is_not_finite_the_way_back_is_longest(loss: float) -> None:
     trial = Trial(torch.zeros(1), torch.ones(1), 1.0, -1.0, 0.5)

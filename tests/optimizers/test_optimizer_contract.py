@@ -387,6 +387,23 @@ def test_a_failed_trial_raises_the_damping(make: Any, bad: float) -> None:
     assert levels == sorted(set(levels))
 
 
+@pytest.mark.parametrize(
+    ("base", "missing"),
+    [
+        (LeastSquaresOptimizer, {"propose"}),
+        (DirectionOptimizer, {"direction"}),
+        (ModelOptimizer, {"model", "propose"}),
+        (DampedOptimizer, {"model"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_subclass_must_say(base: Any, missing: set[str]) -> None:
+    """Python refuses to make one that leaves it out, by its name."""
+    assert base.__abstractmethods__ == missing
+    with pytest.raises(TypeError, match="abstract"):
+        type("Incomplete", (base,), {})([nn.Parameter(torch.zeros(1))])
+
+
 class Singular(DampedOptimizer):
     """Its damped steps are no numbers while lambda is small."""
 

@@ -224,12 +224,29 @@ SQUARED, CUBED = problem_of(lambda u, x: u(x) ** 2), problem_of(lambda u, x: u(x
 WIDE = problem_of(lambda u, x: u(x), box=Box((0.0, 0.0), (1.0, 2.0)))
 NARROW = problem_of(lambda u, x: u(x), box=Box((0.0, 0.0), (1.0, 1.0)))
 LONG, SHORT = (Problem("mine", TimeSpace(0.0, t, Box.cube(1)), SQUARED.terms) for t in (1.0, 2.0))
+
+
 # Name: what makes the two runs, and what the message names of each.
+class Force:
+    """A residual that is an object of the user's own, with a setting."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength, self.calls = strength, []
+
+    def __call__(self, u: Any, x: Tensor) -> Tensor:
+        return u(x) - self.strength  # type: ignore[no-any-return]
+
+
+def forced(strength: float) -> Problem:
+    return Problem("forced", BOX, {"all": Term(BOX.interior, Force(strength), 9)})
+
+
 PROBLEMS = {
     "problem": (poisson_2d(), heat_1d(), [r"name: '2d Poisson' there, '1\+1d heat' here"]),
     "viscosity": (unsolved(burgers(0.01)), unsolved(burgers(0.02)), ["0.01", "0.02"]),
     "a closed-over number": (wave(1.0), wave(2.0), ["speed: 1.0 there, 2.0 here"]),
     "the code of a residual": (SQUARED, CUBED, ["residual.code"]),
+    "an object's setting": (forced(2.0), forced(3.0), ["strength: 2.0 there, 3.0 here"]),
     "the domain": (WIDE, NARROW, [r"domain.upper: \(1.0, 2.0\) there, \(1.0, 1.0\) here"]),
     "the time": (LONG, SHORT, ["domain.end: 1.0 there, 2.0 here"]),
 }

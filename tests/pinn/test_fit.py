@@ -236,7 +236,7 @@ def test_runs_end_at_seconds_at_an_error_and_at_a_loss_that_is_not_finite():
 def test_fitted_points_are_warned_of():
     model, _ = setup()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, line_search_fn="strong_wolfe")
-    with pytest.warns(UserWarning, match="held out: the points were fitted"):
+    with pytest.warns(UserWarning, match="held out: the points were fitted") as said:
         fit(
             model,
             poisson_2d(),
@@ -244,6 +244,7 @@ def test_fitted_points_are_warned_of():
             steps=2,
             sampling=Fixed({"interior": 3, "boundary": 2}),
         )
+    assert said[-1].filename == __file__  # where the user called
 
 
 def test_problems_without_a_solution_and_with_unknown_coefficients():

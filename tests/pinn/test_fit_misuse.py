@@ -205,8 +205,9 @@ def test_what_is_unusual_and_right() -> None:
 
 def test_parameters_left_out_are_named() -> None:
     model = model_of()
-    with pytest.warns(UserWarning, match=r"does not train 1 of .* \(layers.1.bias, "):
+    with pytest.warns(UserWarning, match=r"does not train 1 of .* \(layers.1.bias, ") as said:
         run(model=model, optimizer=torch.optim.SGD(list(model.parameters())[:-1], lr=0.1))
+    assert said[0].filename == __file__
     model.layers[1].bias.requires_grad_(False)
     run(model=model, optimizer=torch.optim.SGD(list(model.parameters())[:-1], lr=0.1))
 

@@ -25,7 +25,7 @@ from kfac_pinn.pinn.problems import (
     poisson_100d,
     poisson_ritz,
 )
-from kfac_pinn.pinn.problems.burgers import cole_hopf
+from kfac_pinn.pinn.problems.burgers_equation import cole_hopf
 
 PROBLEMS = [
     poisson_2d(),

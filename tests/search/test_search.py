@@ -52,6 +52,7 @@ def test_a_fixed_step_is_the_direction() -> None:
     problem = Problem(residual, torch.zeros(3, dtype=torch.float64))
     step = problem(FixedStep(), direction)
     assert step.displacement is direction
+    assert step.length == 1
     assert math.isnan(step.loss)
     assert problem.objective.evaluations == 0
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -650,6 +651,25 @@ def test_default_arguments_are_those_of_torch(name):
     value, (first,) = taylor(u, x, 1, row[None])
     torch.testing.assert_close(value, u(x), rtol=1e-12, atol=0)
     torch.testing.assert_close(first, slopes, rtol=1e-10, atol=1e-10 * slopes.abs().max())
+
+
+# Which a rule need not know: None stands for torch's own, and F hands `training` over.
+OTHER_DEFAULTS = {"p", "compute_mode", "indexing", "training"}
+
+
+def test_defaults_in_the_signatures_are_those_of_torch():
+    """F hands most of them over itself; who calls a rule by other ways gets the same."""
+    compared = 0
+    for function, definition in RULES.items():
+        try:
+            theirs, ours = (inspect.signature(f).parameters for f in (function, definition))
+        except (TypeError, ValueError):  # written in C
+            continue
+        for name in (theirs.keys() & ours.keys()) - OTHER_DEFAULTS:
+            if ours[name].default is not inspect.Parameter.empty:
+                assert ours[name].default == theirs[name].default, (function, name)
+                compared += 1
+    assert compared > 40
 
 
 ERRORS = {

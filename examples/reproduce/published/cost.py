@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.pinn.problems.poisson import poisson
+from kfac_pinn.pinn.problems.poisson_equation import poisson
 from kfac_pinn.pinn.training import Fixed, Run
 from kfac_pinn.pinn.training.clock import now
 from published.figures import write

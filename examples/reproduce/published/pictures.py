@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, relative_l2
-from kfac_pinn.pinn.problems.poisson import poisson
+from kfac_pinn.pinn.problems.poisson_equation import poisson
 from kfac_pinn.pinn.training import Callback, Run, fit
 from published.figures import write
 from published.recipes import OPTIMIZERS

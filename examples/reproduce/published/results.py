@@ -127,11 +127,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this checkout, "-dirty" where more than results differ; "" without git."""
+    """The commit of this checkout, "-dirty" where code differs too; "" without git."""
     known = git("describe", "--always")
-    changed = git(
-        "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)examples/reproduce/results"
-    )
+    results = [f":(top,exclude){folder}" for folder in ("examples/reproduce/results", "docs")]
+    changed = git("status", "--porcelain", "-uno", "--", ":/", *results)
     return f"{known}-dirty" if changed else known
 
 

@@ -25,8 +25,12 @@ def data_of(outputs: Iterable[Tensor], trained: Sequence[Tensor]) -> Tensor:
     ids = {id(p) for p in trained}
     found = {t for output in outputs for t in constants(output) if id(t) not in ids}
     unique = {(t.data_ptr(), t.shape, t.stride(), t.dtype): t for t in found}
-    values = [t.detach().abs() if t.is_complex() else t.detach() for t in unique.values()]
+    # A graph keeps tensors of somebody's own class, but without that class's attributes
+    plain = [t.as_subclass(Tensor).detach() for t in unique.values()]
+    # Squares tell apart what has equal sums: antithetic points, say
+    values = [t.abs() if t.is_complex() else t for t in plain]
     sums = [part for t in values for part in (t.double().sum(), t.double().square().sum())]
+    # Sorted: nodes of a graph have no order that evaluations share
     return torch.stack(sums).sort().values.cpu() if sums else torch.zeros(0, dtype=torch.float64)
 
 

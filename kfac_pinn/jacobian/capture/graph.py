@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from enum import Enum, auto
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -39,7 +40,6 @@ __all__ = ["Graph"]
 
 Node: TypeAlias = Any
 
-CONSTANT, SHARED, POINT = "constant", "shared", "point"
 SHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "Transpose", "T"}
 SHAPING |= {"Permute", "Clone", "ToCopy", "Expand"}
 
@@ -53,6 +53,14 @@ STATIC = {
 SLICING = {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Diagonal", "Narrow", "Chunk"}
 PASSING = SHAPING | SLICING | set(ELEMENTWISE)
 ROWWISE = {"Mm", "Addmm"}
+
+
+class Kind(Enum):
+    """What goes into a node."""
+
+    CONSTANT = auto()
+    SHARED = auto()
+    POINT = auto()
 
 
 class Graph:
@@ -77,7 +85,7 @@ class Graph:
         self.nodes = inputs_first(get_gradient_edge(output).node)
         self.number = {node: index for index, node in enumerate(self.nodes)}
         self.consumers = self._consumers()
-        self.kind: dict[Node, str] = {}
+        self.kind: dict[Node, Kind] = {}
         self.leaves: dict[Node, frozenset[int]] = {}
         for index, node in enumerate(self.nodes):
             self._classify(index, node)
@@ -87,17 +95,18 @@ class Graph:
     @property
     def reads_points(self) -> bool:
         """Whether the residual is more than a function of trained tensors."""
-        return self.kind[self.root] == POINT
+        return self.kind[self.root] == Kind.POINT
 
     @property
     def signature(self) -> int:
         """A hash of the nodes, of their sizes, and of what they slice."""
+        # By what decides which rows are read: values do not
         return hash(tuple((name_of(n), shape_of(n, 0), slicing(n)) for n in self.nodes))
 
     @cached_property
     def is_static(self) -> bool:
         """Whether the signature says which rows a residual reads: no index, no data decides it."""
-        return all(self._keeps_rows(node) for node in self.nodes if self.kind[node] == POINT)
+        return all(self._keeps_rows(node) for node in self.nodes if self.kind[node] == Kind.POINT)
 
     def _keeps_rows(self, node: Node) -> bool:
         name = name_of(node)
@@ -105,7 +114,7 @@ class Graph:
             points = [
                 slot
                 for slot, (source, _) in enumerate(node.next_functions)
-                if source is not None and self.kind[source] != SHARED
+                if source is not None and self.kind[source] != Kind.SHARED
             ]
             left = [slot for slot, (source, _) in enumerate(node.next_functions) if source is None]
             return name in ROWWISE and len(points) <= 1 and not (points and left)
@@ -135,7 +144,7 @@ class Graph:
 
     def _reads_no_points(self, node: Node) -> bool:
         sources = [source for source, _ in node.next_functions if source is not None]
-        return all(self.kind[source] == SHARED for source in sources)
+        return all(self.kind[source] == Kind.SHARED for source in sources)
 
     def _consumers(self) -> dict[Node, list[Node]]:
         found: dict[Node, list[Node]] = {node: [] for node in self.nodes}
@@ -148,50 +157,51 @@ class Graph:
     def _classify(self, index: int, node: Node) -> None:
         sources = [source for source, _ in node.next_functions if source is not None]
         kinds = Counter(self.kind[source] for source in sources)
+        # Only the node that accumulates into a leaf has one
         if hasattr(node, "variable"):
             mine = id(node.variable) in self.trained
-            self.kind[node] = SHARED if mine else CONSTANT
+            self.kind[node] = Kind.SHARED if mine else Kind.CONSTANT
             self.leaves[node] = frozenset([id(node.variable)]) if mine else frozenset()
             return
         self.leaves[node] = frozenset().union(*(self.leaves[source] for source in sources))
-        if kinds[POINT]:
-            self.kind[node] = POINT
-        elif not kinds[SHARED]:
-            self.kind[node] = CONSTANT
+        if kinds[Kind.POINT]:
+            self.kind[node] = Kind.POINT
+        elif not kinds[Kind.SHARED]:
+            self.kind[node] = Kind.CONSTANT
         elif index in self.forced or self._is_shared(node, kinds):
-            self.kind[node] = SHARED
+            self.kind[node] = Kind.SHARED
         else:
-            self.kind[node] = POINT
+            self.kind[node] = Kind.POINT
 
-    def _is_shared(self, node: Node, kinds: Counter[str]) -> bool:
+    def _is_shared(self, node: Node, kinds: Counter[Kind]) -> bool:
         """Whether a node with shared inputs, and no point ones, computes a shared tensor."""
-        if kinds[CONSTANT]:
+        # A constant may be the points: what it is was not said, so that rows decide (`forced`)
+        if kinds[Kind.CONSTANT]:
             return False
         name, sizes = name_of(node), [numel(shape_of(*edge)) for edge in edges_of(node)]
         if name == "Expand" and numel(shape_of(node, 0)) > sizes[0]:
             return self._feeds_products(node)
+        # Nothing else goes in: a function of trained tensors alone
         if len(sizes) == len(node.next_functions):
             return True
+        # A number, or data that does not enlarge what is shared: no axis of points comes in
         return name in ELEMENTWISE and numel(shape_of(node, 0)) == max(sizes)
 
     def _feeds_products(self, node: Node) -> bool:
         """Whether a matrix is read by matrix products only, after sums and changes of shape."""
         users = self.consumers[node]
         return bool(users) and all(
-            name_of(user) in PRODUCTS
-            or (
-                name_of(user) in SHAPING | SLICING | set(ELEMENTWISE) and self._feeds_products(user)
-            )
+            name_of(user) in PRODUCTS or (name_of(user) in PASSING and self._feeds_products(user))
             for user in users
         )
 
     def _readers(self, node: Node) -> list[Reader]:
-        if self.kind[node] != POINT:
+        if self.kind[node] != Kind.POINT:
             return []
         return [
             self._reader(node, slot)
             for slot, (source, _) in enumerate(node.next_functions)
-            if source is not None and self.kind[source] == SHARED
+            if source is not None and self.kind[source] == Kind.SHARED
         ]
 
     def _reader(self, node: Node, slot: int) -> Reader:
@@ -201,6 +211,7 @@ class Graph:
         table = PRODUCTS if name_of(node) in PRODUCTS else ELEMENTWISE
         try:
             found = table[name_of(node)](node, slot, edge)
+        # An unknown kind, or saved tensors that are gone: exact all the same, by autograd
         except (KeyError, AttributeError, RuntimeError):
             found = None
         if isinstance(found, Product):
@@ -241,6 +252,7 @@ class Graph:
 
 def inputs_first(root: Node) -> list[Node]:
     """All nodes behind one, every node after the nodes that it reads."""
+    # A stack, not recursion: graphs of derivatives are deeper than Python allows
     order: list[Node] = []
     seen: set[Node] = set()
     stack = [(root, False)]

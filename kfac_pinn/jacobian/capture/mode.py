@@ -39,10 +39,10 @@ class Capture(TorchFunctionMode):
         parameters: the tensors to watch.
 
     Attributes:
-        uses: of weights, by F.linear and convolutions.
+        calls: of weights, by F.linear and convolutions.
         broadcasts: of any trained tensor, by elementwise functions.
         program: the torch functions that were called, in their order.
-        unseen: whether code was met whose Jacobian is not in the uses: nested
+        unseen: whether code was met whose Jacobian is not in the calls: nested
             `torch.autograd.grad`, `torch.func` transforms, a tracked weight in `x @ W.T`.
         calls_autograd: whether `torch.autograd.grad` was called.
         differentiated: ids of what it was called for.
@@ -54,7 +54,7 @@ class Capture(TorchFunctionMode):
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()
         self.tracked = {id(parameter) for parameter in parameters}
-        self.uses: list[LayerCall] = []
+        self.calls: list[LayerCall] = []
         self.broadcasts: list[Broadcast] = []
         self.program: list[Any] = []
         self.unseen = self.calls_autograd = False
@@ -70,24 +70,29 @@ class Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # The function itself: enough to see that a closure has changed its way, and free
         self.program.append(func)
         if func is torch.autograd.grad:
             self.calls_autograd = True
-            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            inputs = args[1]  # torch hands the first two on by place, the others by name
             self.differentiated |= {id(x) for x in ([inputs] if is_one(inputs) else inputs)}
         if func in UNSEEN:
             self.unseen = self.unseen or UNSEEN[func](self.tracks, *args, **kwargs)
+        # One operation to torch, two to us: its scale and shift are leaves that all points read
         if func in NORMS:
             return NORMS[func](self, *args, **kwargs)
+        # Before the call: afterwards autograd has summed the gradient over the points
         if func in ELEMENTWISE:
             args = self.spread(args)
         output = dispatch(func, args, kwargs)
         if func in EXPANDING and isinstance(output, Tensor):
+            # Copied along the points first, where the gradients are read, and then along the rest
             return self.copies(args[0], output.shape).expand_as(output)
         if func in RECORDERS and any(map(self.trains, (*args[1:], *kwargs.values()))):
             forbid_half(output.dtype)
             if isinstance(output, Tensor) and is_functorch(output):
                 self.unseen = True
+            # Under no_grad a layer is a constant
             elif output.requires_grad:
                 self.record(func, output, args, kwargs)
         return output
@@ -98,7 +103,7 @@ class Capture(TorchFunctionMode):
             self.unseen = True  # a class of points that is no Tensor itself
             return
         try:
-            self.uses.append(RECORDERS[func](output, *args, **kwargs))
+            self.calls.append(RECORDERS[func](output, *args, **kwargs))
         except NotImplementedError:
             self.unseen = True
 
@@ -115,8 +120,10 @@ class Capture(TorchFunctionMode):
         if not self.trains(value) or not value.requires_grad or is_functorch(value):
             return value
         new = len(shape) - value.ndim
+        # It has a row for every point already
         if new == 0 and value.shape[:1] == shape[:1]:
             return value
+        # One copy a point and no more: each further axis would be summed anyway
         copies = value.expand(shape[0], *[1] * (new - 1), *value.shape[0 if new else 1 :])
         self.broadcasts.append(Broadcast(value, get_gradient_edge(copies)))
         return copies

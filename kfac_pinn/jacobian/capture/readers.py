@@ -70,17 +70,20 @@ class Product:
         """Look through views, copies and casts: send numbered entries back to the leaf."""
         shape = shape_at(self.edge)
         numbers = torch.arange(1.0, 1.0 + leaf.numel(), device=leaf.device, dtype=torch.float64)
+        # Beyond 2^24 float32 no longer tells whole numbers apart
         if leaf.numel() != shape[-2] * shape[-1] or leaf.ndim != 2 or leaf.numel() >= 2**24:
             return
         copies = 1
         for length in shape[:-2]:
             copies *= length
+        # Entries carry their numbers: what arrives is the leaf's order, whatever lies between
         sent = numbers.to(dtype_at(self.edge)).view(shape[-2:]).expand(shape)
         (found,) = torch.autograd.grad(self.edge, leaf, sent, retain_graph=True, allow_unused=True)
         if found is None:
             return
         for flipped in (False, True):
             order = numbers.view(shape[-2:])
+            # A batch of the same matrix sends each number as often as it is copied
             order = copies * (order.T if flipped else order)
             if order.shape == leaf.shape and torch.equal(found.double(), order):
                 self.weight, self.transposed = leaf, flipped == self.left
@@ -138,6 +141,7 @@ def dtype_at(edge: GradientEdge) -> torch.dtype:
 
 def saved(node: Node, name: str) -> Tensor:
     """A tensor that a node has kept for its backward pass."""
+    # These names are torch's own, not promised to stay: what is missing makes the node `Unknown`
     value = getattr(node, f"_saved_{name}")
     if not isinstance(value, Tensor):
         raise AttributeError(name)
@@ -185,12 +189,12 @@ def dot(node: Node, slot: int, edge: GradientEdge) -> Product:
 
 def linear(node: Node, slot: int, edge: GradientEdge) -> Reader:
     """F.linear, on devices where it is one operation."""
-    if slot == 2:
-        return factor(node, edge, 1.0)
-    z = saved(node, "input" if slot else "weight")
     if slot == 0:
         raise AttributeError("a shared input")
-    return Product(node, edge, z.flatten(0, -2), lambda g: g.flatten(0, -2), left=True)
+    if slot == 2:
+        return factor(node, edge, 1.0)
+    z = saved(node, "input").flatten(0, -2)
+    return Product(node, edge, z, lambda g: g.flatten(0, -2), left=True)
 
 
 def convolution(node: Node, slot: int, edge: GradientEdge) -> Reader:
@@ -205,6 +209,7 @@ def convolution(node: Node, slot: int, edge: GradientEdge) -> Reader:
     geometry = [(0 if i == 1 else 1, *o)[-2:] for i, o in enumerate(map(tuple, options))]
     if images.ndim == 3:
         images, kernel = images[:, :, None], (1, *kernel)
+    # Patches by torch's own function, in the order in which a kernel is stored
     z = F.unfold(images, kernel, *geometry).transpose(1, 2).flatten(0, 1)
     return Product(node, edge, z, pixels_to_rows, left=True)
 
@@ -240,6 +245,7 @@ def div(node: Node, slot: int, edge: GradientEdge) -> Factor:
     other = saved(node, "other")
     if slot == 0:
         return factor(node, edge, 1 / other)
+    # Its slope at this t: that is all that J asks for
     return factor(node, edge, -saved(node, "self") / other.square())
 
 

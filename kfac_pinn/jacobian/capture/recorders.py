@@ -84,6 +84,7 @@ def record_linear(
     if coefficients.ndim == 2:  # a single point without batch axis
         coefficients = coefficients[:, None]
     inputs = tokens_to_positions(coefficients)
+    # The bias enters the value of a jet and none of its derivatives
     unit = value_indicator(len(coefficients), len(inputs) // len(coefficients), inputs)
     shape = (*coefficients.shape[:-1], weight.shape[0])
 
@@ -104,6 +105,7 @@ def record_convolution(
     groups: int = 1,
 ) -> LayerCall:
     """F.conv1d and F.conv2d: a linear layer on patches, each pixel a shared position."""
+    # Several matrices, or one side padded more than the other: left to autograd
     if groups != 1 or isinstance(padding, str):
         raise NotImplementedError(
             f"a convolution with groups={groups}, padding={padding!r}: curvature is known for "

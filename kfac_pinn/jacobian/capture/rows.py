@@ -35,6 +35,7 @@ class Owners:
 
     def is_identity(self, points: int) -> bool:
         """Whether the rows are 0, ..., N - 1."""
+        # The usual case, in which neither gathering nor scattering is needed
         return self._counts and len(self.index) == points
 
     @cached_property
@@ -68,6 +69,7 @@ class Tagged:
         trust: bool = False,
     ) -> None:
         self.output, self.edges, self.known, self.trust = output, list(edges), known, trust
+        # Seeded: a look must not change the user's random numbers, and runs repeat
         self.generator = torch.Generator().manual_seed(len(output))
         self.weights = self._powers_of_two()
         self.first = self._backward(self.weights)
@@ -89,8 +91,10 @@ class Tagged:
         first = self.first[i]
         assert first is not None
         first = rows(first)
+        # One residual owns whatever reaches it
         if len(self.output) == 1:
             return Owners(torch.zeros(len(first), dtype=torch.long, device=first.device))
+        # The second pass is saved, which costs as much as all of J
         if self.trust and key in self.known and self._dead_is_dead(first, self.known[key]):
             return self.known[key]
         known = self.known.get(key)
@@ -110,10 +114,13 @@ class Tagged:
         levels, index = self._levels(), torch.zeros(len(first), dtype=torch.long)
         index = index.to(first.device)
         size, tiny = first.norm(dim=1), torch.finfo(first.dtype).tiny
+        # Rounding of rows that cancel, of some thirty terms: they reach no residual
         dead = size <= 32 * torch.finfo(first.dtype).eps * size.max()
         for digit, second in enumerate(self._digit_passes):
             gradient = rows(second[i])  # type: ignore[arg-type]
+            # The least-squares ratio of two vectors: small entries, mostly rounding, count little
             ratio = (first * gradient).sum(1) / first.square().sum(1).clamp_min(tiny)
+            # Clamped, so that a row of several owners, whose ratio may be anything, fails below
             level = ((ratio - 1) * levels).round().clamp(0, levels - 1)
             if not fits(first, gradient, torch.where(dead, 0.0, 1 + level / levels)):
                 self.known[key] = None
@@ -131,6 +138,7 @@ class Tagged:
     @cached_property
     def _random_pass(self) -> tuple[Tensor, list[Tensor | None]]:
         """Random tags, and the gradients with them: known owners are compared with these."""
+        # Within [1, 2): none is lost in another's rounding
         tags = 1 + torch.rand(len(self.output), generator=self.generator).to(self.output)
         return tags, self._backward(self.weights * tags)
 
@@ -142,6 +150,7 @@ class Tagged:
     def _digits(self) -> list[Tensor]:
         """1 + (a digit of n) / levels, for all digits."""
         n, levels = torch.arange(len(self.output), device=self.output.device), self._levels()
+        # One pass up to 16,384 points, two up to 2.7e8; in float32 two up to 4,096
         count = max(1, math.ceil(math.log(len(n)) / math.log(levels)))
         return [1 + (n // levels**k % levels).to(self.output) / levels for k in range(count)]
 
@@ -176,6 +185,7 @@ def arrange(owners: Owners, points: int) -> Tensor | None:
         return None
     index = owners.index
     live = (index >= 0).nonzero()[:, 0]
+    # Stable, so that positions keep their order from run to run, and with it every rounding
     order = live[index[live].argsort(stable=True)]
     owner = index[order]
     counts = owner.bincount(minlength=points)

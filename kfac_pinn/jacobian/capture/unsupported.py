@@ -27,9 +27,13 @@ def contracts_weight(tracks: Tracks, equation: Any, *operands: Any, **kwargs: An
     return multiplies_weight(tracks, *(operands[0] if several else operands))
 
 
-def differentiates(tracks: Tracks, *args: Any, **kwargs: Any) -> bool:
-    """Derivatives of u taken by autograd inside the residual bypass the shared positions."""
-    return bool(kwargs.get("create_graph") or (len(args) > 4 and args[4]))
+def differentiates(tracks: Tracks, *args: Any, create_graph: bool = False, **kwargs: Any) -> bool:
+    """Derivatives of u taken by autograd inside the residual bypass the shared positions.
+
+    However it was written, torch hands `create_graph` on by its name.
+    """
+    # Without it the derivative is a number, through which no gradient of ours goes
+    return bool(create_graph)
 
 
 def is_functorch(value: Tensor) -> bool:

@@ -8,10 +8,16 @@ A new one needs a file here, and `@problem` in front of its function.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from kfac_pinn.pinn.problems.burgers import burgers, cole_hopf
-from kfac_pinn.pinn.problems.fokker_planck import fokker_planck
-from kfac_pinn.pinn.problems.heat import WithDiffusivity, heat, heat_1d, heat_4d, inverse_heat
-from kfac_pinn.pinn.problems.poisson import (
+from kfac_pinn.pinn.problems.burgers_equation import burgers, cole_hopf
+from kfac_pinn.pinn.problems.fokker_planck_equation import fokker_planck
+from kfac_pinn.pinn.problems.heat_equation import (
+    WithDiffusivity,
+    heat,
+    heat_1d,
+    heat_4d,
+    inverse_heat,
+)
+from kfac_pinn.pinn.problems.poisson_equation import (
     poisson,
     poisson_2d,
     poisson_5d,

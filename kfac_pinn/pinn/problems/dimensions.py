@@ -10,7 +10,7 @@ from torch import Tensor
 from kfac_pinn.pinn.conditions import dirichlet, neumann
 from kfac_pinn.pinn.domains import Ball, TimeSpace
 from kfac_pinn.pinn.problem import Function, Problem, Term
-from kfac_pinn.pinn.problems.poisson import poisson
+from kfac_pinn.pinn.problems.poisson_equation import poisson
 from kfac_pinn.pinn.problems.registry import problem
 from kfac_pinn.taylor_mode.operators import taylor
 

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from kfac_pinn.notices import outside
 from kfac_pinn.pinn.training import identity, storage
 from kfac_pinn.pinn.training.run import Callback, Run
 
@@ -63,7 +64,7 @@ class Checkpoint(Callback):
             warnings.warn(
                 f"parameters or loss are not finite at step {run.step}: they are not stored, "
                 f"{self.path} is left as it was",
-                stacklevel=2,
+                stacklevel=outside(),
             )
             return
         now = identity.facts_of(run.problem, run.model, run.optimizer)

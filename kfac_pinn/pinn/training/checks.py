@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kfac_pinn.notices import outside
 from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.training.run import Budget, Callback, Run
 
@@ -48,7 +49,7 @@ def check_arguments(model: Any, problem: Any, optimizer: Any) -> None:
         warnings.warn(
             f"the optimizer does not train {len(left)} of the model's parameters ({left[0]}, ...); "
             "if that is meant, requires_grad_(False) says so",
-            stacklevel=3,
+            stacklevel=outside(),
         )
 
 

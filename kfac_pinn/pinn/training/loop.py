@@ -10,6 +10,7 @@ from typing import Any
 from torch import Generator, nn
 from torch.optim import Optimizer
 
+from kfac_pinn.notices import outside
 from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.training.checks import check_arguments, check_budget, check_points
 from kfac_pinn.pinn.training.run import Budget, Callback, Every, Fixed, Row, Run, Sampling
@@ -112,6 +113,6 @@ def _history(run: Run, reason: str) -> History:
             f"the loss is {loss:.1e} but {held_out:.1e} on points held out: the points were "
             "fitted, the equation was not solved. Draw more points (about ten rows a parameter) "
             "or new ones now and then (sampling=Every(...))",
-            stacklevel=3,
+            stacklevel=outside(),
         )
     return History(rows, reason)

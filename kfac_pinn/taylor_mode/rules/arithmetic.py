@@ -148,6 +148,7 @@ def prod(x: Operand, dim: int | None = None, keepdim: bool = False) -> Operand:
 @rule(torch.pow, torch.Tensor.pow, torch.Tensor.__pow__, torch.float_power)
 def power(x: Operand, exponent: Operand) -> Operand:
     if isinstance(exponent, Jet):
+        # x^y = exp(y log x): the only form in which the exponent may depend on the points
         base: Operand = x if isinstance(x, Jet) else tensor_like(x, exponent)
         return base.log().mul(exponent).exp()
     ndim = exponent.ndim if isinstance(exponent, Tensor) else 0
@@ -171,6 +172,7 @@ def ldexp(x: Operand, exponent: Operand) -> Operand:
 
 @rule(torch.logaddexp)
 def logaddexp(x: Operand, y: Operand) -> Operand:
+    # log(1 + e^(x - y)) by a function that does not overflow
     return y - F.logsigmoid(y - x)
 
 

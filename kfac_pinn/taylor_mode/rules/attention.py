@@ -25,6 +25,7 @@ def logsumexp(x: Operand, dim: int, keepdim: bool = False) -> Operand:
 @rule(F.softmax, torch.softmax)
 def softmax(x: Operand, dim: int | None = None, *args: Any, **kwargs: Any) -> Operand:
     x, along = asked(x, dim, args, kwargs)
+    # The largest is a constant: it cancels, and keeps exp from overflow
     weights = torch.exp(x - x.value.detach().amax(along, keepdim=True))
     return weights / torch.sum(weights, along, keepdim=True)
 

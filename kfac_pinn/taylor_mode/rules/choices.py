@@ -74,6 +74,7 @@ def clamp_max(x: Operand, max: Any) -> Operand:
 
 @rule(torch.nan_to_num)
 def nan_to_num(x: Operand, *args: Any, **kwargs: Any) -> Operand:
+    # What is replaced is a constant
     replaced = torch.nan_to_num(x.value.detach(), *args, **kwargs)
     return where(torch.isfinite(x.value), x, replaced)
 

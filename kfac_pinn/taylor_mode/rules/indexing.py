@@ -38,6 +38,7 @@ def setitem(x: Jet, index: Any, value: Any) -> None:
         )
     index = all_rows(index if isinstance(index, tuple) else (index,))
     value = value if isinstance(value, Jet) else tensor_like(value, x).to(x.rows)
+    # A copy: other jets may share the memory, and autograd may need it
     rows, data = as_jets([value, x])[0].rows, x.rows.clone()
     target = rows_last(data)[index]
     rows_last(data)[index] = rows_last(aligned(rows, target.ndim - 1))

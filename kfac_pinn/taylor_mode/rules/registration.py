@@ -75,6 +75,7 @@ def rowwise(function: Any) -> Callable[..., Any]:
     def apply(x: Jet, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Jet) or jets_among([*args, *kwargs.values()]):
             raise TypeError(f"{function.__name__}: only the first argument may depend on x")
+        # vmap: the function's own dimensions stay what they are
         rows = torch.vmap(lambda row: function(row, *args, **kwargs))(x.rows)
         return tree_map(x.view_of, rows)
 
@@ -127,6 +128,7 @@ def shift(x: Jet, c: Any, fresh: bool = False) -> Jet:
     """x + c for a constant c: only the value moves.  Fresh rows are changed in place."""
     c = tensor_like(c, x)
     fits = c.dtype == x.dtype and torch.broadcast_shapes(c.shape, x.shape) == x.shape
+    # In place, as most sums are a bias: a copy of all rows to change one would cost more
     if fits and not transformed(x.basis):
         return x.like(Shift.apply(x.rows if fresh else x.rows.clone(), c))
     value, *derivatives = x.orders()

@@ -9,6 +9,7 @@ every row is a sum of integer multiples of products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from math import comb
 from typing import Any
 
@@ -25,6 +26,7 @@ Bilinear = Callable[[Tensor, Tensor], Tensor]
 # What one block of rows may take: a share of a core's cache, or enough to keep a GPU busy.
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
 MIN_BLOCK = 256  # entries: of less, the calls cost more than the cache saves
+FEW_ROWS = 16  # so many are summed one by one, in the cache; of more the calls cost more
 
 
 def total(terms: Terms, out: Tensor | None = None) -> Tensor:
@@ -61,53 +63,87 @@ def add(tensors: Sequence[Tensor]) -> Tensor:
     return sum(tensors[1:], tensors[0])
 
 
-def faa_di_bruno(f: Rows, x: Rows, basis: Basis) -> list[Terms]:
-    """The rows y_1 .. y_K of y = f(x) from [f'(x_0), f''(x_0), ...] and [x_1, ..., x_K].
+def bell_polynomials(x: Rows, basis: Basis, top: Rows = ()) -> list[list[Tensor]]:
+    """B_k1 .. B_kk of [x_1, ..., x_K] for k = 1 .. K, the last of them summed over directions.
+    Eqs. (4), (6) of docs/mathematics.md.
+
+    B_k1 = x_k,  B_kj = sum_i binom(k - 1, i - 1) x_i B_{k-i,j-1}.
+
+    Args:
+        top: sum_d w_d B_Kj for j = 2 .. K where they are known.
+    """
+    K = basis.order
+    bell: list[list[Tensor]] = []
+    for k in range(1, K):
+        bell.append([x[k - 1], *(total(recursion(k, j, x, bell)) for j in range(2, k + 1))])
+    top = top or [summed(recursion(K, j, x, bell), basis) for j in range(2, K + 1)]
+    return [*bell, [x[K - 1], *top]]
+
+
+def recursion(k: int, j: int, x: Rows, bell: list[list[Tensor]]) -> Terms:
+    """The recursion for B_kj, as a sum of products."""
+    orders = range(1, k - j + 2)
+    return [(comb(k - 1, i - 1), x[i - 1], bell[k - i - 1][j - 2]) for i in orders]
+
+
+def faa_di_bruno(f: Rows, bell: list[list[Tensor]]) -> list[Terms]:
+    """The rows y_1, y_2, ... of y = f(x), y_k = sum_j f^(j) B_kj, from [f', f'', ...].
     Eqs. (4), (6) of docs/mathematics.md.
 
     Derivatives missing at the end of the list vanish.
-    y_k = sum_j f^(j) B_kj(x_1, x_2, ...), the partial Bell polynomials.  x_k itself only enters
-    through B_k1 = x_k, so the top order stays summed:
+    x_k itself only enters through B_k1 = x_k, so the top order stays summed:
     y_K = f' x_K + sum_{j>=2} f^(j) sum_d w_d B_Kj.
     """
-    K = basis.order
-    bell = bell_polynomials(x[:-1])
-    rows = [[(1, f[j - 1], bell[k, j]) for j in range(1, min(k, len(f)) + 1)] for k in range(1, K)]
-    top = [(1, f[j - 1], basis.collapse(bell[K, j])) for j in range(2, min(K, len(f)) + 1)]
-    return [*rows, [(1, f[0], x[-1]), *top]]
-
-
-def bell_polynomials(x: Rows) -> dict[tuple[int, int], Tensor]:
-    """B_kj(x_1, x_2, ...) for j <= k <= len(x) + 1, except the last B_k1, which is x_k, eq. (4).
-
-    B_k1 = x_k,  B_kj = sum_i binom(k - 1, i - 1) x_i B_{k-i,j-1}.
-    """
-    bell = {(k, 1): x[k - 1] for k in range(1, len(x) + 1)}
-    for j in range(2, len(x) + 2):
-        for k in range(j, len(x) + 2):
-            products = range(1, k - j + 2)
-            bell[k, j] = total(
-                [(comb(k - 1, i - 1), x[i - 1], bell[k - i, j - 1]) for i in products]
-            )
-    return bell
+    # zip ends with the shorter: f has no more derivatives, or B_kj no more j.
+    return [[(1, *pair) for pair in zip(f, each, strict=False)] for each in bell]
 
 
 def adjoint(z: Rows, g: Rows, basis: Basis) -> list[Terms]:
     """The orders i >= 1 of the gradient in x of <g, z x>: Leibniz's rule transposed.
 
     x̄_i = sum_{k>=i} binom(k, i) g_k z_{k-i}; for i < K with the top order brought back to all
-    directions, sum_c w_c g_Kc.
+    directions, sum_c w_c g_Kc.  z_K is not needed.
     """
     K = basis.order
     wide = [*g[:K], basis.spread(g[K])] if K > 1 else g
-    orders = ([(comb(k, i), wide[k], z[k - i]) for k in range(i, K + 1)] for i in range(1, K))
+    last = len(z) - 1  # higher orders vanish
+    orders = (
+        [(comb(k, i), wide[k], z[k - i]) for k in range(i, min(K, i + last) + 1)]
+        for i in range(1, K)
+    )
     return [*orders, [(1, g[K], z[0])]]
 
 
-def dot(g: Rows, z: Rows) -> Tensor:
-    """The order 0 of the same gradient: sum_k g_k z_k, summed over directions."""
-    first, *others = ((a * b).sum(0, keepdim=True) for a, b in zip(g, z, strict=True))
-    return sum(others, first)
+def gradient_in_value(f: Rows, g: Rows, bell: list[list[Tensor]]) -> Terms:
+    """The order 0 of the gradient in x of <g, f(x)>: f' g_0 + sum_j f^(j+1) sum_k <g_k, B_kj>.
+
+    <,> sums over directions; f is [f', f'', ...].
+    """
+    K = len(bell)
+    sums = ([inner(g[k], bell[k - 1][j - 1]) for k in range(j, K + 1)] for j in range(1, K + 1))
+    # f ends where its derivatives vanish.
+    return [
+        (1, f[0], g[0]),
+        *((1, slope, add(each)) for slope, each in zip(f[1:], sums, strict=False)),
+    ]
+
+
+def summed(terms: Terms, basis: Basis) -> Tensor:
+    """sum_d w_d sum_i c_i a_id b_id, the rows of a top order."""
+    if isinstance(basis.weights, (int, float)):
+        return basis.weights * add([c * inner(a, b) for c, a, b in terms])
+    return basis.collapse(total(terms))
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """sum_d a_d b_d, shape (1, n), for (D, n)."""
+    if len(a) > FEW_ROWS:
+        return (a * b).sum(0, keepdim=True)
+    (a, b), *others = zip(a.split(1), b.split(1), strict=True)
+    result = a * b
+    for a, b in others:
+        result = torch.addcmul(result, a, b)
+    return result
 
 
 def compose(data: Tensor, function: Any, derivatives: Derivatives, basis: Basis) -> Tensor:
@@ -115,41 +151,53 @@ def compose(data: Tensor, function: Any, derivatives: Derivatives, basis: Basis)
     x = data.split(basis.sizes)
     y = function(x[0])
     f = derivatives(x[0], y, basis.order)
-    return torch.cat([y, *(total(terms) for terms in faa_di_bruno(f, x[1:], basis))])
+    rows = faa_di_bruno(f, bell_polynomials(x[1:], basis))
+    return torch.cat([y, *(total(terms) for terms in rows)])
 
 
 class Composition(torch.autograd.Function):
-    """y = f(x) on stacks of rows with one pass through memory each way, keeping x and y only.
+    """y = f(x) on stacks of rows with one pass through memory each way.
 
     dy = f'(x) dx is a product of jets: the gradient in x is the adjoint of that product.  The
-    entries go in blocks that fit the cache.
+    entries go in blocks that fit the cache.  Kept are x, y and, where the top order is summed over
+    directions, the sums: few numbers, for which all directions would be read again.
     """
 
     @staticmethod
     def forward(ctx: Any, data: Tensor, function: Any, derivatives: Any, basis: Basis) -> Tensor:
         out = torch.empty_like(data, memory_format=torch.contiguous_format)
-        for x, y in zip(blocks(data, basis), blocks(out, basis), strict=True):
+        sums = None
+        if basis.weights is not None and basis.order > 1 and ctx.needs_input_grad[0]:
+            # C numbers an entry in place of D: the backward pass need not sum over directions again
+            sums = data.new_empty((basis.order - 1) * basis.sizes[-1], *data.shape[1:])
+        stacks = blocks(data, basis), blocks(out, basis), blocks_of_sums(sums, data, basis)
+        for x, y, kept in zip(*stacks, strict=False):
             f = derivatives(x[0], y[0].copy_(function(x[0])), basis.order)
-            write(y[1:], faa_di_bruno(f, x[1:], basis))
-        ctx.save_for_backward(data, out)
+            bell = bell_polynomials(x[1:], basis)
+            write(y[1:], faa_di_bruno(f, bell))
+            for row, each in zip(kept, bell[-1][1:], strict=False):
+                row.copy_(each)
+        # The derivatives of f are computed again: to keep them would take K times the memory
+        ctx.save_for_backward(data, out, sums)
         ctx.recipe = function, derivatives, basis
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        data, out = ctx.saved_tensors
+        data, out, sums = ctx.saved_tensors
         function, derivatives, basis = ctx.recipe
         if torch.is_grad_enabled():  # differentiated again: the same, left to autograd
             out = compose(data, function, derivatives, basis)
             return *torch.autograd.grad(out, data, gradient, create_graph=True), None, None, None
         result = torch.empty_like(out)
         stacks = (blocks(each, basis) for each in (data, out, gradient, result))
-        for x, y, g, x_bar in zip(*stacks, strict=True):
-            slope, *f = derivatives(x[0], y[0], basis.order + 1)
-            f = f or [torch.zeros_like(slope)]
-            z = [slope, *(total(terms) for terms in faa_di_bruno(f, x[1:], basis))]
-            write(x_bar[1:], adjoint(z, g, basis))
-            x_bar[0].copy_(dot(g, z))
+        kept = blocks_of_sums(sums, data, basis)
+        for x, y, g, x_bar, top in zip(*stacks, kept, strict=False):
+            f = derivatives(x[0], y[0], basis.order + 1)
+            # f' along x is a product with dx: one order more of f, and none of x
+            bell = bell_polynomials(x[1:], basis, top)
+            z = [f[0], *(total(terms) for terms in faa_di_bruno(f[1:], bell[:-1]) if terms)]
+            write(x_bar, [gradient_in_value(f, g, bell), *adjoint(z, g, basis)])
         return result, None, None, None
 
 
@@ -165,16 +213,29 @@ class Shift(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        # The constant reaches the value alone
         own = gradient[0].sum_to_size(ctx.shape) if ctx.needs_input_grad[1] else None
         return gradient, own
 
 
 def blocks(data: Tensor, basis: Basis) -> Iterator[Rows]:
     """The rows, some entries at a time."""
-    flat = data.reshape(len(data), -1)
+    return (part.split(basis.sizes) for part in data.reshape(len(data), -1).split(entries(data), 1))
+
+
+def blocks_of_sums(sums: Tensor | None, data: Tensor, basis: Basis) -> Iterator[Rows]:
+    """The sums of the top order that belong to the same entries, by j; nothing if not kept."""
+    if sums is None:
+        return repeat(())
+    return (
+        part.split(basis.sizes[-1]) for part in sums.reshape(len(sums), -1).split(entries(data), 1)
+    )
+
+
+def entries(data: Tensor) -> int:
+    """How many entries of a stack go together."""
     most = BLOCK_BYTES.get(data.device.type, 2**28)
-    step = max(MIN_BLOCK, most // (len(data) * data.element_size()))
-    return (part.split(basis.sizes) for part in flat.split(step, 1))
+    return max(MIN_BLOCK, most // (len(data) * data.element_size()))
 
 
 def write(rows: Rows, terms: list[Terms]) -> None:
@@ -191,5 +252,5 @@ def transformed(basis: Basis) -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or (basis.weights is not None and basis.weights.requires_grad)
+        or (isinstance(basis.weights, Tensor) and basis.weights.requires_grad)
     )

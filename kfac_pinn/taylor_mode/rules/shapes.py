@@ -154,6 +154,7 @@ linear(
     torch.cumulative_trapezoid, torch.trapz, torch.gradient, F.pixel_unshuffle, F.channel_shuffle,
     F.avg_pool3d, F.adaptive_avg_pool3d, torch.linalg.diagonal,
 )  # fmt: skip
+# By name, so that transforms of later versions have their rule
 _transforms = [name for name in dir(torch.fft) if re.fullmatch("[a-z]*(fft[2n]?|shift)", name)]
 linear(*(getattr(torch.fft, name) for name in _transforms))
 linear(torch.stft, torch.istft)
@@ -166,6 +167,7 @@ linear(F.unfold, F.fold, F.pixel_shuffle)
 
 @rule(F.pad)
 def pad(x: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
+    # A border of c is one of zeros around x - c, which is linear
     if value:
         return F.pad(x - value, pad) + value
     return x.like(torch.vmap(lambda row: F.pad(row, pad, mode))(x.rows))

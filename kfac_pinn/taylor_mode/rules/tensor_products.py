@@ -28,6 +28,7 @@ def matmul(x: Operand, y: Operand) -> Operand:
     if min(x.ndim, y.ndim) >= 2:  # matrices, maybe in batches: rows are one more batch axis
         x, y = (e.like(aligned(e.rows, ndim)) if isinstance(e, Jet) else e for e in (x, y))
         return multiply(torch.matmul, x, y)
+    # A vector has no axis that the rows could stand before
     return multiply(over_rows(torch.matmul), x, y)
 
 
@@ -90,6 +91,7 @@ def einsum(equation: str, *operands: Any) -> Operand:
         return x.like(torch.einsum(f"...{inputs[0]}->...{out}", x.rows))
     a, b, *rest = inputs
     kept = "".join(i for i in dict.fromkeys(a + b) if i in out + "".join(rest)) if rest else out
+    # Two at a time: Leibniz's rule is one of two factors
     product = contract(f"...{a},...{b}->...{kept}", x, others[0])
     return einsum(",".join([kept, *rest]) + "->" + out, product, *others[1:]) if rest else product
 
@@ -148,6 +150,7 @@ def bilinear(x: Operand, y: Operand, weight: Tensor, bias: Tensor | None = None)
 @rule(torch.addmm, torch.baddbmm, torch.addmv)
 def addmm(x: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Operand:
     product = alpha * torch.matmul(a, b)
+    # beta = 0 ignores x even where it is nan, as torch does
     return beta * x + product if beta else product
 
 

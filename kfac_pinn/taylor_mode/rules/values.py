@@ -37,6 +37,7 @@ def on_value(function: Any) -> None:
 
 def constant_of(x: Any) -> Any:
     """The value of a jet, apart from the graph; anything else as it is."""
+    # Apart from the graph: a comparison that kept it would hold all of the network alive
     return x.value.detach() if isinstance(x, Jet) else x
 
 

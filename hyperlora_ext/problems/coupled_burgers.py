@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
-from hyperlora_ext.problems.kovasznay import faces
+from hyperlora_ext.problems.navier_stokes import faces
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.taylor_mode.operators import taylor
@@ -71,6 +71,7 @@ def front(x: Tensor, task: Tensor, sign: float = -1.0) -> Tensor:
 
 def step_function(x: Tensor) -> Tensor:
     """The inviscid limit, no equation solved: the baseline every error should be held against."""
+    # A front far thinner than any distance between points, and no division by zero
     return front(x, x.new_tensor([1e-9]))
 
 
