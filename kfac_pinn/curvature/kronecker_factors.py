@@ -22,10 +22,12 @@ from torch import Tensor
 
 from kfac_pinn.curvature.factor_damping import DampingRule, EqualDamping
 from kfac_pinn.curvature.fisher import Fisher, Type2
+from kfac_pinn.curvature.shared_inverses import inverses
 from kfac_pinn.curvature.weight_sharing import Expand, Sharing
 from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
+from kfac_pinn.processes import Group
 
 __all__ = [
     "Average",
@@ -123,11 +125,15 @@ class Factors:
         """
         if isinstance(factors, LeafGramian):
             return DenseInverse(leaf_inverse(factors.gramian, damping, ridge))
+        return self._damped(factors, damping, ridge).inverse()
+
+    def _damped(self, factors: LayerFactors, damping: float, ridge: Tensor | None) -> KroneckerSum:
+        """What is inverted of a layer."""
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
         if ridge is not None:
             # Exact, where adding it to the factors would leave a cross term
             pairs.append((torch.diag(ridge), identity(pairs[0][1])))
-        return KroneckerSum(pairs).inverse()
+        return KroneckerSum(pairs)
 
     def refresh(
         self,
@@ -149,17 +155,30 @@ class Factors:
         kept = {b: known[b] for b in blocks if b in known and known[b].size == b.size}
         due, invert = step % self.every == 0, step % self.invert_every == 0
         measured = self.measure(linearization, step) if due or len(kept) < len(blocks) else {}
-        renewed = {}
-        for block in blocks:
-            part = part_of(ridge, block)
-            if (old := kept.get(block)) is None:
-                factors = self.average_of(None, measured[block])
-                inverse = self.invert(factors, damping(block), part)
+        factors = {b: kept[b].factors for b in kept} | {
+            b: self.average_of(kept[b].factors if b in kept else None, measured[b])
+            for b in blocks
+            if due or b not in kept
+        }
+        jobs = {
+            b: (factors[b], damping(b), part_of(ridge, b))
+            for b in blocks
+            if invert or b not in kept
+        }
+        found = {b: kept[b].inverse for b in kept} | self._inverses(jobs, linearization.processes)
+        return KroneckerCurvature(
+            {b: BlockCurvature(b.size, factors[b], found[b]) for b in blocks}, ridge
+        )
+
+    def _inverses(self, jobs: Mapping[Block, Job], processes: Group) -> dict[Block, BlockInverse]:
+        """Of several blocks; those of layers are shared out among the processes."""
+        sums, leaves = {}, {}
+        for block, (factors, damping, ridge) in jobs.items():
+            if isinstance(factors, LayerFactors):
+                sums[block] = self._damped(factors, damping, ridge)
             else:
-                factors = self.average_of(old.factors, measured[block]) if due else old.factors
-                inverse = self.invert(factors, damping(block), part) if invert else old.inverse
-            renewed[block] = BlockCurvature(block.size, factors, inverse)
-        return KroneckerCurvature(renewed, ridge)
+                leaves[block] = self.invert(factors, damping, ridge)
+        return {**inverses(sums, processes), **leaves}
 
     def _pairs(self, linearization: Linearization, step: int) -> dict[Place, KroneckerPair]:
         """Of every layer and term, A_k = sum_s N_ks / N_k A_ks and B_k over the parts s of J."""
@@ -230,6 +249,7 @@ class DenseInverse:
 
 BlockFactors: TypeAlias = LayerFactors | LeafGramian
 BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
+Job: TypeAlias = tuple[BlockFactors, float, Tensor | None]  # factors, damping and ridge
 Place: TypeAlias = tuple[int, int]  # the number of a block and of a term
 
 

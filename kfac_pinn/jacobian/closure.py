@@ -327,6 +327,12 @@ def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor,
 
 def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
     """Trained parameters are leaves of one floating dtype, at least float32, on one device."""
+    if type(p).__name__ == "DTensor" or hasattr(p, "_is_flat_param"):
+        raise ValueError(
+            f"parameter {name} is a piece of a tensor that is cut up among processes "
+            f"({type(p).__name__}: FullyShardedDataParallel). A step needs it whole: leave the "
+            "model as it is and write processes=Processes(), by which the points are shared out"
+        )
     if not (p.is_leaf and p.requires_grad):
         raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
     if p.is_complex():

@@ -109,10 +109,11 @@ class ShardedLinearization(Linearization):
         own = [seen.loss, float(seen.linear_term is not None)]
         numbers = torch.tensor(own, dtype=torch.float64, device=self.residual.device)
         self.loss, linear = processes.sum(numbers)[0].tolist()
-        zero = torch.zeros_like(seen.gradient)
-        part = zero if seen.linear_term is None else seen.linear_term
-        self.gradient, whole = processes.sum(seen.gradient, part)
-        self.linear_term = whole if linear else None
+        (self.gradient,) = processes.sum(seen.gradient)
+        if linear:
+            zero = torch.zeros_like(seen.gradient)
+            part = zero if seen.linear_term is None else seen.linear_term
+            (self.linear_term,) = processes.sum(part)
 
     @property
     def totals(self) -> list[int]:

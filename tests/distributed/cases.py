@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import kfac_pinn as kp
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, Processes, laplacian
@@ -278,3 +280,10 @@ def batched(rank: int, count: int, name: str, steps: int) -> Any:
     for _ in range(steps):
         optimizer.step(closure)
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+
+
+def cut_up(rank: int, count: int) -> Any:
+    """A parameter that is cut up among the processes, as by FullyShardedDataParallel."""
+    mesh = init_device_mesh("cpu", (count,))
+    piece = nn.Parameter(distribute_tensor(torch.ones(4).double(), mesh, [Shard(0)]))
+    KFACPINN([piece], processes=Processes()).step(lambda: piece)

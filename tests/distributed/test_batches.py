@@ -63,7 +63,7 @@ def test_points_drawn_inside_a_batch_are_found():
         return kp.laplacian(model, x), model(x)
 
     optimizer = kp.KFACPINN(model.parameters())
-    with pytest.raises(RuntimeError, match="batch 0 has the loss .* draw its points before"):
+    with pytest.raises(RuntimeError, match=r"batch 0 has the loss .* draw its points before"):
         optimizer.step(Batches([fresh, fresh]))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.cases import apart, failing, killed
+import kfac_pinn as kp
+from tests.distributed.cases import Net, apart, cut_up, failing, killed
 from tests.distributed.pool import Pool
 
 
@@ -32,6 +33,21 @@ def test_all_raise_what_one_does(pools, how, said, victim):
 def test_parameters_that_differ_are_found(pools):
     found = pools(2)(apart)
     assert all("ranks 0 and 1 differ: their parameters" in str(error) for error in found), found
+
+
+def test_parameters_that_are_cut_up(pools):
+    for error in pools(2)(cut_up):
+        assert "is a piece of a tensor that is cut up among processes (DTensor" in str(error), error
+
+
+def test_no_processes():
+    with pytest.raises(RuntimeError, match="there are no processes yet"):
+        kp.Processes()
+
+
+def test_something_else_than_processes():
+    with pytest.raises(TypeError, match="processes is Processes"):
+        kp.KFACPINN(Net().parameters(), processes=2)
 
 
 @pytest.mark.parametrize("victim", [0, 2])
