@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
-    ["notices"],
+    ["notices", "processes"],
     ["linalg"],
     ["taylor_mode.detached", "taylor_mode.rule_table", "taylor_mode.basis"],
     ["taylor_mode.jets"],
@@ -25,7 +25,13 @@ FLOORS = [
     ["taylor_mode.operators"],
     ["taylor_mode.stochastic"],
     ["taylor_mode"],
-    ["jacobian.losses", "jacobian.layers", "jacobian.dense_rows", "jacobian.backward"],
+    [
+        "jacobian.losses",
+        "jacobian.layers",
+        "jacobian.dense_rows",
+        "jacobian.backward",
+        "jacobian.batches",
+    ],
     ["jacobian.blocks"],
     ["jacobian.capture", "jacobian.partition", "jacobian.matrix_free"],
     ["jacobian.sampled", "jacobian.squares", "jacobian.residual_graph"],
@@ -35,11 +41,16 @@ FLOORS = [
     ["jacobian.assembly", "jacobian.check"],
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
-    ["jacobian.running"],
+    ["jacobian.running", "jacobian.sharded"],
     ["jacobian.closure"],
     ["jacobian.objective"],
     ["jacobian"],
-    ["curvature.fisher", "curvature.weight_sharing", "curvature.factor_damping"],
+    [
+        "curvature.fisher",
+        "curvature.weight_sharing",
+        "curvature.factor_damping",
+        "curvature.shared_inverses",
+    ],
     ["curvature.decomposition", "curvature.kronecker_factors", "curvature.sample_space"],
     ["curvature.compression", "curvature.preconditioners"],
     ["curvature"],

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from kfac_pinn.jacobian.check import CheckSchedule
+from kfac_pinn.processes import ALONE, Group, Processes
 from kfac_pinn.search.one_evaluation import OneEvaluation
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "check_number",
     "check_parts",
     "checked",
+    "grouped",
     "natural_lr",
     "only_unseen",
     "refuse_unknown",
@@ -38,11 +40,13 @@ class Common(TypedDict, total=False):
         max_iter: steps in one call of `step(closure)`, at most, as in `torch.optim.LBFGS`.
         check: when the Jacobian is compared with autograd's: True, at every step; False, never; by
             default in the steps 1, 2, 4, 8, ... and every hundredth (`CheckSchedule()`).
+        processes: that train together, each on its points (`Processes()`); None: this one alone.
     """
 
     weight_decay: float
     max_iter: int
     check: bool | CheckSchedule
+    processes: Processes | None
 
 
 Range = tuple[Callable[[float], bool], str]
@@ -167,7 +171,7 @@ def check_parts(optimizer: Any) -> None:
     """
     owner = type(optimizer).__name__
     for name, (method, example) in PARTS.items():
-        part = vars(optimizer).get(name)
+        part = getattr(optimizer, name, None)
         if isinstance(part, type):
             raise TypeError(f"{owner}: {name} is the class {part.__name__}: write {example}")
         if part is not None and not callable(getattr(part, method, None)):
@@ -188,6 +192,18 @@ def checked(value: Any) -> bool | CheckSchedule:
     if isinstance(value, (bool, CheckSchedule)):
         return value
     raise TypeError(f"check is True, False or a CheckSchedule, found {value!r}")
+
+
+def grouped(value: Any) -> Group:
+    """Who trains together."""
+    if value is None:
+        return ALONE
+    if isinstance(value, Processes):
+        return value
+    raise TypeError(
+        f"processes is Processes(), of kfac_pinn, or None, found {value!r}: a group of "
+        "torch.distributed is its argument, Processes(group)"
+    )
 
 
 def natural_lr(owner: type) -> Any:

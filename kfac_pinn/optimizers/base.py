@@ -22,6 +22,7 @@ from kfac_pinn.optimizers.arguments import (
     check_group,
     check_parts,
     checked,
+    grouped,
     natural_lr,
     refuse_unknown,
     whole_number,
@@ -75,6 +76,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         positive: the groups' numbers that must not be zero.
         search: as given; `OneEvaluation()`: as the next loss will judge.
         check: when the Jacobian is compared with autograd's; True: at every step, False: never.
+        processes: that step together, each with points of its own.
         stats: of the last step: loss, new_loss, evaluations, step_length, shortened, reason, ...
             The reason is empty unless nothing moved.
     """
@@ -94,6 +96,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         rest: dict[str, Any] = dict(common)
         decay, self.max_iter = rest.pop("weight_decay", 0.0), rest.pop("max_iter", 1)
         self.check = checked(rest.pop("check", CheckSchedule()))
+        self.processes = grouped(rest.pop("processes", None))
         refuse_unknown(type(self), rest)
         self.max_iter = whole_number("max_iter", self.max_iter)
         self._source = Source()
@@ -152,7 +155,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         refuse_scaler(self)
         refuse_inference()
         name = type(self).__name__
-        with self._source.reading(closure, name, self.max_iter) as reading:
+        with self._source.reading(closure, name, self.max_iter, self.processes) as reading:
             loss, moved = self._once(reading)
             for _ in range(self.max_iter - 1):
                 rested = not moved

@@ -59,10 +59,10 @@ class Hessian:
     """
 
     def product(self, linearization: Linearization, closure: Closure) -> Operator:
-        parameters = linearization.parameters
-        with torch.enable_grad():
+        parameters, processes = linearization.parameters, linearization.processes
+        with processes.together(), torch.enable_grad():
             # A graph of its own: a linearisation keeps factors of J, not always a graph
-            loss = evaluate(closure)
+            loss = evaluate(closure, processes=processes)
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
@@ -74,7 +74,8 @@ class Hessian:
             columns = torch.autograd.grad(
                 gradient, parameters, v, retain_graph=True, materialize_grads=True
             )
-            return torch.cat([column.reshape(-1) for column in columns]) + ridge * v
+            (whole,) = processes.sum(torch.cat([column.reshape(-1) for column in columns]))
+            return whole + ridge * v
 
         return product
 

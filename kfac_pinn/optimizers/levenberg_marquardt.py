@@ -174,7 +174,8 @@ class LevenbergMarquardt(ModelOptimizer):
         """Whether a step is acceptable on the held-out points."""
         if self.held_out is None:
             return lambda step: True
-        held_out = Objective(self.held_out, objective.parameters)
+        held_out = Objective(self.held_out, objective.parameters, processes=objective.processes)
+        held_out.gradients = objective.gradients
         # Once a step: all trials are compared with the loss at its beginning
         bound = (1 + self.slack) * held_out(torch.zeros_like(held_out.origin))
         return lambda step: step.displacement is not None and held_out(step.displacement) <= bound
