@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.search.damping import DampingLaw, scale_of
 from kfac_pinn.search.line import Search
@@ -108,6 +108,7 @@ class DampedOptimizer(ModelOptimizer):
     ) -> None:
         super().__init__(params, defaults, search, **common)
         self.law, self.start = law, start
+        check_parts(self)
         self.memory = Damping()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
