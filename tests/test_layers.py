@@ -40,7 +40,7 @@ FLOORS = [
     ["jacobian.linearization", "jacobian.terms"],
     ["jacobian.assembly", "jacobian.check"],
     ["jacobian.graph_assembly"],
-    ["jacobian.sources"],
+    ["jacobian.sources", "jacobian.trained"],
     ["jacobian.running", "jacobian.sharded"],
     ["jacobian.closure"],
     ["jacobian.objective"],
