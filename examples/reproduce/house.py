@@ -153,7 +153,8 @@ class Trace:
                 self.linearised = self.summary()
             self.modules.add(self.module_of(frame))
             here, there = room_of(self.module_of(frame.f_back)), room_of(self.module_of(frame))
-            if here and here != there:
+            # notices and processes stand in no room: below all of them
+            if here and there and here != there:
                 self.moves |= {(here, there), (there, here)}
 
     def summary(self) -> dict[str, Any]:
