@@ -19,6 +19,7 @@ COMPUTED = {
     *("KroneckerPair", "LayerFactors", "LeafGramian", "DenseInverse", "BlockCurvature"),
     *("KroneckerInverse", "Solution"),  # curvature and solves
     *("Product", "Factor", "Unknown", "Owners"),  # what is read from a graph
+    *("ProgramMemory", "GraphMemory"),  # what earlier runs of a program left
     "StopAtError",  # a callback counts
 }
 
@@ -32,7 +33,7 @@ def dataclasses() -> Iterator[type]:
 
 def choices() -> Iterator[type]:
     """What is handed to an optimizer, or to `fit`, and counts nothing."""
-    others = "Callback", "Progress", "CheckSchedule"
+    others = "Callback", "Progress", "CheckSchedule", "Processes"  # the last needs some
     exported = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__ if name not in others]
     for kind in filter(inspect.isclass, exported):
         parameters = inspect.signature(kind).parameters.values()

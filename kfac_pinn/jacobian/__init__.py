@@ -15,7 +15,6 @@ sources        which of the three ways a residual takes
 term_jacobian  the Jacobian of one residual term, block by block
 linearization  residual and Jacobian: products, rows, Gramian, kernel
 check          the Jacobian against autograd's, now and then
-trained        what may be a trained tensor
 closure        the linearisation of a closure
 objective      its loss at trial steps
 """
