@@ -55,10 +55,17 @@ def solve(
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Solved:
-    """The network of a task (p,): as predicted if its held-out loss is at most the tolerance,
-    otherwise polished by at most so many Levenberg-Marquardt steps on its adapters.
+    """The network of one task, predicted, certified on held-out points, and polished if need be.
+
+    As predicted by hyper if its held-out loss is at most the tolerance; otherwise polished by at
+    most so many Levenberg-Marquardt steps on its adapters.
 
     Args:
+        hyper: a trained hypernetwork of the family.
+        task: (p,).
+        tolerance: of the held-out loss.
+        steps: the most.
+        seed: of the points.
         sizes: points of a step, by condition, the family's own unless given; twice as many are held
             out. After a step that does not lower their loss, new points are drawn for the next.
 

@@ -22,7 +22,11 @@ __all__ = ["Errors", "Family", "Splits", "values"]
 
 
 def unknown(x: Tensor, task: Tensor) -> Tensor:
-    """The solution of a family whose solution is not known."""
+    """The solution of a family whose solution is not known.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(
         "no solution of this family is known, so there are no errors and no data. How good a "
         "network is, its loss on new points tells: `solve`, or `held_out_loss`"

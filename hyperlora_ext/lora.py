@@ -80,8 +80,12 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """A copy with plain linear layers of weight W0 + B A, as fast as before the adaptation; all its
-    parameters are trained again.
+    """A copy with plain linear layers of weight W0 + B A, as fast as before the adaptation.
+
+    All parameters of the copy are trained again; the model stays as it is.
+
+    Raises:
+        ValueError: for a model without adapters.
     """
     memo: dict[int, Any] = {id(adapter): plain(adapter) for adapter in adapters(model).values()}
     return copy.deepcopy(model, memo).requires_grad_()

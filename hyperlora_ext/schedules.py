@@ -142,7 +142,7 @@ class StochasticSchedule:
     lr: float = 0.3
     # Between 6e-4 and 6e-3, which were equally good; 6e-5 was far worse
     damping: float = 3e-3
-    momentum: float = 0.95
+    momentum: float = 0.95  # 0.98 was worse
     sizes: Sizes | None = None
 
     def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:

@@ -28,6 +28,10 @@ State = Mapping[str, Any]
 def save(model: nn.Module, path: str | Path) -> None:
     """Write the factors of an adapted network, and what they belong to; the file is whole or not.
 
+    Args:
+        model: of `adapt`, or `HyperLoRA.pinn`.
+        path: of the file.
+
     Raises:
         ValueError: if the model has no adapters, or a number of them is not finite.
         OSError: if the file cannot be written.
@@ -44,6 +48,10 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
     """A copy of the base model adapted by saved factors, in the base's dtype and on its device.
+
+    Args:
+        model: the base.
+        path: of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -216,7 +216,7 @@ class GaussianField:
     """
 
     inputs: int = 128
-    sigma: float = 25.0
+    sigma: float = 25.0  # with tau and gamma, of the source's data
     tau: float = 5.0
     gamma: float = 2.0
     centred: bool = False

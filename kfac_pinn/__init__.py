@@ -35,6 +35,7 @@ from kfac_pinn.curvature import (
     Type2,
 )
 from kfac_pinn.jacobian import (
+    Batches,
     CheckSchedule,
     ConvexLoss,
     Linearization,
@@ -137,6 +138,7 @@ from kfac_pinn.pinn import (
     wall_distance,
     window,
 )
+from kfac_pinn.processes import Processes
 from kfac_pinn.search import (
     Armijo,
     DampedModel,
@@ -191,6 +193,7 @@ __all__ = [
     "Average",
     "Ball",
     "Batch",
+    "Batches",
     "Box",
     "Callback",
     "Causal",
@@ -248,6 +251,7 @@ __all__ = [
     "PirateNet",
     "Polygon",
     "Problem",
+    "Processes",
     "Progress",
     "Quadrature",
     "RatioControl",

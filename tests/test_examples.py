@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS: dict[str, dict[str, Any]] = {
     "poisson": {"seconds": 0.1},
     "heat": {"seconds": 0.1},
+    "distributed_heat": {"steps": 2, "points": 400},
     "burgers": {"steps": 2, "points": 200},
     "fokker_planck": {"seconds": 0.1, "points": 60},
     "inverse_heat": {"steps": 2},

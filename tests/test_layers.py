@@ -6,6 +6,7 @@ Reads the sources with ``ast``; nothing is imported, so a lazy import inside a f
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
-    ["notices"],
+    ["notices", "processes"],
     ["linalg"],
     ["taylor_mode.detached", "taylor_mode.rule_table", "taylor_mode.basis"],
     ["taylor_mode.jets"],
@@ -24,7 +25,13 @@ FLOORS = [
     ["taylor_mode.operators"],
     ["taylor_mode.stochastic"],
     ["taylor_mode"],
-    ["jacobian.losses", "jacobian.layers", "jacobian.dense_rows", "jacobian.backward"],
+    [
+        "jacobian.losses",
+        "jacobian.layers",
+        "jacobian.dense_rows",
+        "jacobian.backward",
+        "jacobian.batches",
+    ],
     ["jacobian.blocks"],
     ["jacobian.capture", "jacobian.partition", "jacobian.matrix_free"],
     ["jacobian.sampled", "jacobian.squares", "jacobian.residual_graph"],
@@ -34,11 +41,16 @@ FLOORS = [
     ["jacobian.assembly", "jacobian.check"],
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
-    ["jacobian.running"],
+    ["jacobian.running", "jacobian.sharded"],
     ["jacobian.closure"],
     ["jacobian.objective"],
     ["jacobian"],
-    ["curvature.fisher", "curvature.weight_sharing", "curvature.factor_damping"],
+    [
+        "curvature.fisher",
+        "curvature.weight_sharing",
+        "curvature.factor_damping",
+        "curvature.shared_inverses",
+    ],
     ["curvature.decomposition", "curvature.kronecker_factors", "curvature.sample_space"],
     ["curvature.compression", "curvature.preconditioners"],
     ["curvature"],
@@ -191,3 +203,24 @@ def asks_for_str(node: ast.If) -> bool:
     calls = [call for call in ast.walk(node.test) if isinstance(call, ast.Call)]
     return any(ast.unparse(call).startswith("isinstance(") and "str" in ast.unparse(call.args[1])
                for call in calls if len(call.args) == 2)  # fmt: skip
+
+
+# Where a name is compared, it is one of torch's (a node of the graph, a device, an error's text).
+STEERED = ("linalg", "curvature", "search", "optimizers")
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith(tuple(f"kfac_pinn.{room}" for room in STEERED))]
+)
+def test_no_text_steers_a_step(module: str) -> None:
+    """Outcomes are codes, state is typed: no comparison with a literal text, no `vars`."""
+    tree = ast.parse(MODULES[module].read_text())
+    compared = [ast.unparse(node) for node in ast.walk(tree) if compares_text(node)]
+    torchs = re.compile(r"\.type [!=]= |in str\(error\)")
+    assert not [each for each in compared if not torchs.search(each)]
+    assert "vars" not in {getattr(node, "id", "") for node in ast.walk(tree)}
+
+
+def compares_text(node: ast.AST) -> bool:
+    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+    return any(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in sides)

@@ -51,7 +51,7 @@ class Case:
 
 
 CASES = {
-    "wave_two_modes": Case(PROBLEMS["wave_two_modes"], (24, 24), 0.5, 250),
+    "wave_two_modes": Case(PROBLEMS["wave_two_modes"], (24, 24), 0.5, 200),
     "oscillator_inverse": Case(PROBLEMS["oscillator_inverse"], (16, 16), 1.0, 300),
     "lorenz_inverse": Case(PROBLEMS["lorenz_inverse"], (12, 12), 0.5, 300),
     "forced_beam": Case(PROBLEMS["forced_beam"], (12, 12), 0.15, 250),

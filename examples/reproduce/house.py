@@ -84,6 +84,16 @@ def lines(source: str) -> Counter[str]:
     return Counter(code=len(code - docstring), comment=len(comments), docstring=len(docstring))
 
 
+def comments(root: Path) -> dict[str, float]:
+    """Comments for a hundred lines of code, room by room."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for path, source in sources(root, "kfac_pinn").items():
+        room = room_of(path.removeprefix("kfac_pinn/").removesuffix(".py"))
+        found[room] += lines(source)
+    return {room: round(100 * found[room]["comment"] / max(1, found[room]["code"]), 1)
+            for room in ORDER}  # fmt: skip
+
+
 def public_names(root: Path, package: str) -> int:
     """What a package lists in `__all__`."""
     for node in ast.parse((root / package / "__init__.py").read_text()).body:
@@ -200,6 +210,7 @@ def measured(root: Path) -> dict[str, Any]:
         "arrows": arrows(root),
         "public names": {package: public_names(root, package) for package in PACKAGES},
         "lines": {p: dict(sum(each, Counter[str]())) for p, each in counted.items()},
+        "comments for a hundred lines of code": comments(root),
         "modules": {p: len(each) for p, each in counted.items()},
         "longest module": max(sum(each.values()) for each in counted["kfac_pinn"]),
         "repetitions": repetitions(root, everything),

@@ -26,6 +26,7 @@ from kfac_pinn.curvature.decomposition import (
 )
 from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows, rows_at_once
+from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["Compression", "Exact", "Last", "Sketch"]
 
@@ -78,7 +79,8 @@ class Exact:
         self, linearization: Linearization, generator: Generator, last: Last
     ) -> Decomposition:
         tall = row_count(linearization) > linearization.size
-        return decomposed(batches(linearization), tall, linear_term_of(linearization), last.damping)
+        rows, processes = batches(linearization), linearization.processes
+        return decomposed(rows, tall, linear_term_of(linearization), last.damping, processes)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def affordable(rows: int, columns: int) -> int:
     sketched rows takes m^2 P and its eigenvectors 10 m^3. Up to twice as many is worth the digits.
     """
     passes = 200 * rows * columns
+    # m^2 P = passes, and 10 m^3 = 3 passes: half as many rows again as at equal cost
     return min(rows, int((passes / columns) ** 0.5), int((0.3 * passes) ** (1 / 3)))
 
 
@@ -145,27 +148,38 @@ def add_ridge(J: Tensor, roots: Tensor, generator: Generator) -> None:
 
 
 def decomposed(
-    blocks: Iterable[tuple[Tensor, Tensor]], tall: bool, linear_term: Tensor | None, damping: float
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    tall: bool,
+    linear_term: Tensor | None,
+    damping: float,
+    processes: Group = ALONE,
 ) -> Decomposition:
-    """From blocks of rows of (J, r): reduced first if J is tall, by a product if that is enough."""
+    """From blocks of rows of (J, r): reduced first if J is tall, by a product if that is enough.
+
+    Rows that several processes hold, J = [J_0; J_1; ...], are reduced by each: J_q = Q_q R_q, and
+    J has the singular values of [R_0; R_1; ...]; J^T J is the sum of J_q^T J_q.
+    """
     large = damping > LARGE_DAMPING
     if not tall:
         parts = list(blocks)
-        J, r = torch.cat([J for J, _ in parts]), torch.cat([r for _, r in parts])
+        J, r = (processes.gather(torch.cat(each)) for each in zip(*parts, strict=True))
         return (KernelDecomposition if large else Decomposition)(J, r, linear_term)
     if large:
-        gramian, gradient = normal_equations(blocks)
         # J tall: its rows span all of R^P, and the linear term has no part outside of them
+        gramian, gradient = processes.sum(*normal_equations(blocks))
         whole = gradient if linear_term is None else gradient + linear_term
         return GramianDecomposition(gramian, whole)
-    return Decomposition(*reduce_rows(blocks), linear_term)
+    J, r = map(processes.gather, reduce_rows(blocks))
+    rows = (J, r) if processes.count == 1 else reduce_rows([(J, r)])
+    return Decomposition(*rows, linear_term)
 
 
 def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of J, and of the ridge, and entries of r in float64, a bounded number at once."""
     for J, r in linearization.batches():
         yield J.double(), r.double()
-    yield from ridge_rows(linearization)
+    if linearization.processes.rank == 0:  # once in all
+        yield from ridge_rows(linearization)
 
 
 def row_count(linearization: Linearization) -> int:

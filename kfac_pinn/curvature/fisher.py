@@ -44,10 +44,11 @@ class MonteCarlo:
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         generator = generator_for(self.seed, step)
-        like = linearization.residual
+        like, totals = linearization.terms[0].residual, linearization.totals
         # Drawn on the CPU in float64: the same numbers on every device and in every dtype
-        sample = torch.randn(len(like), generator=generator, dtype=torch.float64)
-        return linearization.split(sample.to(like))
+        sample = torch.randn(sum(totals), generator=generator, dtype=torch.float64)
+        parts = zip(sample.to(like).split(totals), linearization.places, strict=True)
+        return [part[place] for part, place in parts]
 
 
 @dataclass(frozen=True)

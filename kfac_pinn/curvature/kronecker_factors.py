@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.curvature.factor_damping import DampingRule, EqualDamping
-from kfac_pinn.curvature.fisher import Cotangents, Fisher, Type2
+from kfac_pinn.curvature.fisher import Fisher, Type2
+from kfac_pinn.curvature.shared_inverses import inverses
 from kfac_pinn.curvature.weight_sharing import Expand, Sharing
 from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
+from kfac_pinn.processes import Group
 
 __all__ = [
     "Average",
@@ -79,6 +82,9 @@ class Factors:
         rule: how damping enters.
         every: steps from one update of the averages to the next.
         invert_every: steps from one inversion to the next.
+
+    Raises:
+        ValueError: for a period below one, or a decay outside [0, 1).
     """
 
     fisher: Fisher = Type2()
@@ -94,8 +100,13 @@ class Factors:
 
     def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
         """The factors of every block at the current parameters."""
-        cotangents = self.fisher.cotangents(linearization, step)
-        return {b: self._of(b, linearization, cotangents, step) for b in linearization.blocks}
+        pairs = self._pairs(linearization, step)
+        return {
+            block: LeafGramian(linearization.leaf_gramian(block, step))
+            if isinstance(block, Leaf)
+            else LayerFactors({k: pair for (i, k), pair in pairs.items() if i == number})
+            for number, block in enumerate(linearization.blocks)
+        }
 
     def average_of(self, known: BlockFactors | None, measured: BlockFactors) -> BlockFactors:
         """The averages with the factors just measured; a term that is gone is forgotten."""
@@ -117,11 +128,15 @@ class Factors:
         """
         if isinstance(factors, LeafGramian):
             return DenseInverse(leaf_inverse(factors.gramian, damping, ridge))
+        return self._damped(factors, damping, ridge).inverse()
+
+    def _damped(self, factors: LayerFactors, damping: float, ridge: Tensor | None) -> KroneckerSum:
+        """What is inverted of a layer."""
         pairs = [self.rule(pair.A, pair.B, damping) for pair in factors.pairs.values()]
         if ridge is not None:
             # Exact, where adding it to the factors would leave a cross term
             pairs.append((torch.diag(ridge), identity(pairs[0][1])))
-        return KroneckerSum(pairs).inverse()
+        return KroneckerSum(pairs)
 
     def refresh(
         self,
@@ -143,33 +158,54 @@ class Factors:
         kept = {b: known[b] for b in blocks if b in known and known[b].size == b.size}
         due, invert = step % self.every == 0, step % self.invert_every == 0
         measured = self.measure(linearization, step) if due or len(kept) < len(blocks) else {}
-        renewed = {}
-        for block in blocks:
-            part = part_of(ridge, block)
-            if (old := kept.get(block)) is None:
-                factors = self.average_of(None, measured[block])
-                inverse = self.invert(factors, damping(block), part)
-            else:
-                factors = self.average_of(old.factors, measured[block]) if due else old.factors
-                inverse = self.invert(factors, damping(block), part) if invert else old.inverse
-            renewed[block] = BlockCurvature(block.size, factors, inverse)
-        return KroneckerCurvature(renewed, ridge)
+        factors = {b: kept[b].factors for b in kept} | {
+            b: self.average_of(kept[b].factors if b in kept else None, measured[b])
+            for b in blocks
+            if due or b not in kept
+        }
+        jobs = {
+            b: (factors[b], damping(b), part_of(ridge, b))
+            for b in blocks
+            if invert or b not in kept
+        }
+        found = {b: kept[b].inverse for b in kept} | self._inverses(jobs, linearization.processes)
+        return KroneckerCurvature(
+            {b: BlockCurvature(b.size, factors[b], found[b]) for b in blocks}, ridge
+        )
 
-    def _of(
-        self, block: Block, linearization: Linearization, cotangents: Cotangents, step: int
-    ) -> BlockFactors:
-        if isinstance(block, Leaf):
-            return LeafGramian(linearization.leaf_gramian(block, step))
-        pairs = {}
-        for k, (term, u) in enumerate(zip(linearization.terms, cotangents, strict=True)):
-            if (found := term.factors(block, step)) is not None:
-                jacobian, by_point = found
-                # The inputs' moment is cached: residuals of one pass share it
-                A = self.sharing.inputs(jacobian.inputs)
-                # A sampled g has random signs already, and u is one number a point
-                B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
-                pairs[k] = KroneckerPair(A[block.columns, block.columns], B)
-        return LayerFactors(pairs)
+    def _inverses(self, jobs: Mapping[Block, Job], processes: Group) -> dict[Block, BlockInverse]:
+        """Of several blocks; those of layers are shared out among the processes."""
+        sums, leaves = {}, {}
+        for block, (factors, damping, ridge) in jobs.items():
+            if isinstance(factors, LayerFactors):
+                sums[block] = self._damped(factors, damping, ridge)
+            else:
+                leaves[block] = self.invert(factors, damping, ridge)
+        return {**inverses(sums, processes), **leaves}
+
+    def _pairs(self, linearization: Linearization, step: int) -> dict[Place, KroneckerPair]:
+        """Of every layer and term, A_k = sum_s N_ks / N_k A_ks and B_k over the parts s of J."""
+        found = [self._pairs_of(part, step) for part in linearization.parts()]
+        places = list(found[0])
+        sums = [reduce(torch.add, (f[p][side] for f in found)) for side in (0, 1) for p in places]
+        whole = linearization.processes.sum(*sums)
+        A, B = whole[: len(places)], whole[len(places) :]
+        return dict(zip(places, map(KroneckerPair, A, B), strict=True))
+
+    def _pairs_of(self, part: Linearization, step: int) -> dict[Place, tuple[Tensor, Tensor]]:
+        """What one part adds to them."""
+        cotangents, pairs = self.fisher.cotangents(part, step), {}
+        layers = [(i, block) for i, block in enumerate(part.blocks) if isinstance(block, Layer)]
+        for number, block in layers:
+            for k, (term, u) in enumerate(zip(part.terms, cotangents, strict=True)):
+                if (found := term.factors(block, step)) is not None:
+                    jacobian, by_point = found
+                    # The inputs' moment is cached: residuals of one pass share it
+                    A = self.sharing.inputs(jacobian.inputs)[block.columns, block.columns]
+                    # A sampled g has random signs already, and u is one number a point
+                    B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
+                    pairs[number, k] = term.share * A, term.share * B
+        return pairs
 
     def _gradients(self, g: Tensor, u: Tensor | float | None) -> Tensor:
         if u is None:
@@ -216,6 +252,8 @@ class DenseInverse:
 
 BlockFactors: TypeAlias = LayerFactors | LeafGramian
 BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
+Job: TypeAlias = tuple[BlockFactors, float, Tensor | None]  # factors, damping and ridge
+Place: TypeAlias = tuple[int, int]  # the number of a block and of a term
 
 
 @dataclass

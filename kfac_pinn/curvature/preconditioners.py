@@ -66,4 +66,4 @@ def gramian_product(linearization: Linearization, V: Tensor) -> Tensor:
     product = torch.zeros_like(V)
     for rows, _ in linearization.batches():
         product.addmm_(rows.mT, rows @ V)
-    return product
+    return linearization.processes.sum(product)[0]

@@ -93,6 +93,8 @@ def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:
     """J J^T V for V (R, m), from rows of J in batches of bounded memory."""
     # Rows are formed twice, so that J itself never stands in memory
     pulled = V.new_zeros(linearization.size, V.shape[1])
-    for rows, part in aligned((rows for rows, _ in linearization.batches()), V):
+    mine = linearization.mine(V)
+    for rows, part in aligned((rows for rows, _ in linearization.batches()), mine):
         pulled.addmm_(rows.mT, part)
-    return torch.cat([rows @ pulled for rows, _ in linearization.batches()])
+    (pulled,) = linearization.processes.sum(pulled)
+    return linearization.whole(torch.cat([rows @ pulled for rows, _ in linearization.batches()]))

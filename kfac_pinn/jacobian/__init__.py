@@ -19,6 +19,7 @@ closure        the linearisation of a closure
 objective      its loss at trial steps
 """
 
+from kfac_pinn.jacobian.batches import Batches
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import Linearization, SelfLinearizing, linearize
 from kfac_pinn.jacobian.losses import ConvexLoss
@@ -26,6 +27,7 @@ from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.jacobian.terms import total_loss
 
 __all__ = [
+    "Batches",
     "CheckSchedule",
     "ConvexLoss",
     "Linearization",

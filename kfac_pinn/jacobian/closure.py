@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.backward import BackwardWatch, pass_on
+from kfac_pinn.jacobian.batches import Batches
 from kfac_pinn.jacobian.capture import PRECISION, Capture
 from kfac_pinn.jacobian.capture.data import data_of
 from kfac_pinn.jacobian.check import (
@@ -25,9 +28,11 @@ from kfac_pinn.jacobian.layers import Block
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Residuals, Term
 from kfac_pinn.jacobian.running import evaluate, explained, terms_at
+from kfac_pinn.jacobian.sharded import ShardedLinearization, Shards
 from kfac_pinn.jacobian.sources import Source
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
-from kfac_pinn.jacobian.terms import as_terms, holds_loss, total_loss
+from kfac_pinn.jacobian.terms import as_terms, holds_loss, loss_of
+from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = [
     "Block",
@@ -39,6 +44,9 @@ __all__ = [
     "linearize_loss",
     "terms_at",
 ]
+
+
+Totals: TypeAlias = Callable[[Sequence[int]], list[int]]
 
 
 @runtime_checkable
@@ -68,18 +76,20 @@ def linearize(
     names: Sequence[str] | None = None,
     *,
     data: bool = False,
+    processes: Group = ALONE,
 ) -> Linearization:
     """Residual and Jacobian of a closure, from one forward pass and one backward pass a residual.
 
     Args:
         closure: takes no arguments, returns residuals (a tensor (N,) or (N, 1), a tuple or a dict
             of them; `ConvexLoss` for a term that is not a square). One with a method `linearize` is
-            asked for its own (`SelfLinearizing`).
+            asked for its own (`SelfLinearizing`). `Batches` of closures count as one.
         parameters: the trained tensors; other leaves are constants.
         check: compare J^T u with autograd's, parameter by parameter, for a random u: now, or when a
             schedule says so; None: the first time that a program is seen; False: never.
         names: of the parameters, for errors.
         data: note what tells its points from others, in `Linearization.data`.
+        processes: that have further points, each in a closure of its own.
 
     Raises:
         TypeError, ValueError: for a closure that returns something else, or parameters that differ
@@ -88,7 +98,110 @@ def linearize(
             cannot be seen exactly; the parameter is named.
         FloatingPointError: for a residual or a gradient that is not finite.
     """
-    known = named(list(parameters), names)
+    with processes.together():
+        known = named(list(parameters), names)
+        processes.same(known)
+        shared = not isinstance(processes, Alone) or isinstance(closure, Batches)
+        if shared and isinstance(closure, SelfLinearizing):
+            raise TypeError(ONE_PROCESS.format(closure=type(closure).__name__))
+        if isinstance(closure, Batches):
+            totals = processes.totals(counted(closure))
+            shards: Shards = Anew(closure, known, check, data, totals)
+        else:
+            shards = kept(share_of(closure, known, check, data, processes.totals))
+    return ShardedLinearization(shards, processes) if shared else next(shards())
+
+
+def kept(share: Linearization) -> Shards:
+    """One shard, which stays in memory."""
+    return lambda: iter([share])
+
+
+def counted(batches: Batches) -> list[int]:
+    """The number of points of every term in all batches.
+
+    Raises:
+        RuntimeError: for batches of different terms.
+    """
+    counts = [[term.points for term in terms_at(closure)] for closure in batches.closures]
+    if differ := [b for b, found in enumerate(counts) if len(found) != len(counts[0])]:
+        raise RuntimeError(
+            f"batch 0 returns {len(counts[0])} terms, batch {differ[0]} {len(counts[differ[0]])}: "
+            "every batch returns the same terms, of some of the points"
+        )
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+class Anew:
+    """The batches of a closure, each linearised when it is its turn, at the same parameters.
+
+    Args:
+        batches: the closures.
+        known, check, data: as of `share_of`; compared with autograd the first time only.
+        totals: the points of every term in all batches of all processes.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        known: dict[Tensor, str],
+        check: bool | CheckSchedule | None,
+        data: bool,
+        totals: list[int],
+    ) -> None:
+        self.closures, self.known, self.data = batches.closures, known, data
+        self.check, self.totals = check, totals
+        self.here = [p.detach().clone() for p in known]
+        self.losses: dict[int, float] = {}
+
+    def __call__(self) -> Iterator[Linearization]:
+        """One after another.
+
+        Raises:
+            RuntimeError: for a batch whose loss is another than it was.
+        """
+        check, self.check = self.check, False
+        for number, closure in enumerate(self.closures):
+            with at(self.known, self.here):
+                share = share_of(closure, self.known, check, self.data, lambda _: self.totals)
+            known = self.losses.setdefault(number, share.loss)
+            if abs(share.loss - known) > torch.finfo(share.residual.dtype).eps ** 0.5 * abs(known):
+                raise RuntimeError(
+                    f"batch {number} has the loss {known:.6g} first and {share.loss:.6g} later in "
+                    "the same step: draw its points before the step, not inside the closure"
+                )
+            yield share
+
+
+@contextmanager
+def at(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> Iterator[None]:
+    """Parameters at other values for a while; a trial may have moved them."""
+    moved = [p.detach().clone() for p in parameters]
+    write(parameters, values)
+    try:
+        yield
+    finally:
+        write(parameters, moved)
+
+
+def write(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """As `Objective` does."""
+    for p, value in zip(parameters, values, strict=True):
+        p.data.copy_(value)
+
+
+def share_of(
+    closure: Callable[[], Residuals],
+    known: dict[Tensor, str],
+    check: bool | CheckSchedule | None,
+    data: bool,
+    totals: Totals,
+) -> Linearization:
+    """r and J of some of the points, each term weighted by its share of all points.
+
+    Args:
+        totals: from the number of points of each term to the number of all.
+    """
     if not callable(closure):
         raise TypeError(
             "the closure must be a function that returns the residuals, found "
@@ -121,7 +234,7 @@ def linearize(
             )
         with due(check, known, capture.program) as now:
             source = Source(known, capture, now, check is not False)
-            result = linearized(output, known, source)
+            result = linearized(output, known, source, totals)
             result.needs_gradients = capture.calls_autograd or holds_loss(output)
             result.changes_gradients = watch.gradients_were_changed
             # The backward pass that was skipped has a right to these leaves
@@ -136,42 +249,56 @@ def linearize_loss(
     parameters: Iterable[Tensor],
     check: bool | CheckSchedule | None = None,
     names: Sequence[str] | None = None,
+    *,
+    processes: Group = ALONE,
 ) -> Linearization:
     """The linearisation of a loss that has been computed already, or of the sum of several.
 
     Args:
         losses: tensors of one number each, with their graphs (`BackwardWatch` keeps them).
-        parameters, check, names: as of `linearize`.
+        parameters, check, names, processes: as of `linearize`.
 
     Raises:
         As `linearize`.
     """
-    known = named(list(parameters), names)
     losses = [losses] if isinstance(losses, Tensor) else list(losses)
-    with torch.enable_grad(), explained(list(known)):
+    with processes.together(), torch.enable_grad():
+        known = named(list(parameters), names)
+        processes.same(known)
         # backward() adds up what several calls bring: so does the sum of the losses
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
         with due(check, known, [linearize_loss]) as now:
-            result = linearized(total, known, Source(known, None, now, check is not False))
-            result.data = data_of([total], list(known))
-            return result
+            source = Source(known, None, now, check is not False)
+            share = linearized(total, known, source, processes.totals)
+            share.data = data_of([total], list(known))
+    return share if isinstance(processes, Alone) else ShardedLinearization(kept(share), processes)
 
 
-def linearized(output: Any, known: Mapping[Tensor, str], source: Source) -> Linearization:
+def linearized(
+    output: Any, known: Mapping[Tensor, str], source: Source, totals: Totals = list
+) -> Linearization:
     """r and J of what a closure returned or called backward on, with its graph."""
     like = next(iter(known))
     terms = as_terms(output, known)
-    triples = [(term.name, *pair) for term in terms for pair in tangents_of(term, like)]
-    # A loss keeps its own value: constants that its residuals leave out are part of it
-    loss = total_loss(output) if holds_loss(output) else sum(term.loss() for term in terms)
-    linear_term = linear_term_of(terms, list(known))
-    value = float(torch.as_tensor(loss).detach())
-    result = Linearization(list(known), source.terms(triples), value, linear_term)
+    triples = [[(term.name, *pair) for pair in tangents_of(term, like)] for term in terms]
+    points = totals([term.points for term in terms])
+    weights = [term.points / total for term, total in zip(terms, points, strict=True)]
+    value = float(loss_of(output, terms, weights).detach())
+    linear_term = linear_term_of(terms, weights, list(known))
+    outputs = [triple for each in triples for triple in each]
+    numbers = [total for each, total in zip(triples, points, strict=True) for _ in each]
+    pairs = zip(source.terms(outputs), numbers, strict=True)
+    result = Linearization(list(known), [of_all(*pair) for pair in pairs], value, linear_term)
     refuse_infinite(result, known)
     if source.check:
         warn_of_tf32(like)
-        warn_of_unused(result, known, [output for _, output, _ in triples])
+        warn_of_unused(result, known, [output for _, output, _ in outputs])
     return result
+
+
+def of_all(term: TermJacobian, points: int) -> TermJacobian:
+    """A term whose loss is the mean over so many points, those of other processes included."""
+    return term if points == len(term.residual) else replace(term, points=points)
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -200,6 +327,12 @@ def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor,
 
 def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
     """Trained parameters are leaves of one floating dtype, at least float32, on one device."""
+    if type(p).__name__ == "DTensor" or hasattr(p, "_is_flat_param"):
+        raise ValueError(
+            f"parameter {name} is a piece of a tensor that is cut up among processes "
+            f"({type(p).__name__}: FullyShardedDataParallel). A step needs it whole: leave the "
+            "model as it is and write processes=Processes(), by which the points are shared out"
+        )
     if not (p.is_leaf and p.requires_grad):
         raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
     if p.is_complex():
@@ -242,9 +375,12 @@ def outputs_of(closure: Callable[[], Residuals], like: Tensor) -> list[Tensor]:
     return [output for term in as_terms(closure()) for output, _ in tangents_of(term, like)]
 
 
-def linear_term_of(terms: Sequence[Term], parameters: Sequence[Tensor]) -> Tensor | None:
+def linear_term_of(
+    terms: Sequence[Term], weights: Sequence[float], parameters: Sequence[Tensor]
+) -> Tensor | None:
     """The gradient of what the convex losses' tangents leave over."""
-    parts = [part for part in (term.linear_term() for term in terms) if part is not None]
+    found = [(weight, t.linear_term()) for weight, t in zip(weights, terms, strict=True)]
+    parts = [weight * part for weight, part in found if part is not None]
     return autograd_of(torch.stack(parts).sum(), parameters) if parts else None
 
 
@@ -257,3 +393,9 @@ def refuse_infinite(result: Linearization, names: Mapping[Tensor, str]) -> None:
                 f"the gradient of parameter {name} is not finite although the residual is. Look "
                 "for a function of infinite slope (sqrt, a norm or a power at 0) in the closure"
             )
+
+
+ONE_PROCESS = (
+    "{closure} gives its own Jacobian (a method `linearize`), which knows of its own points only: "
+    "leave out processes=... and Batches, or hand over a plain function that calls it"
+)

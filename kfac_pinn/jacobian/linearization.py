@@ -19,8 +19,9 @@ from kfac_pinn.jacobian.layers import Block, Leaf
 from kfac_pinn.jacobian.sampled import signs
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.linalg import CountSketch, batches_of_rows, sum_of_squares
+from kfac_pinn.processes import ALONE, Group
 
-__all__ = ["Linearization"]
+__all__ = ["Linearization", "sketches_of"]
 
 # A block (size, size) of 128 MiB in float64, whose factorisation takes a second or two.
 LARGEST_GRAMIAN = 4096
@@ -42,8 +43,10 @@ class Linearization:
         changes_gradients: whether the closure changed the gradients after backward(): clipped them.
         needs_gradients: whether the closure calls autograd itself, so that it cannot be evaluated
             with gradients disabled.
+        processes: that share out the rows of J (`ShardedLinearization`).
     """
 
+    processes: Group = ALONE
     ridge: Tensor | None = None
     data: Tensor | None = None
     others: Sequence[tuple[Tensor, Tensor]] = ()
@@ -139,6 +142,28 @@ class Linearization:
             term.add_vjp(part, out)
         return out
 
+    def parts(self) -> Iterator[Linearization]:
+        """Linearisations with the rows that are held here, one after another: this one."""
+        yield self
+
+    @cached_property
+    def totals(self) -> list[int]:
+        """The number of points of each term, wherever they are held."""
+        return [len(term.residual) for term in self.terms]
+
+    @cached_property
+    def places(self) -> list[slice]:
+        """Of each term, which of its points are held here: all of them."""
+        return [slice(None) for _ in self.terms]
+
+    def mine(self, u: Tensor) -> Tensor:
+        """The part of a stacked vector (R, ...) that belongs to the rows held here: all of it."""
+        return u
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The reverse of `mine`."""
+        return part
+
     def split(self, u: Tensor) -> tuple[Tensor, ...]:
         """A stacked vector (R, ...) term by term."""
         return u.split([len(t.residual) for t in self.terms])
@@ -167,13 +192,12 @@ class Linearization:
         Without J in memory: layers add up their factors. S is a `CountSketch` of each term.
         """
         counts = [len(term.residual) for term in self.terms]
-        # Term by term: a boundary of few points keeps its share of the rows whatever chance says
-        sizes = [max(1, min(n, round(rows * n / sum(counts)))) for n in counts]
-        sketches = [
-            CountSketch(n, size, generator, min(hashes, size))
-            for n, size in zip(counts, sizes, strict=True)
-        ]
-        out = self.residual.new_zeros(sum(sizes), self.size)
+        return self.sketched_by(sketches_of(counts, rows, generator, hashes))
+
+    def sketched_by(self, sketches: Sequence[CountSketch]) -> tuple[Tensor, Tensor]:
+        """S J and S r for one S a term."""
+        sizes = [sketch.size for sketch in sketches]
+        out = self.terms[0].residual.new_zeros(sum(sizes), self.size)
         for term, sketch, part in zip(self.terms, sketches, out.split(sizes), strict=True):
             term.write_sketch(sketch, part)
         pairs = zip(self.terms, sketches, strict=True)
@@ -183,6 +207,8 @@ class Linearization:
         self, size: int | None = None, block: Block | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (rows of J, entries of r) in order, so many at once as `rows_at_once` allows.
+
+        Of the rows that are held here; the other processes have theirs.
 
         Args:
             size: the most rows of one pair, instead.
@@ -230,7 +256,7 @@ class Linearization:
         """J J^T, shape (R, R): layer by layer, from rows or from factors, whichever is cheaper."""
         kernel = torch.zeros(len(self.residual), len(self.residual)).to(self.residual)
         for block in self.blocks:
-            if self._factored_is_cheaper(block):
+            if self.factored_is_cheaper(block):
                 self._add_factored_kernel(block, kernel)
             else:
                 kernel += sum_of_squares([self.rows(block).mT])
@@ -243,7 +269,8 @@ class Linearization:
         term.write_rows(points, out)
         return out
 
-    def _factored_is_cheaper(self, block: Block) -> bool:
+    def factored_is_cheaper(self, block: Block) -> bool:
+        """Whether the kernel of a layer costs less from its factors than from its rows."""
         jacobians = [t.blocks.get(block) for t in self.terms if block in t.depends_on]
         layers = [j for j in jacobians if isinstance(j, LayerJacobian)]
         # A term that has this block by rows cannot meet another's factors
@@ -261,3 +288,13 @@ class Linearization:
                 if isinstance(a, LayerJacobian) and isinstance(b, LayerJacobian):
                     scale = self.terms[i].scale * self.terms[j].scale
                     cell.add_(a.kernel(b), alpha=scale)
+
+
+def sketches_of(
+    counts: Sequence[int], rows: int, generator: Generator, hashes: int
+) -> list[CountSketch]:
+    """One S a term of so many points, about `rows` rows in all, in proportion to the points."""
+    # Term by term: a boundary of few points keeps its share of the rows whatever chance says
+    sizes = [max(1, min(n, round(rows * n / sum(counts)))) for n in counts]
+    pairs = zip(counts, sizes, strict=True)
+    return [CountSketch(n, size, generator, min(hashes, size)) for n, size in pairs]

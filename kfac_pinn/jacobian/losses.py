@@ -30,6 +30,11 @@ class LeastSquares:
         self.name = name
         self.residual = as_column(residual, name)
 
+    @property
+    def points(self) -> int:
+        """N."""
+        return len(self.residual)
+
     def loss(self) -> Tensor:
         """L = 1/2 mean_n r_n^2, a scalar."""
         return 0.5 * self.residual.square().mean()
@@ -72,6 +77,11 @@ class ConvexLoss:
         self.name = name
         self.outputs = tuple(as_column(y, name) for y in outputs)
         self.density = density
+
+    @property
+    def points(self) -> int:
+        """N."""
+        return len(self.outputs[0])
 
     def loss(self) -> Tensor:
         """L = mean_n l(y_n), a scalar."""

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.batches import Batches
 from kfac_pinn.jacobian.check import names_of, refuse_changes
 from kfac_pinn.jacobian.losses import Residuals
-from kfac_pinn.jacobian.running import evaluate
+from kfac_pinn.jacobian.running import evaluate as loss_at
+from kfac_pinn.jacobian.running import sums
+from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["Objective"]
 
@@ -23,6 +26,7 @@ class Objective:
         parameters: moved for an evaluation, put back by `restore`.
         names: of the parameters, for errors.
         ridge: w (P,) of a term 1/2 sum_i w_i theta_i^2 beside the closure's loss.
+        processes: whose closures add up to the loss.
 
     Raises (when called):
         RuntimeError: for a closure that changes a parameter.
@@ -34,7 +38,9 @@ class Objective:
         parameters: Sequence[Tensor],
         names: Sequence[str] | None = None,
         ridge: Tensor | None = None,
+        processes: Group = ALONE,
     ) -> None:
+        self.processes = processes
         self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
         self.names = names_of(self.parameters, names)
         self.repeatable = True  # whether the closure may be evaluated at other parameters
@@ -66,15 +72,28 @@ class Objective:
         # As after the move, not `origin`: what a closure changes shows against where it was called
         there = [p.detach().clone() for p in self.parameters]
         self.evaluations += 1
-        loss = float(self._loss())
-        refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        with self.processes.together():
+            found = self._loss()
+            refuse_changes(dict(zip(self.parameters, self.names, strict=True)), there)
+        loss = float(self._of_all(found) if self.shared else found)
         if self.ridge is not None:
             loss += 0.5 * float(self.ridge @ (self.origin + displacement).square())
         # inf compares as a failure everywhere; nan would compare as neither
         return loss if math.isfinite(loss) else math.inf
 
+    @property
+    def shared(self) -> bool:
+        """Whether the points of a term are those of several closures."""
+        return not isinstance(self.processes, Alone) or isinstance(self.closure, Batches)
+
+    def _of_all(self, sums: Tensor) -> Tensor:
+        """sum_k (sum_s N_ks L_ks) / (sum_s N_ks), from those of this process (K, 2)."""
+        losses, points = self.processes.sum(sums.to(self.origin.device))[0].unbind(1)
+        return (losses / points).sum()
+
     def _loss(self) -> Tensor:
         """By the closure, without a graph unless it turns out to need one."""
+        evaluate = sums if self.shared else loss_at
         try:
             return evaluate(self.closure, self.gradients, self.parameters)
         except RuntimeError as error:

@@ -11,15 +11,22 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.backward import COMPILED, BackwardWatch
+from kfac_pinn.jacobian.batches import Batches, closures_of
 from kfac_pinn.jacobian.losses import Term
-from kfac_pinn.jacobian.terms import as_terms, total_loss
+from kfac_pinn.jacobian.terms import as_terms, loss_of, total_loss
+from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["evaluate", "explained", "terms_at"]
 
 Closure = Callable[[], Any]
 
 
-def evaluate(closure: Closure, gradients: bool = True, parameters: Iterable[Tensor] = ()) -> Tensor:
+def evaluate(
+    closure: Closure,
+    gradients: bool = True,
+    parameters: Iterable[Tensor] = (),
+    processes: Group = ALONE,
+) -> Tensor:
     """L at the current parameters, of a closure that returns residuals or calls backward.
 
     Args:
@@ -27,8 +34,31 @@ def evaluate(closure: Closure, gradients: bool = True, parameters: Iterable[Tens
         gradients: whether it may need a graph: one that calls autograd does
             (`Linearization.needs_gradients`).
         parameters: whose gradients code after backward() may want to find, to clip them say.
+        processes: with several of them, the part of L that the points of this one contribute.
     """
-    return total_loss(run(closure, gradients, parameters))
+    if isinstance(closure, Batches):
+        raise TypeError(
+            "Batches have no one loss with a graph, as products with its Hessian need: take "
+            "HessianFree(curvature=GGN())"
+        )
+    output = run(closure, gradients, parameters)
+    if isinstance(processes, Alone):
+        return total_loss(output)
+    terms = as_terms(output)
+    totals = processes.totals([term.points for term in terms])
+    weights = [term.points / total for term, total in zip(terms, totals, strict=True)]
+    return loss_of(output, terms, weights)
+
+
+def sums(closure: Closure, gradients: bool, parameters: Iterable[Tensor] = ()) -> Tensor:
+    """N_k L_k and N_k of every term k at the current parameters, (K, 2), summed over batches."""
+    found = []
+    for each in closures_of(closure):
+        with torch.set_grad_enabled(gradients):
+            terms = as_terms(run(each, gradients, parameters))
+        losses = [float(term.loss().detach()) for term in terms]
+        found.append([[n * x, n] for n, x in zip([t.points for t in terms], losses, strict=True)])
+    return torch.tensor(found, dtype=torch.float64).sum(0)
 
 
 def terms_at(closure: Closure, gradients: bool = True) -> list[Term]:

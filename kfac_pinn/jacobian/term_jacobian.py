@@ -29,6 +29,7 @@ class TermJacobian:
         blocks: the Jacobian with respect to each block whose rows are known, layers in factors.
         rest: that of all other blocks that it depends on, by products; None if there are none.
         sampler: Kronecker factors of layers among the rest.
+        points: N of all processes, whose mean the loss is; None: those of its own.
     """
 
     name: str
@@ -36,11 +37,17 @@ class TermJacobian:
     blocks: dict[Block, BlockJacobian]
     rest: AutogradJacobian | None = None
     sampler: Sampler | None = None
+    points: int | None = None
 
     @property
     def scale(self) -> float:
         """1 / sqrt(N), by which residual and rows enter the stacked ones."""
-        return 1 / math.sqrt(len(self.residual))
+        return 1 / math.sqrt(self.points or len(self.residual))
+
+    @property
+    def share(self) -> float:
+        """Of all points of the term, those of this process."""
+        return len(self.residual) / (self.points or len(self.residual))
 
     @property
     def depends_on(self) -> list[Block]:
@@ -110,7 +117,7 @@ class TermJacobian:
         blocks = {b: j for b, j in self.blocks.items() if b is block}
         mine = self.rest is not None and block in self.rest.blocks
         rest = AutogradJacobian(self.rest.output, [block]) if self.rest and mine else None
-        return TermJacobian(self.name, self.residual, blocks, rest)
+        return TermJacobian(self.name, self.residual, blocks, rest, points=self.points)
 
     @property
     def _parts(self) -> list[BlockJacobian | AutogradJacobian]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from kfac_pinn.jacobian.losses import ConvexLoss, LeastSquares, Term
 from kfac_pinn.jacobian.scalar_losses import ends_in_squares, refuse_broadcast, residual_terms
 from kfac_pinn.notices import outside
 
-__all__ = ["as_terms", "holds_loss", "is_loss", "total_loss"]
+__all__ = ["as_terms", "holds_loss", "is_loss", "loss_of", "total_loss"]
 
 
 def as_terms(output: Any, trained: Iterable[Tensor] | None = None) -> list[Term]:
@@ -98,8 +99,27 @@ def loss_terms(loss: Tensor, name: str, trained: Sequence[Tensor] | None) -> lis
         ) from error
 
 
+def loss_of(output: Any, terms: Sequence[Term], weights: Sequence[float]) -> Tensor:
+    """sum_k w_k L_k of what a closure returned, and its terms; a scalar."""
+    if len(set(weights)) > 1:
+        return sum_of(w * term.loss() for w, term in zip(weights, terms, strict=True))
+    # A loss keeps its own value: constants that its residuals leave out are part of it
+    if holds_loss(output):
+        return weights[0] * total_loss(output)
+    return weights[0] * sum_of(term.loss() for term in terms)
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    """One after the other."""
+    return reduce(torch.add, losses)
+
+
 def total_loss(output: Any) -> Tensor:
-    """L = sum_k L_k of what a closure returns, a scalar: for a first-order optimizer."""
+    """L = sum_k L_k of the output of a closure, a tensor (): for a first-order optimizer.
+
+    Raises:
+        TypeError, ValueError: for an output that is neither residuals nor a loss.
+    """
     if is_loss(output):
         return output
     named = entries(output)

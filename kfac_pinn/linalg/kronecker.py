@@ -69,6 +69,12 @@ class KroneckerSum:
         parts = _diagonalise(*_merge(self.A, self.B))
         return KroneckerInverse(*parts, self.A, self.B, self._cholesky())
 
+    def blank(self) -> KroneckerInverse:
+        """Zeros in the shape of the inverse of one or two pairs, which another process computes."""
+        d_in, d_out = self.A.shape[1], self.B.shape[1]
+        left, right = self.A.new_zeros(d_out, d_out), self.A.new_zeros(d_in, d_in)
+        return KroneckerInverse(left, right, self.A.new_zeros(d_out, d_in), self.A, self.B)
+
     def _cholesky(self) -> Tensor | None:
         """L of F = L L^T in float64, None where F is large or not positive definite."""
         if self.A.shape[1] * self.B.shape[1] > SMALL:

@@ -88,7 +88,7 @@ class RelativeProgress:
     (phi_i - phi_{i-k}) / phi_i < k tolerance with phi_i < 0. Source: Martens (2010), section 4.4.
     """
 
-    tolerance: float = 5e-4
+    tolerance: float = 5e-4  # with the least, Martens (2010)
     least: int = 10
 
     def __call__(self, history: Solution) -> Stop | None:

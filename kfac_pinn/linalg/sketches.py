@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -55,10 +56,10 @@ class CountSketch:
             )
         device = generator.device
         self.size = size
-        ends = [size * part // hashes for part in range(hashes + 1)]
+        self.ends = [size * part // hashes for part in range(hashes + 1)]
         parts = [
             start + torch.randperm(rows, generator=generator, device=device) % (end - start)
-            for start, end in pairwise(ends)
+            for start, end in pairwise(self.ends)
         ]
         self.bucket = torch.stack(parts, dim=1)
         self.sign = 1 - 2 * torch.randint(2, (rows, hashes), generator=generator, device=device)
@@ -67,6 +68,12 @@ class CountSketch:
     def scale(self) -> float:
         """sqrt(h)."""
         return math.sqrt(self.bucket.shape[1])
+
+    def at(self, rows: slice) -> CountSketch:
+        """The columns of S of some rows of J: what these add to S J."""
+        part = copy.copy(self)
+        part.bucket, part.sign = self.bucket[rows], self.sign[rows]
+        return part
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """S J for J of shape (N, ...)."""
@@ -77,18 +84,17 @@ class CountSketch:
 
         Where fewer than k rows are added, one more stands there with the sign 0.
         """
-        start = 0
-        for bucket, sign in zip(self.bucket.T, self.sign.T, strict=True):
+        spans = pairwise(self.ends)
+        for (start, end), bucket, sign in zip(spans, self.bucket.T, self.sign.T, strict=True):
             order = bucket.argsort()
-            counts = torch.bincount(bucket - start, minlength=int(bucket.max()) + 1 - start)
+            counts = torch.bincount(bucket - start, minlength=end - start)
             width = int(counts.max())
             place = torch.arange(width, device=order.device)
             first = (counts.cumsum(0) - counts)[:, None]
             # Past a bucket's end there are rows of the next ones, or none: their sign is 0 below
             index = order[(first + place).clamp_max(len(order) - 1)]
             inside = place < counts[:, None]
-            yield slice(start, start + len(counts)), index, sign[index] * inside
-            start += len(counts)
+            yield slice(start, end), index, sign[index] * inside
 
     def of(self, blocks: Iterable[Tensor]) -> Tensor:
         """S J from blocks of rows of J in order, one block in memory at a time.

@@ -13,8 +13,23 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from kfac_pinn.jacobian.check import CheckSchedule
+from kfac_pinn.processes import ALONE, Group, Processes
+from kfac_pinn.search.one_evaluation import OneEvaluation
 
-__all__ = ["Common", "check_group", "checked", "natural_lr", "refuse_unknown", "whole_number"]
+__all__ = [
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "Common",
+    "check_group",
+    "check_number",
+    "check_parts",
+    "checked",
+    "grouped",
+    "natural_lr",
+    "only_unseen",
+    "refuse_unknown",
+    "whole_number",
+]
 
 
 class Common(TypedDict, total=False):
@@ -25,11 +40,13 @@ class Common(TypedDict, total=False):
         max_iter: steps in one call of `step(closure)`, at most, as in `torch.optim.LBFGS`.
         check: when the Jacobian is compared with autograd's: True, at every step; False, never; by
             default in the steps 1, 2, 4, 8, ... and every hundredth (`CheckSchedule()`).
+        processes: that train together, each on its points (`Processes()`); None: this one alone.
     """
 
     weight_decay: float
     max_iter: int
     check: bool | CheckSchedule
+    processes: Processes | None
 
 
 Range = tuple[Callable[[float], bool], str]
@@ -40,6 +57,22 @@ RANGES: dict[str, Range] = {
     "damping": NOT_NEGATIVE,
     "momentum": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
     "weight_decay": NOT_NEGATIVE,
+}
+
+# Parts of optimizers: the method that is called, and an example.
+PARTS = {
+    "search": ("__call__", "Armijo()"),
+    "law": ("__call__", "Marquardt()"),
+    "factors": ("measure", "Factors()"),
+    "compression": ("__call__", "Sketch()"),
+    "control": ("__call__", "RatioControl()"),
+    "schedule": ("following", "TargetSchedule()"),
+    "gramian": ("factor", "PerLayer()"),
+    "kernel": ("factor", "NystromKernel()"),
+    "curvature": ("product", "GGN()"),
+    "solver": ("solve", "TruncatedCG()"),
+    "acceleration": ("__call__", "Geodesic()"),
+    "held_out": ("__call__", "lambda: model(x) - y"),
 }
 
 # What other optimizers take: what to write here.
@@ -121,13 +154,37 @@ def unknown(owner: type, name: str) -> str:
     return f"{owner.__name__} has no {name}{advice}. Its arguments are {arguments}, {common}"
 
 
-def whole_number(name: str, value: Any) -> int:
-    """The value, a whole number of at least 1."""
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """The value, a whole number that is not below the least."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < 1:
+    if not whole or value < least:
         error = ValueError if whole else TypeError
-        raise error(f"{name} must be a whole number, at least 1, found {value!r}")
+        raise error(f"{name} must be a whole number, at least {least}, found {value!r}")
     return int(value)
+
+
+def check_parts(optimizer: Any) -> None:
+    """The parts that an optimizer was given can do what it will ask of them.
+
+    Raises:
+        TypeError: for a class instead of its instance, a name, a number, and the like.
+    """
+    owner = type(optimizer).__name__
+    for name, (method, example) in PARTS.items():
+        part = getattr(optimizer, name, None)
+        if isinstance(part, type):
+            raise TypeError(f"{owner}: {name} is the class {part.__name__}: write {example}")
+        if part is not None and not callable(getattr(part, method, None)):
+            raise TypeError(f"{owner}: {name} must be an object, e.g. {example}, found {part!r}")
+
+
+def only_unseen(owner: type, search: Any) -> None:
+    """Raise `TypeError` for a search that an optimizer would ignore, finding the length itself."""
+    if not (search is None or isinstance(search, OneEvaluation)):
+        raise TypeError(
+            f"{owner.__name__} finds by itself how long a step is, and evaluates the loss for it: "
+            f"search=OneEvaluation() stops that, any other is to be left out, found {search!r}"
+        )
 
 
 def checked(value: Any) -> bool | CheckSchedule:
@@ -135,6 +192,18 @@ def checked(value: Any) -> bool | CheckSchedule:
     if isinstance(value, (bool, CheckSchedule)):
         return value
     raise TypeError(f"check is True, False or a CheckSchedule, found {value!r}")
+
+
+def grouped(value: Any) -> Group:
+    """Who trains together."""
+    if value is None:
+        return ALONE
+    if isinstance(value, Processes):
+        return value
+    raise TypeError(
+        f"processes is Processes(), of kfac_pinn, or None, found {value!r}: a group of "
+        "torch.distributed is its argument, Processes(group)"
+    )
 
 
 def natural_lr(owner: type) -> Any:

@@ -20,7 +20,9 @@ from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import (
     Common,
     check_group,
+    check_parts,
     checked,
+    grouped,
     natural_lr,
     refuse_unknown,
     whole_number,
@@ -65,10 +67,16 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     Most are of one of two kinds: a `DirectionOptimizer` (a direction and a search) or a
     `DampedOptimizer` (damped steps and a damping law).
 
+    Args:
+        params: parameters, named parameters or groups.
+        defaults: numbers of the groups, with at least "lr".
+        search: how far to go; None where the optimizer says so itself.
+
     Attributes:
         positive: the groups' numbers that must not be zero.
-        search: how far to go; `OneEvaluation()`: as the next loss will judge.
+        search: as given; `OneEvaluation()`: as the next loss will judge.
         check: when the Jacobian is compared with autograd's; True: at every step, False: never.
+        processes: that step together, each with points of its own.
         stats: of the last step: loss, new_loss, evaluations, step_length, shortened, reason, ...
             The reason is empty unless nothing moved.
     """
@@ -88,12 +96,14 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         rest: dict[str, Any] = dict(common)
         decay, self.max_iter = rest.pop("weight_decay", 0.0), rest.pop("max_iter", 1)
         self.check = checked(rest.pop("check", CheckSchedule()))
+        self.processes = grouped(rest.pop("processes", None))
         refuse_unknown(type(self), rest)
         self.max_iter = whole_number("max_iter", self.max_iter)
         self._source = Source()
         super().__init__(params, {**defaults, "weight_decay": decay})
         self.search = search
         self.stats: dict[str, float | int | str] = {}
+        check_parts(self)
         self._remarks = Remarks()
         if (natural_lr(type(self)) == 1 and self.evaluates) or isinstance(search, OneEvaluation):
             self._remarks.small_lr(float(defaults["lr"]))
@@ -145,7 +155,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         refuse_scaler(self)
         refuse_inference()
         name = type(self).__name__
-        with self._source.reading(closure, name, self.max_iter) as reading:
+        with self._source.reading(closure, name, self.max_iter, self.processes) as reading:
             loss, moved = self._once(reading)
             for _ in range(self.max_iter - 1):
                 rested = not moved

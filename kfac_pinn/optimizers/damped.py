@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.search.damping import DampingLaw, scale_of
 from kfac_pinn.search.line import Search
@@ -20,9 +20,9 @@ from kfac_pinn.search.model import DampedModel, Trial, decrease_ratio
 from kfac_pinn.search.step import Outcome, Step
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
-__all__ = ["DampedOptimizer", "Damping", "ModelOptimizer", "tried"]
+__all__ = ["LEAST", "DampedOptimizer", "Damping", "ModelOptimizer", "tried"]
 
 
 class ModelOptimizer(LeastSquaresOptimizer):
@@ -60,11 +60,21 @@ def tried(
     return Trial(replace(step, loss=loss), damping, ratio)
 
 
+# Of the first lambda, which has the units of the curvature: far below the rounding of J^T J
+LEAST = 1e-16
+
+
 @dataclass(frozen=True)
 class Damping:
-    """What is remembered: lambda of the next step; None before the first."""
+    """What is remembered: lambda of the next step, None before the first; its lower bound."""
 
     damping: float | None = None
+    least: float = 0.0
+
+    def followed(self, used: float, by: float) -> Self:
+        """By this lambda, after a step with the other one."""
+        least = self.least or LEAST * used
+        return replace(self, damping=max(by, least), least=least)
 
 
 class DampedOptimizer(ModelOptimizer):
@@ -98,6 +108,7 @@ class DampedOptimizer(ModelOptimizer):
     ) -> None:
         super().__init__(params, defaults, search, **common)
         self.law, self.start = law, start
+        check_parts(self)
         self.memory = Damping()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
@@ -137,7 +148,7 @@ class DampedOptimizer(ModelOptimizer):
 
     def adapt(self, damping: float | Tensor, ratio: float, law: DampingLaw) -> None:
         """lambda of the next step, by a law."""
-        self.memory = replace(self.memory, damping=law(float(damping), ratio))
+        self.memory = self.memory.followed(float(damping), law(float(damping), ratio))
 
     def _shortened(self, whole: Step, linearization: Linearization, objective: Objective) -> Step:
         if whole.displacement is None or not whole.is_finite:

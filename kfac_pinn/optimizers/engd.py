@@ -19,7 +19,7 @@ from kfac_pinn.curvature.sample_space import (
 from kfac_pinn.jacobian.layers import Block
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import damped_inverse
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
@@ -70,6 +70,7 @@ class ENGD(DirectionOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "damping": damping}, search or GridSearch(), **common)
         self.gramian = gramian or Full()
+        check_parts(self)
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses, eq. (23)."""
@@ -81,7 +82,8 @@ class ENGD(DirectionOptimizer):
 
     def _averages(self, linearization: Linearization) -> Averages:
         """Those of the parts of G, brought up to date."""
-        known = {p: self.state[p]["gramian"] for p in self.parameters if "gramian" in self.state[p]}
+        kept = {p: self.state[p].get("gramian") for p in self.parameters}
+        known = {p: average for p, average in kept.items() if average is not None}
         averages = self.gramian.update(known, linearization)
         for p, average in averages.items():
             self.state[p]["gramian"] = average
@@ -206,6 +208,7 @@ class SampleSpace:
     def factor(
         self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
+        """Raises `ValueError` for groups that differ in damping."""
         shift = common_value(damping)
         if shift is None:
             raise ValueError(

@@ -15,7 +15,7 @@ from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.notices import outside
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
 from kfac_pinn.search.damping import DampingLaw
@@ -106,11 +106,13 @@ class GaussNewton(ModelOptimizer):
         search: OneEvaluation | None = None,
         **common: Unpack[Common],
     ) -> None:
+        only_unseen(type(self), search)
         super().__init__(params, {"lr": lr}, search, **common)
         self.memory = Memory()
         self.compression = compression or Sketch()
         self.control = control or RatioControl()
         self.schedule = schedule or TargetSchedule()
+        check_parts(self)
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """p(lambda) from the singular values of J."""

@@ -17,9 +17,9 @@ from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
 from kfac_pinn.linalg.krylov import Operator, StopRule
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
-from kfac_pinn.optimizers.damped import DampedOptimizer
+from kfac_pinn.optimizers.damped import LEAST, DampedOptimizer
 from kfac_pinn.search.damping import MARTENS, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
@@ -59,10 +59,10 @@ class Hessian:
     """
 
     def product(self, linearization: Linearization, closure: Closure) -> Operator:
-        parameters = linearization.parameters
-        with torch.enable_grad():
+        parameters, processes = linearization.parameters, linearization.processes
+        with processes.together(), torch.enable_grad():
             # A graph of its own: a linearisation keeps factors of J, not always a graph
-            loss = evaluate(closure)
+            loss = evaluate(closure, processes=processes)
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
@@ -74,7 +74,8 @@ class Hessian:
             columns = torch.autograd.grad(
                 gradient, parameters, v, retain_graph=True, materialize_grads=True
             )
-            return torch.cat([column.reshape(-1) for column in columns]) + ridge * v
+            (whole,) = processes.sum(torch.cat([column.reshape(-1) for column in columns]))
+            return whole + ridge * v
 
         return product
 
@@ -170,6 +171,7 @@ class HessianFree(DampedOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "damping": damping}, law, search, **common)
         self.curvature, self.solver = curvature, solver
+        check_parts(self)
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """C, and steps by conjugate gradients."""
@@ -196,7 +198,7 @@ class HessianFree(DampedOptimizer):
     def adapt(self, damping: float | Tensor, ratio: float, law: DampingLaw) -> None:
         """lambda of every group, by a law."""
         for group in self.param_groups:
-            group["damping"] = law(group["damping"], ratio)
+            group["damping"] = max(law(group["damping"], ratio), LEAST * self.defaults["damping"])
 
     def _solve(
         self, linearization: Linearization, curvature: Operator, damping: Tensor

@@ -14,7 +14,7 @@ from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import Pairs, conjugate_gradients
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts, whole_number
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer, Damping
 from kfac_pinn.optimizers.kfac import STORED, refreshed
@@ -83,16 +83,16 @@ class KFACPINN(DampedOptimizer):
         search: Search | None = None,
         **common: Unpack[Common],
     ) -> None:
-        if products < 1 or memory < 0:
-            found = f"{products} and {memory}"
-            raise ValueError(f"products must be at least 1 and memory at least 0, found {found}")
+        self.products = whole_number("KFACPINN: products", products)
+        self.limit = whole_number("KFACPINN: memory", memory, least=0)
         # A tenth of the slope's promise, or a quarter of the step: a trial costs an evaluation, and
         # 4^-7 of a step is none
         super().__init__(params, {"lr": lr}, law, search or Armijo(0.1, 0.25, 8), **common)
         # The first factors themselves, not averaged with the identity: F is a preconditioner from
         # the first step on, and A and B share the damping by their traces
         self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
-        self.products, self.limit, self.memory = products, memory, Memory()
+        self.memory = Memory()
+        check_parts(self)
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """Its steps are a few conjugate gradients long."""

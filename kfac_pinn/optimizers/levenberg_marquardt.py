@@ -13,7 +13,15 @@ from kfac_pinn.curvature.sample_space import NaturalGradient, natural_gradient
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import damped_inverse
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    Common,
+    check_number,
+    check_parts,
+    only_unseen,
+    whole_number,
+)
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import Damping, ModelOptimizer, tried
 from kfac_pinn.search.damping import NIELSEN, DampingLaw
@@ -88,13 +96,14 @@ class LevenbergMarquardt(ModelOptimizer):
         search: OneEvaluation | None = None,
         **common: Unpack[Common],
     ) -> None:
-        if not (damping > 0 and trials >= 1 and slack >= 0):
-            found = f"{damping}, {trials} and {slack}"
-            raise ValueError(f"damping > 0, trials >= 1 and slack >= 0 are needed, found {found}")
+        only_unseen(type(self), search)
+        check_number("LevenbergMarquardt", "damping", damping, POSITIVE)
+        check_number("LevenbergMarquardt", "slack", slack, NOT_NEGATIVE)
         super().__init__(params, {"lr": lr}, search, **common)
         self.held_out, self.fraction, self.law = held_out, damping, law
-        self.trials, self.slack, self.acceleration = trials, slack, acceleration
-        self.memory = Memory()
+        self.trials = whole_number("LevenbergMarquardt: trials", trials)
+        self.slack, self.acceleration, self.memory = slack, acceleration, Memory()
+        check_parts(self)
 
     @property
     def vetoed(self) -> bool:
@@ -117,10 +126,12 @@ class LevenbergMarquardt(ModelOptimizer):
             vetoed = trial.ratio > 0 and not acceptable(trial.step)
             if trial.ratio > 0 and not vetoed:
                 # A damping that had to be raised is right: nothing says yet that it may fall
-                self.memory = Memory(damping if number else self.law(damping, trial.ratio))
+                following = damping if number else self.law(damping, trial.ratio)
+                self.memory = replace(self.memory.followed(first, following), vetoed=False)
                 return trial.step.noting(damping=damping, ratio=trial.ratio, vetoed=0)
             damping *= 2.0 ** (number + 1)
-        self.memory = Memory(first if vetoed else damping, vetoed)
+        following = first if vetoed else damping
+        self.memory = replace(self.memory.followed(first, following), vetoed=vetoed)
         outcome = Outcome.VETOED if vetoed else Outcome.NO_DECREASE
         return Step.stay(outcome, damping=damping, ratio=trial.ratio, vetoed=int(vetoed))
 
@@ -137,13 +148,14 @@ class LevenbergMarquardt(ModelOptimizer):
             )
         solver = Solver(linearization)
         damping = self.memory.damping or self.fraction * solver.mean_diagonal
-        self.memory = Memory(damping)
+        self.memory = replace(self.memory, damping=damping)
         return self.aim(DampedModel(linearization, solver.step), damping).noting(damping=damping)
 
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """mu follows the ratio of the step before."""
         if self.memory.damping is not None:
-            self.memory = Memory(law(self.memory.damping, ratio))
+            used = self.memory.damping
+            self.memory = self.memory.followed(used, law(used, ratio))
 
     def _attempt(self, solver: Solver, damping: float, objective: Objective) -> Trial:
         """The bent step at a damping, and how much of the promised decrease it keeps."""
@@ -162,7 +174,8 @@ class LevenbergMarquardt(ModelOptimizer):
         """Whether a step is acceptable on the held-out points."""
         if self.held_out is None:
             return lambda step: True
-        held_out = Objective(self.held_out, objective.parameters)
+        held_out = Objective(self.held_out, objective.parameters, processes=objective.processes)
+        held_out.gradients = objective.gradients
         # Once a step: all trials are compared with the loss at its beginning
         bound = (1 + self.slack) * held_out(torch.zeros_like(held_out.origin))
         return lambda step: step.displacement is not None and held_out(step.displacement) <= bound

@@ -13,6 +13,7 @@ from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.processes import ALONE, Group
 
 __all__ = [
     "ByClosure",
@@ -60,24 +61,29 @@ class ByClosure:
 
     Args:
         waiting: how many losses were sent backwards before it.
+        processes: whose closures belong together.
     """
 
     repeatable, once = True, False
 
-    def __init__(self, closure: Callable[[], Any], waiting: int = 0) -> None:
-        self.closure, self.waiting = closure, waiting
+    def __init__(
+        self, closure: Callable[[], Any], waiting: int = 0, processes: Group = ALONE
+    ) -> None:
+        self.closure, self.waiting, self.processes = closure, waiting, processes
 
     def linearize(
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
     ) -> Linearization:
         """By evaluating the closure."""
-        return linearize(self.closure, parameters, check, names, data=self.once)
+        return linearize(
+            self.closure, parameters, check, names, data=self.once, processes=self.processes
+        )
 
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
     ) -> Objective:
         """By evaluating the closure."""
-        return Objective(self.closure, parameters, names, ridge)
+        return Objective(self.closure, parameters, names, ridge, self.processes)
 
 
 class ByLosses:
@@ -85,15 +91,15 @@ class ByLosses:
 
     repeatable, waiting, once = False, 0, True
 
-    def __init__(self, losses: Sequence[Tensor]) -> None:
-        self.losses = list(losses)
+    def __init__(self, losses: Sequence[Tensor], processes: Group = ALONE) -> None:
+        self.losses, self.processes = list(losses), processes
 
     def linearize(
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
     ) -> Linearization:
         """Of the sum of the losses."""
         try:
-            return linearize_loss(self.losses, parameters, check, names)
+            return linearize_loss(self.losses, parameters, check, names, processes=self.processes)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -111,7 +117,7 @@ class ByLosses:
                 raise RuntimeError(NO_CLOSURE)
             return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
 
-        return Objective(loss, parameters, names, ridge)
+        return Objective(loss, parameters, names, ridge, self.processes)
 
 
 def added_by(closure: Callable[[], Any], parameters: Sequence[Tensor]) -> list[Tensor] | None:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum, auto
 
 import torch
 from torch import Tensor
@@ -23,15 +24,27 @@ SMALL_LR = 1e-2  # Adam's habit of 1e-3: steps that are solved for have lr 1, an
 FIRST_STEPS, BUSY, LONG = 5, 3.0, 0.05  # steps watched, wall seconds a second of work, seconds
 
 
+class Subject(Enum):
+    """What a remark is about: each is made once."""
+
+    SMALL_LR = auto()
+    JUMP = auto()
+    LOST = auto()
+    DIFFERING = auto()
+    CLIPPED = auto()
+    BUSY = auto()
+    HOOKED = auto()
+
+
 class Remarks:
     """What has been remarked on, and what there was to compare with."""
 
     def __init__(self) -> None:
         NOTICES.forget_lines()  # a new optimizer is a new run
-        self.made: set[str] = set()
+        self.made: set[Subject] = set()
         self.used: set[int] = set()  # parameters that some residual has depended on
 
-    def once(self, subject: str, message: str) -> None:
+    def once(self, subject: Subject, message: str) -> None:
         """Warn at the line of the user's code that led here, unless done before."""
         if subject not in self.made:
             self.made.add(subject)
@@ -41,7 +54,7 @@ class Remarks:
         """A learning rate of Adam makes a thousandth of a Gauss-Newton step."""
         if lr <= SMALL_LR:
             self.once(
-                "lr",
+                Subject.SMALL_LR,
                 f"lr={lr:g} takes {lr:g} of every step: these steps are solved for and have the "
                 "right length already; leave lr at 1 unless parts of the model are to move less",
             )
@@ -53,7 +66,7 @@ class Remarks:
         # From one rounding to another a loss may jump a hundredfold without meaning anything
         if left > 0 and found > max(JUMP * left, rounding):
             self.once(
-                "jump",
+                Subject.JUMP,
                 f"the last step left a loss of {left:.1e}, this one found {found:.1e}: if the "
                 "points are new, the last ones were fitted, not the equation. Draw more of them "
                 f"(now {len(linearization.residual)} residuals for {linearization.size} "
@@ -74,7 +87,7 @@ class Remarks:
             raise RuntimeError(f"no residual depends on any parameter: {REPLACED}")
         if gone:
             self.once(
-                "lost",
+                Subject.LOST,
                 f"no residual depends on parameter {', '.join(gone)} any longer: " + REPLACED,
             )
         self.used |= used
@@ -82,14 +95,14 @@ class Remarks:
     def differing(self, steps: int, objective: Objective, linearization: Linearization) -> None:
         """Two evaluations at the same parameters differ: looked at in steps 1, 2, 4, ..., 100 k."""
         step, first = steps + 1, linearization.loss
-        if "differing" in self.made or (step & (step - 1) and step % 100):
+        if Subject.DIFFERING in self.made or (step & (step - 1) and step % 100):
             return
         second = objective(torch.zeros_like(objective.origin))
         # A quarter of the digits, 1e-4 in float64: sums in another order differ by far less
         allowed = torch.finfo(objective.origin.dtype).eps ** 0.25 * abs(first)
         if math.isfinite(second) and abs(second - first) > allowed:
             self.once(
-                "differing",
+                Subject.DIFFERING,
                 f"two evaluations of the closure at the same parameters differ ({first:.6g} and "
                 f"{second:.6g}): the search compares losses that mean different things. Draw "
                 "points between the steps, not inside the closure; call model.eval() where there "
@@ -103,7 +116,7 @@ class Remarks:
         expected = float(gradient.norm())
         if grads and abs(found - expected) > CLIPPED * expected:
             self.once(
-                "clipped",
+                Subject.CLIPPED,
                 f"the gradients were changed between backward() and step() (norm {found:.3g}, of "
                 f"the loss {expected:.3g}), {NO_EFFECT}",
             )
@@ -111,7 +124,10 @@ class Remarks:
     def clipped_inside(self, linearization: Linearization) -> None:
         """The closure itself clips the gradients, as Lightning's does."""
         if linearization.changes_gradients:
-            self.once("clipped", f"the closure changes the gradients after backward(), {NO_EFFECT}")
+            self.once(
+                Subject.CLIPPED,
+                f"the closure changes the gradients after backward(), {NO_EFFECT}",
+            )
 
     def busy(self, steps: int, watch: Stopwatch, like: Tensor) -> None:
         """A step that mostly waited for its own threads."""
@@ -120,7 +136,7 @@ class Remarks:
         wall, worked = watch.read()
         if wall > LONG and wall > BUSY * worked:
             self.once(
-                "busy",
+                Subject.BUSY,
                 f"a step took {wall:.2g} s, of which this thread worked {worked:.2g} s: if nothing "
                 f"in the closure waits, the machine is too busy for {torch.get_num_threads()} "
                 "threads, which then wait for each other. Set OMP_NUM_THREADS=1 before Python "
@@ -132,7 +148,7 @@ class Remarks:
         found = [n for p, n in zip(parameters, names, strict=True) if p._backward_hooks]
         if found:
             self.once(
-                "hooked",
+                Subject.HOOKED,
                 f"parameter {', '.join(found)} has a gradient hook, which has no effect on the "
                 "step and is not called in it: remove it (handle.remove())",
             )

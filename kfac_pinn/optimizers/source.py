@@ -19,6 +19,7 @@ from kfac_pinn.optimizers.reading import (
     added_by,
     release,
 )
+from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["NO_DEFAULT", "Source"]
 
@@ -71,13 +72,16 @@ class Source:
             self._watch.start()
 
     @contextmanager
-    def reading(self, closure: Any, name: str, times: int) -> Iterator[Reading]:
+    def reading(
+        self, closure: Any, name: str, times: int, processes: Group = ALONE
+    ) -> Iterator[Reading]:
         """The closure, or the losses so far; afterwards no graph is kept.
 
         Args:
             closure: as `step` got it.
             name: of the optimizer, for errors.
             times: how often it will be read.
+            processes: whose closures, or losses, belong together.
 
         Raises:
             RuntimeError: without a closure, if no loss was sent backwards, or several steps are to
@@ -91,10 +95,12 @@ class Source:
         try:
             added = [] if missing else self._added(closure) if losses else None
             if added is None:
-                yield ByClosure(closure, len(losses))
+                yield ByClosure(closure, len(losses), processes)
             else:
                 self._watch.losses += added
-                yield by_losses(self.losses, name, times, self._watch.taken)
+                with processes.together():
+                    found = by_losses(self.losses, name, times, processes, self._watch.taken)
+                yield found
         finally:
             self._stepping = False
             release(self._watch.losses)
@@ -112,7 +118,9 @@ class Source:
         return added
 
 
-def by_losses(losses: list[Tensor], name: str, times: int, taken: bool = False) -> ByLosses:
+def by_losses(
+    losses: list[Tensor], name: str, times: int, processes: Group = ALONE, taken: bool = False
+) -> ByLosses:
     """What a step without a closure reads."""
     if taken:
         raise RuntimeError(TAKEN.format(name=name))
@@ -123,7 +131,7 @@ def by_losses(losses: list[Tensor], name: str, times: int, taken: bool = False) 
             f"max_iter={times} steps in one call need a closure: write "
             "`optimizer.step(closure)`, or leave out max_iter"
         )
-    return ByLosses(losses)
+    return ByLosses(losses, processes)
 
 
 TAKEN = (

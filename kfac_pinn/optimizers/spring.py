@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, natural_gradient
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
@@ -67,6 +67,7 @@ class SPRING(DirectionOptimizer):
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
         super().__init__(params, defaults, search or GridSearch(), **common)
         self.kernel = kernel or ExactKernel()
+        check_parts(self)
         self.bias_correction = bias_correction
 
     def direction(self, linearization: Linearization) -> Tensor:

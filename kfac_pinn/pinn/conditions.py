@@ -31,17 +31,21 @@ class HasNormal(Protocol):
 
 
 def dirichlet(value: Value = 0.0) -> Residual:
-    """u = g."""
+    """u = g, the value."""
     return lambda u, x: _equations(u(x) - _at(value, x))
 
 
 def neumann(domain: HasNormal, flux: Value = 0.0) -> Residual:
-    """du/dn = g."""
+    """du/dn = g, the flux out of the domain.
+
+    Raises:
+        TypeError: for a domain without normals.
+    """
     return robin(domain, 0.0, 1.0, flux)
 
 
 def robin(domain: HasNormal, alpha: Value, beta: Value, value: Value = 0.0) -> Residual:
-    """alpha u + beta du/dn = g.
+    """alpha u + beta du/dn = g, the value.
 
     Raises:
         TypeError: for a domain without normals.

@@ -23,6 +23,9 @@ class LinearMap:
         matrix: A, shape (N, M), dense or sparse, constant.
 
     Example: central differences of a network, `LinearMap(D)(model(x)) - f`.
+
+    Raises:
+        ValueError: for a matrix of another shape, or values of another number of points.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -49,6 +52,9 @@ class Quadrature:
 
     Attributes:
         points, weights: in the shapes (N or 1, M, d) and (N, M).
+
+    Raises:
+        ValueError: for points and weights that do not fit each other.
     """
 
     def __init__(self, points: Tensor, weights: Tensor) -> None:
@@ -96,7 +102,15 @@ def gauss_legendre(
 
 
 def periodic_trapezoid(count: int, period: float, like: Tensor | None = None) -> Quadrature:
-    """The integral of a smooth periodic function over [0, period): spectrally accurate."""
+    """The integral of a smooth periodic function over [0, period): spectrally accurate.
+
+    Args:
+        count: M, the number of equidistant points, (M, 1).
+        period: of the function.
+        like: a tensor of the dtype and device to use; torch's defaults, if there is none.
+
+    Source: Trefethen & Weideman (2014).
+    """
     like = torch.empty(0) if like is None else like
     points = torch.arange(count).to(like)[:, None] * (period / count)
     return Quadrature(points, torch.full_like(points[:, 0], period / count))

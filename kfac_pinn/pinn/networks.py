@@ -155,6 +155,7 @@ class _PirateBlock(nn.Module):
     def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
         self.layers = _linears([width] * 4)
+        # 0: the block is the identity at first, and the network a linear map of its embedding
         self.alpha = nn.Parameter(torch.zeros(1))
         self.activation = _function(activation)
 
@@ -216,6 +217,7 @@ class PeriodicFeatures(nn.Module):
             raise ValueError(
                 f"periods holds one number a coordinate, None where there is none, not {periods}"
             )
+        # float64 whatever the default: 2 pi / period in float32 is off in its eighth digit
         units = torch.eye(len(periods), dtype=torch.float64)
         rows = [
             2 * math.pi * k / period * unit
@@ -260,4 +262,5 @@ def _function(activation: Activation) -> Activation:
 
 def _mix(z: Tensor, one: Tensor, zero: Tensor) -> Tensor:
     """Z one + (1 - z) zero."""
+    # One product in place of two
     return zero + z * (one - zero)

@@ -96,7 +96,7 @@ class Problem:
 
 
 class Unknown(NamedTuple):
-    """A number to be found: where the search starts, and what it is."""
+    """A number to be found: where the search starts (guess), and what it is (truth)."""
 
     guess: float
     truth: float
@@ -107,6 +107,7 @@ class InverseProblem(Problem):
     """Find numbers too: the residuals read them as attributes of the model (`WithUnknowns`).
 
     Attributes:
+        name, domain, terms, solution, networks, resample_every: as of `Problem`.
         unknowns: by the name of the attribute.
     """
 
@@ -118,6 +119,7 @@ class Batch:
     """The points of every term, drawn once.
 
     Attributes:
+        terms: what is asked of them.
         points: (N_k, d) by the name of the term: plain tensors, to be stored in checkpoints.
     """
 
@@ -138,7 +140,7 @@ class Batch:
 
 
 def relative_l2(u: Function, solution: Function, x: Tensor) -> float:
-    """||u - u*|| / ||u*|| over the points x (N, d).
+    """||u - u*|| / ||u*|| over the points x (N, d), u* the solution.
 
     Raises:
         ValueError: if u(x) and u*(x) differ in shape (N, 1) against (N,) would broadcast.
@@ -148,7 +150,7 @@ def relative_l2(u: Function, solution: Function, x: Tensor) -> float:
 
 
 def root_mean_square_error(u: Function, solution: Function, x: Tensor) -> float:
-    """sqrt(mean (u - u*)^2), absolute: what published tables often call relative L2.
+    """sqrt(mean (u - u*)^2), u* the solution at x (N, d): what tables often call relative L2.
 
     Raises:
         ValueError: if u(x) and u*(x) differ in shape.

@@ -68,6 +68,7 @@ class Continued(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """Fields (N, C) at the points x (N, d), or at a jet of them."""
+        # 0 * x: of a jet this is a jet whose derivatives in time vanish
         first = torch.cat([0 * x[:, :1] + self.start, x[:, 1:]], dim=1)
         return self.before(first) + (self.network(x) - self.network(first))
 
@@ -93,8 +94,10 @@ class Windows(nn.Module):
         """u at points (t, x) of shape (N, 1 + d), or at a jet of them, each by its own window:
         (N, C). So it is judged by residuals, as any network is.
         """
+        # By value alone: which window a point lies in has no derivative
         times = (x.rows[0] if isinstance(x, Jet) else x)[:, 0].contiguous()
         places = torch.bucketize(times, times.new_tensor(self.ends[:-1]))[:, None]
+        # All windows at all points: choosing rows would tear a jet's points apart
         return sum(u(x) * (places == i).to(times) for i, u in enumerate(self.pieces))
 
 
@@ -196,6 +199,7 @@ def check_start(problem: Problem, domain: TimeSpace, known: set[str | None]) -> 
         raise ValueError(f"{problem.name} has terms {list(problem.terms)}, not {sorted(unknown)}")
     for name in set(problem.terms) - known:
         points: Any = problem.terms[name].points
+        # A few points tell: a term of the start has no other time
         x = points(4, torch.Generator().manual_seed(0), torch.float64, "cpu")
         if (x[:, 0] == domain.start).all():
             raise ValueError(
@@ -241,6 +245,7 @@ def continued(term: Term, before: Function, weight: float, order: int) -> Term:
         return taylor(u, x, order, along)[-1][0]
 
     def residual(u: Function, x: Tensor) -> tuple[Tensor, ...]:
+        # What was solved before is data to this window
         with torch.no_grad():
             given = at(before, x)
         return tuple((weight**0.5 * (at(u, x) - given)).unbind(1))
@@ -250,5 +255,6 @@ def continued(term: Term, before: Function, weight: float, order: int) -> Term:
 
 def copied(network: nn.Module) -> nn.Module:
     """A copy that trains parameters of its own; those that are frozen are shared."""
+    # Frozen bases are large, and the same in all windows
     memo: dict[int, Any] = {id(p): p for p in network.parameters() if not p.requires_grad}
     return copy.deepcopy(network, memo)

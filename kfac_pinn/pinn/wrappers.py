@@ -39,6 +39,9 @@ class HardConstraint(nn.Module):
         network: any module, outputs (N, 1) or (N, d_out).
         value: g, points -> (N, 1) or (N, d_out).
         factor: phi, points -> (N, 1), zero where the condition holds; `wall_distance(box)`, say.
+
+    Raises:
+        TypeError: for a value or factor that is no function.
     """
 
     def __init__(self, network: nn.Module, value: Activation, factor: Activation) -> None:
@@ -61,6 +64,9 @@ class SideBySide(nn.Module):
 
     Args:
         networks: of the same points, with outputs (N, C_i).
+
+    Raises:
+        ValueError: if there is none.
     """
 
     def __init__(self, *networks: nn.Module) -> None:

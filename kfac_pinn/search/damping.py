@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from kfac_pinn.jacobian.linearization import Linearization
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Towards",
     "scale_of",
 ]
+
+TINY = torch.finfo(torch.float64).tiny
 
 
 class DampingLaw(Protocol):
@@ -48,7 +52,7 @@ class Marquardt:
     high: float = 0.75
     fall: float = 3.0
     rise: float = 3.0
-    least: float = 1e-16  # below the rounding of a curvature of one it decides nothing
+    least: float = TINY  # a bound with a meaning depends on the units: optimizers have one
 
     def __call__(self, damping: float, ratio: float) -> float:
         """The next lambda; a ratio that is not a number counts as failure."""

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.batches import closures_of
 from kfac_pinn.jacobian.closure import terms_at
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import LeastSquares
@@ -81,21 +83,24 @@ def second_derivative(
     """
     # Truncation is proportional to h, rounding to eps / h^2: equal at h = eps^(1/3)
     h = torch.finfo(v.dtype).eps ** (1 / 3) if h is None else h
-    moved = residual_at(objective, h * v)
+    moved = residual_at(objective, linearization, h * v)
     # J v is known exactly: a central difference would cost one evaluation more
     return 2 / h * ((moved - linearization.residual) / h - linearization @ v)
 
 
 @torch.no_grad()
-def residual_at(objective: Objective, displacement: Tensor) -> Tensor:
+def residual_at(objective: Objective, linearization: Linearization, displacement: Tensor) -> Tensor:
     """r(theta + displacement), stacked and scaled, shape (R,)."""
     objective.move(displacement)
     objective.evaluations += 1
-    terms = terms_at(objective.closure, objective.gradients)
+    with objective.processes.together():
+        closures = closures_of(objective.closure)
+        terms = [t for each in closures for t in terms_at(each, objective.gradients)]
     objective.restore()
     if other := [t.name for t in terms if not isinstance(t, LeastSquares)]:
         raise ValueError(
             f"geodesic acceleration needs residuals, but {', '.join(other)} has a convex loss; "
             "construct the optimizer with acceleration=None"
         )
-    return torch.cat([t.residual / len(t.residual) ** 0.5 for t in terms])  # type: ignore[union-attr]
+    pairs = zip(terms, cycle(linearization.totals), strict=False)  # batch after batch
+    return linearization.whole(torch.cat([t.residual / N**0.5 for t, N in pairs]))  # type: ignore[union-attr]

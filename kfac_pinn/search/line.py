@@ -149,7 +149,7 @@ class NormConstraint:
     """
 
     evaluates: ClassVar[bool] = False
-    bound: float = 1e-3
+    bound: float = 1e-3  # of the source
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor

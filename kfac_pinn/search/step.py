@@ -46,6 +46,9 @@ class Step:
         predicted: the decrease of the loss that the model promises, nan where none was made.
         outcome: MOVED, or why not.
         info: further entries for `optimizer.stats`.
+
+    Raises:
+        ValueError: for a step that stays and does not say why.
     """
 
     displacement: Tensor | None

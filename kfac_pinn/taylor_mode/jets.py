@@ -46,8 +46,8 @@ class Jet:
 
     Eq. (3) of docs/mathematics.md.
 
-    The rows are *derivatives* (not divided by k!).  A jet goes wherever a tensor of shape `shape`
-    goes; plain tensors it meets are constants.
+    The rows are *derivatives* (not divided by k!), those of the basis.  A jet goes wherever a
+    tensor of shape `shape` goes; plain tensors it meets are constants.
 
     Raises:
         NotImplementedError: for a torch function without a rule; the message is the lines to add.
@@ -93,7 +93,11 @@ class Jet:
         return args[0].replace(result) if in_place and isinstance(args[0], Jet) else result
 
     def replace(self, other: Jet) -> Jet:
-        """Take another jet's rows, in place; jets that share memory with this one become stale."""
+        """Take another jet's rows, in place; jets that share memory with this one become stale.
+
+        Raises:
+            RuntimeError: for rows of another shape.
+        """
         if other.shape != self.shape:
             found, own = tuple(other.shape), tuple(self.shape)
             raise RuntimeError(f"the in-place result has shape {found}, the jet {own}")

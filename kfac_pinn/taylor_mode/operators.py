@@ -118,7 +118,11 @@ def line(x: Tensor, v: Tensor, basis: Basis) -> Jet:
 
 
 def gradient(u: Function, x: Tensor) -> Tensor:
-    """∇u: (N, d) for a scalar field u (N,) or (N, 1), the Jacobian (N, c, d) for (N, c)."""
+    """∇u at x (N, d): (N, d) for a scalar u (N,) or (N, 1), the Jacobian (N, c, d) for (N, c).
+
+    Raises:
+        As `taylor`.
+    """
     first = taylor(u, x, 1)[1].movedim(0, -1)
     return first.squeeze(1) if first.ndim == 3 and first.shape[1] == 1 else first
 
@@ -180,7 +184,11 @@ def contracted(H: Tensor, A: Tensor) -> Tensor:
 
 
 def hessian(u: Function, x: Tensor) -> Tensor:
-    """The second derivatives d_i d_j u: (N, d, d) for a scalar field, (N, c, d, d) for (N, c)."""
+    """All d_i d_j u at x (N, d): (N, d, d) for a scalar field, (N, c, d, d) for (N, c).
+
+    Raises:
+        As `taylor`.
+    """
     H = hessians(u, x)
     return H.squeeze(1) if H.ndim == 4 and H.shape[1] == 1 else H
 

@@ -94,8 +94,8 @@ def subsampled_laplacian(
 ) -> Tensor:
     """Estimate sum_i w_i d_i^2 u from ``count`` random axes I: d / count sum_{i in I} w_i d_i^2 u.
 
-    Axes are drawn without replacement, the same for all points; count = d is exact.  Returns a
-    tensor of the shape of u(x).
+    Axes are drawn from the generator without replacement, the same for all points; count = d is
+    exact.  The weights w (d,) are ones by default.  Returns a tensor of the shape of u(x).
 
     Raises:
         ValueError: unless 1 <= count <= d.
@@ -118,7 +118,7 @@ def stochastic_bilaplacian(
 ) -> Tensor:
     """Estimate Δ²u by the mean of (z . ∇)^4 u / 3 over standard normal z: E z_i^2 z_j^2 = 1, 3.
 
-    ``samples`` directions a point.  Returns a tensor of the shape of u(x).
+    ``samples`` directions a point come from the generator.  Returns a tensor of the shape of u(x).
 
     Source: Shi et al. (2024), "Stochastic Taylor derivative estimator" (arXiv:2412.00088).
     """

@@ -20,6 +20,7 @@ import kfac_pinn
 from kfac_pinn import ENGD, KFACPINN, SPRING, GaussNewton, HessianFree
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.optimizers.hessian_free import Hessian
+from kfac_pinn.optimizers.reading import does_nothing
 from kfac_pinn.search.line import NormConstraint
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
@@ -437,6 +438,21 @@ def test_steps_with_a_closure_keep_no_graph_of_other_losses() -> None:
     loss = plain.loss()
     loss.backward()
     assert not optimizer._source.losses
+
+
+@pytest.mark.parametrize(("returns", "sends"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_to_do_nothing_is_to_return_nothing_and_to_send_nothing_backwards(
+    returns: int, sends: int
+) -> None:
+    model, x = network(2, 3, 1), points(5)
+
+    def closure() -> Tensor | None:
+        loss = model(x).square().mean()
+        if sends:
+            loss.backward()
+        return loss if returns else None
+
+    assert does_nothing(closure) == (not returns and not sends)
 
 
 def test_a_closure_that_does_nothing_leaves_the_step_to_the_losses() -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import kfac_pinn
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, NormConstraint, OneEvaluation
+from kfac_pinn.jacobian.closure import linearize
+from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers import remarks
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 
@@ -167,6 +169,19 @@ def test_points_drawn_inside_the_closure_are_remarked_on_once(make: Any) -> None
             optimizer.step(closure)
     assert len([w for w in seen if "two evaluations" in str(w.message)]) == 1
     assert seen[0].filename == __file__
+
+
+def test_the_steps_in_which_evaluations_are_compared() -> None:
+    """Powers of two and hundreds: an evaluation more in few steps of many."""
+    model, x, looked = network(2, 2, 1), points(5), []
+    parameters = list(model.parameters())
+    closure = lambda: model(x)  # noqa: E731
+    remarking, linearization = remarks.Remarks(), linearize(closure, parameters)
+    for steps in range(401):
+        objective = Objective(closure, parameters)
+        remarking.differing(steps, objective, linearization)
+        looked += [steps + 1] * objective.evaluations
+    assert looked == sorted({*(2**k for k in range(9)), 100, 200, 300, 400})
 
 
 def test_dropout_in_training_mode_is_remarked_on() -> None:

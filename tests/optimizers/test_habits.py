@@ -33,6 +33,7 @@ from kfac_pinn import (
     KFACStar,
 )
 from kfac_pinn.optimizers.arguments import ADVICE
+from kfac_pinn.optimizers.arguments import PARTS as EXAMPLES
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.search.line import FixedStep, NormConstraint
 
@@ -76,6 +77,40 @@ def test_arguments_of_other_optimizers_are_named(make: Any, name: str, value: An
     if not isinstance(value, str) or name in ADVICE:
         with pytest.raises(TypeError, match=f"{make.__name__} has no {name}"):
             make([{"params": model.parameters(), name: value}])
+
+
+PARTS = [(c, name) for c in OURS for name in inspect.signature(c).parameters if name in EXAMPLES]
+
+
+@pytest.mark.parametrize(("make", "name"), PARTS)
+def test_parts_that_cannot_do_what_is_asked_of_them(make: Any, name: str) -> None:
+    """A class, a name, a number: refused before the first step, with what to write."""
+    model, _ = small_case()
+    for part in (kfac_pinn.Armijo, kfac_pinn.Factors, "default", 0.5):
+        with pytest.raises(TypeError, match=rf"{make.__name__}.*{name}.*(\w+\(|lambda)"):
+            make(model.parameters(), **{name: part})
+
+
+def test_all_parts_have_an_example() -> None:
+    """An argument that is neither a number nor a choice of True and False."""
+    own = {name for c in OURS for name in inspect.signature(c).parameters}
+    numbers = {"params", "common", "bias_correction", "lr", "damping", "momentum", "products"}
+    assert own - numbers - {"memory", "trials", "slack"} == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("make", [GaussNewton, kfac_pinn.LevenbergMarquardt])
+def test_a_search_that_would_be_ignored_is_refused(make: Any) -> None:
+    model, _ = small_case()
+    for search in (kfac_pinn.Armijo(), kfac_pinn.GridSearch(), FixedStep()):
+        with pytest.raises(TypeError, match=r"OneEvaluation\(\).* left out"):
+            make(model.parameters(), search=search)
+
+
+def test_a_law_may_be_a_function() -> None:
+    model, closure = small_case()
+    optimizer = KFACPINN(model.parameters(), law=lambda damping, ratio: damping)
+    losses = [float(optimizer.step(closure)) for _ in range(3)]
+    assert losses == sorted(losses, reverse=True)
 
 
 @pytest.mark.parametrize("make", [GaussNewton, KFACPINN, HessianFree, ENGD, KFACStar])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -49,3 +50,19 @@ def test_the_acceleration_bends_the_step_by_half_of_it() -> None:
         optimizer.step(lambda m=model: m(x) - x.prod(1, keepdim=True))  # type: ignore[misc]
         moved = lr * bend.v + 0.5 * lr**2 * bend.a
         torch.testing.assert_close(flat(model) - before, moved, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("damping", 0.0, ValueError),
+        ("damping", float("nan"), ValueError),
+        ("slack", -0.1, ValueError),
+        ("trials", 0, ValueError),
+        ("trials", 2.5, TypeError),
+        ("damping", "1e-3", TypeError),
+    ],
+)
+def test_settings_without_a_meaning(name: str, value: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=name):
+        LevenbergMarquardt(network(2, 3, 1).parameters(), **{name: value})

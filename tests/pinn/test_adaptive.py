@@ -65,12 +65,20 @@ def test_systems_count_by_the_root_of_their_squares():
     torch.testing.assert_close(found, 5 * x[:, 0])
 
 
+def test_power_zero_is_a_uniform_draw() -> None:
+    assert RAD(power=0.0).power == 0
+    x = torch.arange(2000.0)[:, None]
+    chosen = by_residual(x, x[:, 0] ** 9, 1000, power=0.0)
+    assert 850 < float(chosen.mean()) < 1150
+
+
 MISUSED = {
     "few": (lambda: by_residual(torch.rand(5, 2), torch.rand(5), 6), "at least as many candidates"),
     "sizes": (lambda: by_residual(torch.rand(5, 2), torch.rand(4), 2), "one size a candidate"),
     "nan": (lambda: by_residual(torch.rand(2, 1), torch.tensor([1.0, math.nan]), 1), "finite"),
     "floor": (lambda: by_residual(torch.rand(2, 1), torch.rand(2), 1, floor=0.0), "above 0"),
     "RAD floor": (lambda: RAD(floor=0.0), "floor > 0"),
+    "RAD power": (lambda: RAD(power=-0.1), "power >= 0"),
     "RAD every": (lambda: RAD(every=0), "every must be 1, 2"),
     "RAD text": (lambda: RAD(terms="interior"), "a list of names"),
     "R3 every": (lambda: R3(every=1.5), "every must be 1, 2"),

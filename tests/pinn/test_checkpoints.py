@@ -226,7 +226,6 @@ NARROW = problem_of(lambda u, x: u(x), box=Box((0.0, 0.0), (1.0, 1.0)))
 LONG, SHORT = (Problem("mine", TimeSpace(0.0, t, Box.cube(1)), SQUARED.terms) for t in (1.0, 2.0))
 
 
-# Name: what makes the two runs, and what the message names of each.
 class Force:
     """A residual that is an object of the user's own, with a setting."""
 
@@ -241,11 +240,30 @@ def forced(strength: float) -> Problem:
     return Problem("forced", BOX, {"all": Term(BOX.interior, Force(strength), 9)})
 
 
+def listed(*parts: Any) -> Problem:
+    """A residual that is closed over several tensors or functions."""
+    return problem_of(
+        lambda u, x: u(x) - sum(part(x[:, :1]) if callable(part) else part for part in parts)
+    )
+
+
+# Name: what makes the two runs, and what the message names of each.
 PROBLEMS = {
     "problem": (poisson_2d(), heat_1d(), [r"name: '2d Poisson' there, '1\+1d heat' here"]),
     "viscosity": (unsolved(burgers(0.01)), unsolved(burgers(0.02)), ["0.01", "0.02"]),
     "a closed-over number": (wave(1.0), wave(2.0), ["speed: 1.0 there, 2.0 here"]),
     "the code of a residual": (SQUARED, CUBED, ["residual.code"]),
+    "a tensor among several": (
+        listed(torch.zeros(1), torch.ones(1)),
+        listed(torch.zeros(1), 2 * torch.ones(1)),
+        [r"parts.1: float32 \(1,\), norm 1, .* there, float32 \(1,\), norm 2"],
+    ),
+    "a function among several": (
+        listed(0.5, torch.sin),
+        listed(0.5, torch.cos),
+        [r"parts.1: sin there, cos here"],
+    ),
+    "a number among several": (listed(0.5, 1.0), listed(0.5, 2.0), [r"\(0.5, 1.0\) there"]),
     "an object's setting": (forced(2.0), forced(3.0), ["strength: 2.0 there, 3.0 here"]),
     "the domain": (WIDE, NARROW, [r"domain.upper: \(1.0, 2.0\) there, \(1.0, 1.0\) here"]),
     "the time": (LONG, SHORT, ["domain.end: 1.0 there, 2.0 here"]),

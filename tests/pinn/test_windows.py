@@ -140,7 +140,7 @@ def test_windows_of_adapters_share_their_base_and_are_kept_as_factors(base: nn.M
 
 
 def factors(piece: nn.Module) -> list[Tensor]:
-    return list(state(piece)["factors"].values())
+    return [factor for layer in state(piece)["factors"].values() for factor in layer.values()]
 
 
 def test_a_window_has_its_own_time_and_initial_condition() -> None:

@@ -147,7 +147,7 @@ def layer_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    eps: float = 1e-5,
+    eps: float = 1e-5,  # torch's
 ) -> Any:
     """F.layer_norm with its scale and shift as functions of their own."""
     value = dispatch(F.layer_norm, (input, normalized_shape), {"eps": eps})

@@ -176,6 +176,7 @@ def fits(first: Tensor, second: Tensor, tags: Tensor) -> bool:
     error, size = (second - tags[:, None] * first).norm(dim=1), first.norm(dim=1)
     # Rows far below the largest are what is left of sums that cancel: they prove nothing
     floor = 1e4 * torch.finfo(first.dtype).eps * size.max()
+    # Rounding of a whole backward pass; `_levels` keeps neighbouring tags further apart than this
     return bool((error <= (1e-6 if double else 2e-3) * size + floor).all())
 
 

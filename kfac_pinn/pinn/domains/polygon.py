@@ -24,6 +24,10 @@ class Polygon(Shape):
 
     Polygon([(0, 0), (2, 0), (2, 1), (1, 1), (1, 2), (0, 2)])
 
+    Args:
+        corners: pairs (x, y), in order.
+        fill: how points are drawn in the unit square: `uniform` or `sobol`.
+
     Raises:
         TypeError: if a corner is no pair of numbers.
         ValueError: for fewer than three corners, or sides that cross or touch.

@@ -18,7 +18,7 @@ Keep: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def uniform(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> Tensor:
-    """Independent uniform points of [0, 1)^d, shape (n, d), on the generator's device."""
+    """Independent uniform points of [0, 1)^d, (n, d), of the dtype, on the generator's device."""
     device = None if generator is None else generator.device
     return torch.rand(n, d, generator=generator, dtype=dtype, device=device)
 
@@ -26,9 +26,11 @@ def uniform(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> 
 def sobol(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> Tensor:
     """The first n points of a scrambled Sobol sequence: more even than chance, shape (n, d).
 
-    The scrambling is drawn from the generator. Source: Owen (1998); 30 bits a coordinate.
+    The scrambling is drawn from the generator. Source: Owen (1998); 30 bits a coordinate, whatever
+    the dtype.
     """
     device = None if generator is None else generator.device
+    # SobolEngine knows no generator, only a seed of its own
     seed = torch.randint(2**31 - 1, (1,), generator=generator, device=device).item()
     engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=int(seed))
     return engine.draw(n, dtype=dtype).to(device or "cpu")
@@ -36,6 +38,11 @@ def sobol(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> Te
 
 def grid(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> Tensor:
     """The midpoints of k^d equal cells, shape (n, d); draws nothing.
+
+    Args:
+        n, d: the number of points, and of dimensions.
+        generator: says the device, and is not used otherwise.
+        dtype: of the points.
 
     Raises:
         ValueError: unless n = k^d.
@@ -137,7 +144,11 @@ def check_count(n: object) -> None:
 
 
 def together(*samplers: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A sampler whose n points are shared equally among others, the first get the remainder."""
+    """A sampler whose n points are shared equally among others, the first get the remainder.
+
+    Args:
+        samplers: called as sampler(n, generator, dtype, device) -> (n, d), all of one d.
+    """
 
     def sample(n: int, *args: Any) -> Tensor:
         share, extra = divmod(n, len(samplers))

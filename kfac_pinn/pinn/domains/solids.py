@@ -22,6 +22,10 @@ class Box(Shape):
 
     Box((0.0, -1.0), (1.0, 1.0))
 
+    Args:
+        lower, upper: the corners.
+        fill: how points are drawn in the unit cube: `uniform`, `sobol` or `grid`.
+
     Raises:
         TypeError: if a corner is no sequence of numbers.
         ValueError: if the corners differ in length, are out of order or not finite.
@@ -134,6 +138,10 @@ class Box(Shape):
 @dataclass(frozen=True)
 class Ball(Shape):
     """The ball ||x - center|| <= radius.
+
+    Args:
+        center, radius: of the ball.
+        fill: how points are drawn in the unit cube: `uniform` or `sobol`.
 
     Raises:
         TypeError, ValueError: for a center that is no sequence of finite numbers, or radius <= 0.

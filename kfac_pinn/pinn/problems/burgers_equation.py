@@ -20,8 +20,8 @@ __all__ = ["burgers", "burgers_2d", "cole_hopf"]
 def burgers(viscosity: float = 0.01 / pi) -> Problem:
     """u_t + u u_x = nu u_xx on [0, 1] x [-1, 1], u(0, x) = -sin(pi x), u(t, -1) = u(t, 1) = 0.
 
-    Points are (t, x). nu = 0.01/pi is the usual benchmark (Raissi et al., 2019); some published
-    results have nu = 0.01, which is easier.
+    Points are (t, x). The viscosity nu = 0.01/pi is the usual benchmark (Raissi et al., 2019); some
+    published results have nu = 0.01, which is easier.
     """
     domain = TimeSpace(0.0, 1.0, Box((-1.0,), (1.0,)))
 
@@ -69,9 +69,9 @@ def burgers_2d(viscosity: float = 0.004) -> Problem:
 
 
 def cole_hopf(x: Tensor, viscosity: float) -> Tensor:
-    """The exact solution at points (t, x), shape (N, 1), to 1e-14 in float64.
+    """The exact solution at points x = (t, x), (N, 2) -> (N, 1), to 1e-14 in float64.
 
-    With phi(y) = exp(-cos(pi y) / (2 pi nu)) and y(z) = x - z sqrt(4 nu t),
+    nu is the viscosity. With phi(y) = exp(-cos(pi y) / (2 pi nu)) and y(z) = x - z sqrt(4 nu t),
 
         u = -int sin(pi y) phi(y) exp(-z^2) dz / int phi(y) exp(-z^2) dz.
 

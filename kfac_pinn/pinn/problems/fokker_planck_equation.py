@@ -20,7 +20,7 @@ def fokker_planck(dim: int = 9) -> Problem:
     """q_t - d/2 - 1/2 x.grad q - ||grad q||^2 - Laplace q = 0 on [0, 1] x [-5, 5]^d, q = log p.
 
     p is the density of N(0, sigma^2 I), sigma^2 = exp(-t) + 2 (1 - exp(-t)): a standard normal at
-    the start, which is the only condition. Points are (t, x).
+    the start, which is the only condition. Points are (t, x), x of dim d.
     Source: Dangel, Mueller & Zeinhofer (2024), with d = 9.
     """
     domain = TimeSpace(0.0, 1.0, Box.cube(dim, -5.0, 5.0))

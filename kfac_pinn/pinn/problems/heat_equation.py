@@ -104,7 +104,8 @@ def inverse_heat(sensors: int = 100) -> Problem:
     """Find u and kappa in u_t = kappa u_xx from measurements of u* of `heat_1d`; kappa is 1/4.
 
     The model needs an attribute `diffusivity` (`WithDiffusivity(network)` has it). Measurements
-    are exact and lie anywhere in [0, 1]^2; there are no initial or boundary conditions.
+    of so many sensors are exact and lie anywhere in [0, 1]^2; there are no initial or boundary
+    conditions.
     """
     forward = heat_1d()
     domain, solution = forward.domain, forward.solution

@@ -81,6 +81,7 @@ def by_residual(
             f"{int((~sizes.isfinite()).sum())} sizes that are not finite"
         )
     tiny = torch.finfo(sizes.dtype).tiny
+    # In units of the largest: powers of small or large residuals would leave the dtype
     relative = (sizes / sizes.max().clamp(min=tiny)) ** power
     weights = relative / relative.mean().clamp(min=tiny) + floor
     return by_weight(candidates, weights, n, generator)
@@ -95,6 +96,7 @@ def by_weight(
     """
     device = "cpu" if generator is None else generator.device
     u = torch.rand(len(weights), generator=generator, dtype=torch.float64, device=device)
+    # In the order of u^(1/w), which underflows for small w; 1e-300 keeps log 0 and 0 / 0 away
     keys = u.clamp(min=1e-300).log() / weights.to(u).clamp(min=1e-300)
     return candidates[keys.topk(n).indices.to(candidates.device)]
 
@@ -175,6 +177,7 @@ class R3:
     def _chosen(self, run: Run, term: Term, x: Tensor, name: str) -> Tensor:
         sizes = residual_sizes(run.model, term, x)
         kept = x[sizes > sizes.mean()]
+        # So many as before: a loss is a mean over points, and a step compares two of them
         return torch.cat([kept, run.draw({name: len(x) - len(kept)}).points[name]])
 
 
@@ -240,6 +243,7 @@ def causal_weights(squares: Tensor, piece: Tensor, count: int) -> Tensor:
     """exp(-1/M sum_{j < i} L_j) of points, (N,), from their squares and pieces i of M."""
     sums = squares.new_zeros(count).index_add(0, piece, squares)
     counts = squares.new_zeros(count).index_add(0, piece, torch.ones_like(squares))
+    # A piece that no candidate fell into holds nothing back
     losses = sums / counts.clamp(min=1)
     return torch.exp(-(losses.cumsum(0) - losses) / count)[piece]
 

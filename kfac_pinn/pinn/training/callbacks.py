@@ -26,7 +26,11 @@ class StopAtError(Callback):
 
 
 class Patience(Callback):
-    """Stops when the held-out loss of the history has not improved for so many steps."""
+    """Stops when the held-out loss of the history has not improved for so many steps.
+
+    Raises:
+        ValueError: unless that is a whole number of at least one.
+    """
 
     def __init__(self, steps: int) -> None:
         if not isinstance(steps, int) or steps < 1:
@@ -63,6 +67,11 @@ class Schedule(Callback):
         self.scheduler = scheduler
 
     def on_start(self, run: Run) -> None:
+        """Before the first step.
+
+        Raises:
+            ValueError: if the scheduler is another optimizer's.
+        """
         if self.scheduler.optimizer is not run.optimizer:
             raise ValueError(
                 f"the {type(self.scheduler).__name__} was made for another optimizer than the "

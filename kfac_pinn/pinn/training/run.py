@@ -44,6 +44,7 @@ class Run:
 
     Attributes:
         model, problem, optimizer: as given to `fit`.
+        sampling: called before every step: the new batch, or None to keep the old one.
         batch: the points trained on.
         held_out: points never trained on, for the loss; drawn first, like all by the seed.
         places, reference: points (N, d) and the solution there, (N, 1) or None, for the errors.
@@ -247,7 +248,15 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Every:
-    """New points every so many steps; `sizes` replaces the problem's numbers of points by term."""
+    """New points every so many steps.
+
+    Args:
+        steps: from one draw to the next.
+        sizes: numbers of points by term, in place of the problem's.
+
+    Raises:
+        ValueError: unless steps is a whole number of at least one.
+    """
 
     steps: int
     sizes: Sizes = None

@@ -29,6 +29,7 @@ def save(content: Any, path: Path) -> None:
     try:
         torch.save(content, partial)
         _seal(partial)
+        # Atomic within one folder
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

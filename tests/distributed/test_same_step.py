@@ -1,0 +1,23 @@
+"""Several processes take the step of one, to rounding: every optimizer, whatever the shards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.distributed.cases import OPTIMIZERS, trained
+
+SHARDS = {2: ([1, 3], [2, 1]), 3: ([1, 2, 4], [3, 1, 1])}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_after_twenty_steps(pools, name):
+    (one,) = pools(1)(trained, name)
+    assert not isinstance(one, Exception), one
+    for count, shares in SHARDS.items():
+        found = pools(count)(trained, name, "residuals", 20, *shares)
+        for each in found:
+            assert not isinstance(each, Exception), each
+            np.testing.assert_allclose(each[0], one[0], rtol=0, atol=1e-10)
+            np.testing.assert_allclose(each[1], one[1], rtol=1e-9)
+            assert (each[0] == found[0][0]).all()  # bit by bit among the ranks
