@@ -27,12 +27,13 @@ def dataclasses() -> Iterator[type]:
     for found in pkgutil.walk_packages(kfac_pinn.__path__, "kfac_pinn."):
         module = importlib.import_module(found.name)
         own = (c for c in vars(module).values() if inspect.isclass(c))
-        yield from (c for c in own if c.__module__ == found.name and is_dataclass(c))
+        if found.name != "kfac_pinn.jacobian.residual_graph":  # what is remembered of a graph grows
+            yield from (c for c in own if c.__module__ == found.name and is_dataclass(c))
 
 
 def choices() -> Iterator[type]:
     """What is handed to an optimizer, or to `fit`, and counts nothing."""
-    others = "Callback", "Progress", "CheckSchedule"
+    others = "Callback", "Progress", "CheckSchedule", "Processes"
     exported = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__ if name not in others]
     for kind in filter(inspect.isclass, exported):
         parameters = inspect.signature(kind).parameters.values()
