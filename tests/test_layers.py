@@ -42,6 +42,7 @@ FLOORS = [
     ["jacobian.graph_assembly"],
     ["jacobian.sources"],
     ["jacobian.running", "jacobian.sharded"],
+    ["jacobian.share"],
     ["jacobian.closure"],
     ["jacobian.objective"],
     ["jacobian"],

@@ -19,6 +19,7 @@ COMPUTED = {
     *("KroneckerPair", "LayerFactors", "LeafGramian", "DenseInverse", "BlockCurvature"),
     *("KroneckerInverse", "Solution"),  # curvature and solves
     *("Product", "Factor", "Unknown", "Owners"),  # what is read from a graph
+    *("ProgramMemory", "GraphMemory"),  # what earlier runs of a program left
     "StopAtError",  # a callback counts
 }
 
@@ -27,13 +28,12 @@ def dataclasses() -> Iterator[type]:
     for found in pkgutil.walk_packages(kfac_pinn.__path__, "kfac_pinn."):
         module = importlib.import_module(found.name)
         own = (c for c in vars(module).values() if inspect.isclass(c))
-        if found.name != "kfac_pinn.jacobian.residual_graph":  # what is remembered of a graph grows
-            yield from (c for c in own if c.__module__ == found.name and is_dataclass(c))
+        yield from (c for c in own if c.__module__ == found.name and is_dataclass(c))
 
 
 def choices() -> Iterator[type]:
     """What is handed to an optimizer, or to `fit`, and counts nothing."""
-    others = "Callback", "Progress", "CheckSchedule", "Processes"
+    others = "Callback", "Progress", "CheckSchedule", "Processes"  # the last needs some
     exported = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__ if name not in others]
     for kind in filter(inspect.isclass, exported):
         parameters = inspect.signature(kind).parameters.values()

@@ -23,6 +23,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 CASES = ["10065", "118145"]
+CASES = ["10065", "118145"]
 RUNS = {
     "1 process, 1 thread": (1, 1),
     "1 process, 2 threads": (1, 2),

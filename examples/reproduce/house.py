@@ -153,7 +153,7 @@ class Trace:
                 self.linearised = self.summary()
             self.modules.add(self.module_of(frame))
             here, there = room_of(self.module_of(frame.f_back)), room_of(self.module_of(frame))
-            if here and here != there:
+            if here and there and here != there:  # what is below all rooms is in none
                 self.moves |= {(here, there), (there, here)}
 
     def summary(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
 from kfac_pinn.jacobian.residual_graph import (
-    Memory,
+    ProgramMemory,
     ReadResidual,
     dense_rows,
     leaf_at,
@@ -61,7 +61,7 @@ class GraphAssembly:
     partition: Partition
 
     def __init__(
-        self, names: Mapping[Tensor, str], outputs: Mapping[int, Tensor], memory: Memory
+        self, names: Mapping[Tensor, str], outputs: Mapping[int, Tensor], memory: ProgramMemory
     ) -> None:
         trained = {id(p): p for p in names}
         self.read = {k: ReadResidual(output, trained, memory) for k, output in outputs.items()}

@@ -15,7 +15,7 @@ from kfac_pinn.jacobian.capture.graph import Graph
 from kfac_pinn.jacobian.capture.readers import Factor, Product, Reader, Unknown, shape_at, shape_of
 from kfac_pinn.jacobian.capture.rows import Owners, Tagged, arrange
 
-__all__ = ["Memory", "ReadResidual", "dense_rows", "leaf_at", "numel", "positions"]
+__all__ = ["ProgramMemory", "ReadResidual", "dense_rows", "leaf_at", "numel", "positions"]
 
 ATTEMPTS = 8  # computations that all points share, one inside the other: more go to autograd
 
@@ -36,7 +36,7 @@ class GraphMemory:
 
 
 @dataclass
-class Memory:
+class ProgramMemory:
     """What is known of a program from its earlier runs: a guess, which is compared.
 
     Attributes:
@@ -62,7 +62,9 @@ class ReadResidual:
         owners: of those readers' rows; None where there are several or they cannot be read.
     """
 
-    def __init__(self, output: Tensor, trained: Mapping[int, Tensor], memory: Memory) -> None:
+    def __init__(
+        self, output: Tensor, trained: Mapping[int, Tensor], memory: ProgramMemory
+    ) -> None:
         self.output, self.points = output, len(output)
         self.graph = Graph(output, trained)
         key = self.graph.signature, self.points

@@ -23,7 +23,7 @@ from kfac_pinn.jacobian.graph_assembly import GraphAssembly
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.partition import Pair, Partition
-from kfac_pinn.jacobian.residual_graph import Memory
+from kfac_pinn.jacobian.residual_graph import ProgramMemory
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.notices import NOTICES
 
@@ -40,7 +40,7 @@ COST = (
 CALLS, GRAPH, AUTOGRAD = range(3)  # from the cheapest to the one that is always exact
 # A run has a few programs; a process that goes on making closures must not keep them all.
 PROGRAMS = 64
-REMEMBERED: OrderedDict[Hashable, Memory] = OrderedDict()
+REMEMBERED: OrderedDict[Hashable, ProgramMemory] = OrderedDict()
 
 Triple = tuple[str, Tensor, Tensor]
 
@@ -165,9 +165,9 @@ def refuse_independent(terms: Sequence[TermJacobian]) -> None:
             )
 
 
-def remembered(key: Hashable) -> Memory:
+def remembered(key: Hashable) -> ProgramMemory:
     """What was found of a program: a guess for the next time, which is compared."""
-    memory = REMEMBERED.setdefault(key, Memory())
+    memory = REMEMBERED.setdefault(key, ProgramMemory())
     # Least recently used goes first
     REMEMBERED.move_to_end(key)
     while len(REMEMBERED) > PROGRAMS:

@@ -17,7 +17,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import kfac_pinn as kp
 from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, Processes, laplacian
 
-FIXED = kp.TruncatedCG(iterations=5, backtracking=False)  # where to stop is a near tie
+FIXED = kp.TruncatedCG(iterations=3, backtracking=False)  # where to stop is a near tie
+KEEP, STRONG = kp.KeepDamping(), {"weight_decay": 0.1}  # where the damping falls, rounding grows
 NYSTROM = kp.TruncatedCG(iterations=20, preconditioner=kp.NystromPreconditioner())
 
 # Weight decay keeps the problem well conditioned, so that rounding stays rounding for 20 steps.
@@ -29,7 +30,7 @@ OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
     "KFAC Monte Carlo": (KFAC, {"damping": 1e-4, "factors": kp.Factors(fisher=kp.MonteCarlo())}),
     "KFAC empirical": (KFAC, {"damping": 1e-4, "factors": kp.Factors(fisher=kp.Empirical())}),
     "KFAC forward": (KFAC, {"damping": 1e-4, "factors": kp.Factors(fisher=kp.ForwardOnly())}),
-    "KFACStar": (kp.KFACStar, {"damping": 1e-2, "lr": 1e-3}),
+    "KFACStar": (kp.KFACStar, {"damping": 1.0, "lr": 1e-3}),
     "ENGD": (ENGD, {"damping": 1e-4}),
     "ENGD per layer": (ENGD, {"damping": 1e-4, "gramian": kp.PerLayer()}),
     "ENGD averaged": (ENGD, {"damping": 1e-4, "gramian": kp.Full(kp.Average(0.5))}),
@@ -37,16 +38,24 @@ OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
     "ENGD kernel": (ENGD, {"damping": 1e-4, "gramian": kp.SampleSpace()}),
     "ENGD Nystrom": (ENGD, {"damping": 1e-4, "gramian": kp.SampleSpace(kp.NystromKernel())}),
     "SPRING": (SPRING, {"damping": 1e-3}),
-    "HessianFree": (kp.HessianFree, {"solver": FIXED}),
-    "HessianFree Hessian": (kp.HessianFree, {"curvature": kp.Hessian(), "solver": FIXED}),
+    "HessianFree": (kp.HessianFree, {"solver": FIXED, "law": KEEP}),
+    "HessianFree Hessian": (
+        kp.HessianFree,
+        {"curvature": kp.Hessian(), "solver": FIXED, "law": KEEP},
+    ),
     "HessianFree Nystrom": (kp.HessianFree, {"solver": NYSTROM}),
-    "GaussNewton": (GaussNewton, {}),
-    "GaussNewton exact": (GaussNewton, {"compression": kp.Exact()}),
-    "GaussNewton sketch": (GaussNewton, {"compression": kp.Sketch(rows=30, hashes=2)}),
+    "GaussNewton": (GaussNewton, STRONG),
+    "GaussNewton exact": (GaussNewton, {"compression": kp.Exact(), **STRONG}),
+    "GaussNewton sketch": (GaussNewton, {"compression": kp.Sketch(rows=30, hashes=2), **STRONG}),
     "GaussNewton one evaluation": (GaussNewton, {"search": kp.OneEvaluation()}),
-    "LevenbergMarquardt": (kp.LevenbergMarquardt, {}),
+    "LevenbergMarquardt": (kp.LevenbergMarquardt, STRONG),
 }
 DECAY = 1e-2
+
+
+def with_decay(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with weight decay, if they have none."""
+    return {"weight_decay": DECAY, **arguments}
 
 
 class Net(nn.Module):
@@ -144,7 +153,7 @@ def trained(
     x = x[parts(len(x), inside or [1] * count)[rank]]
     y = y[parts(len(y), boundary or [1] * count)[rank]]
     kind, arguments = OPTIMIZERS[name]
-    optimizer = kind(model.parameters(), weight_decay=DECAY, processes=Processes(), **arguments)
+    optimizer = kind(model.parameters(), processes=Processes(), **with_decay(arguments))
     losses = [float(optimizer.step(CLOSURES[closure](model, x, y))) for _ in range(steps)]
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     return theta.numpy(), losses
@@ -276,7 +285,7 @@ def batched(rank: int, count: int, name: str, steps: int) -> Any:
     pairs = zip(x.tensor_split(2 + rank), y.tensor_split(2 + rank), strict=True)
     closure = kp.Batches([residuals(model, *pair) for pair in pairs])
     kind, arguments = OPTIMIZERS[name]
-    optimizer = kind(model.parameters(), weight_decay=DECAY, processes=Processes(), **arguments)
+    optimizer = kind(model.parameters(), processes=Processes(), **with_decay(arguments))
     for _ in range(steps):
         optimizer.step(closure)
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()

@@ -10,13 +10,13 @@ import kfac_pinn as kp
 from kfac_pinn import Batches
 from tests.distributed.cases import (
     CLOSURES,
-    DECAY,
     OPTIMIZERS,
     Net,
     batched,
     points,
     residuals,
     trained,
+    with_decay,
 )
 
 CUTS = [[20, 25, 15], [4, 1, 19]]
@@ -26,7 +26,7 @@ def parameters(name: str, closure: str, split: bool, steps: int) -> torch.Tensor
     """After some steps in one process."""
     model, x, y = Net(), points(60, 1), points(24, 2)
     kind, arguments = OPTIMIZERS[name]
-    optimizer = kind(model.parameters(), weight_decay=DECAY, **arguments)
+    optimizer = kind(model.parameters(), **with_decay(arguments))
     make = CLOSURES[closure]
     whole = make(model, x, y)
     parts = zip(x.split(CUTS[0]), y.split(CUTS[1]), strict=True)
