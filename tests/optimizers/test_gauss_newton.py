@@ -17,8 +17,6 @@ from kfac_pinn.optimizers.gauss_newton import damped_model
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import relative_l2
 from kfac_pinn.pinn.problems import poisson_2d
-from kfac_pinn.search.model import Trial
-from kfac_pinn.search.step import Step
 from kfac_pinn.search.trust_region import TargetSchedule
 from kfac_pinn.taylor_mode.operators import taylor
 
@@ -107,23 +105,6 @@ def test_a_step_that_does_not_lower_the_damping_lowers_the_target():
         stage = optimizer.memory.stage
         expected = optimizer.schedule.following(optimizer.stats["target"], stage.waited == 0)
         assert stage.target == expected
-
-
-@pytest.mark.parametrize(("share", "progressed"), [(0.66, True), (0.67, False), (1.0, False)])
-def test_a_damping_below_two_thirds_of_the_lowest_is_progress(share, progressed):
-    model, residuals = setting(sizes=(2, 4, 1))
-    optimizer = GaussNewton(model.parameters())
-    optimizer.step(residuals)
-    lin, lowest = linearize(residuals, model.parameters()), optimizer.memory.lowest
-    decomposition = optimizer.decompose(lin)
-    trial = Trial(
-        Step(torch.zeros(lin.size)), share * lowest * float(decomposition.S[0]) ** 2, 0.5, 1.0
-    )
-    optimizer._remember(trial, decomposition, accepted=False)
-    assert optimizer.memory.lowest == lowest  # of a step that was not taken
-    optimizer._remember(trial, decomposition, accepted=True)
-    assert (optimizer.memory.lowest < lowest) == progressed
-    assert (optimizer.memory.found == 2) == progressed
 
 
 @pytest.mark.parametrize("linear_term", [False, True], ids=["squares", "Ritz"])

@@ -150,3 +150,14 @@ def test_the_lowest_damping_is_remembered(steps):
             lowest = relative
         if lowest < math.inf:
             assert stage.lowest <= lowest * 1.5
+
+
+@pytest.mark.parametrize(
+    ("share", "after", "progressed"),
+    [(0.66, 0.9, True), (0.67, 0.9, False), (1.0, 0.9, False), (0.5, 1.0, False)],
+)
+def test_progress_is_a_damping_below_two_thirds_of_the_lowest(share, after, progressed):
+    """Of a step that was taken."""
+    stage = SCHEDULE.after(Stage(lowest=1e-3, waited=5), share * 1e-3, 1.0, after)
+    assert (stage.lowest < 1e-3) == progressed
+    assert stage.waited == (0 if progressed else 6)
