@@ -127,7 +127,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def kernel_by(lin: Linearization, factored: bool) -> Tensor:
     """The kernel, forced through factors (layers only) or rows."""
     choice = lambda block: factored and isinstance(block, Layer)  # noqa: E731
-    with mock.patch.object(lin, "_factored_is_cheaper", side_effect=choice):
+    with mock.patch.object(lin, "factored_is_cheaper", side_effect=choice):
         return lin.kernel()
 
 
