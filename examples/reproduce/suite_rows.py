@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,6 +38,7 @@ from kfac_pinn import (
 )
 from kfac_pinn.linalg import KroneckerSum
 from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.training.clock import now
 
 Work = Callable[[], object]
 Points = tuple[Tensor, Tensor]
@@ -268,12 +268,12 @@ ROWS: dict[str, Callable[[], dict[str, Work]]] = {
 
 
 def seconds_of(work: Work) -> float:
-    """The median of some repetitions, process seconds."""
+    """The median of some repetitions, CPU seconds of this thread."""
     times: list[float] = []
     while len(times) < FEWEST or (sum(times) < SECONDS and len(times) < MOST):
-        start = time.process_time()
+        start = now()
         work()
-        times.append(time.process_time() - start)
+        times.append(now() - start)
     return statistics.median(times)
 
 

@@ -46,9 +46,9 @@ closure = batch.residuals(model)
 optimizer = KFACPINN(model.parameters(), check=False, processes=processes)
 seconds, sent = [], []
 for _ in range(WARM_UP + chosen.steps):
-    start, before = time.perf_counter(), processes.sent if processes else 0
+    wall, before = time.perf_counter(), processes.sent if processes else 0
     optimizer.step(closure)
-    seconds.append(time.perf_counter() - start)
+    seconds.append(time.perf_counter() - wall)
     sent.append((processes.sent if processes else 0) - before)
 
 P = sum(p.numel() for p in model.parameters())

@@ -77,10 +77,10 @@ def by_nested_autograd() -> Iterator[None]:
     """The problems' operators replaced."""
     where = "kfac_pinn.pinn.problems"
     with (
-        mock.patch(f"{where}.poisson.laplacian", nested_laplacian),
-        mock.patch(f"{where}.burgers.taylor", nested_taylor),
-        mock.patch(f"{where}.fokker_planck.taylor", nested_taylor),
-        mock.patch(f"{where}.heat.taylor", nested_taylor),
+        mock.patch(f"{where}.poisson_equation.laplacian", nested_laplacian),
+        mock.patch(f"{where}.burgers_equation.taylor", nested_taylor),
+        mock.patch(f"{where}.fokker_planck_equation.taylor", nested_taylor),
+        mock.patch(f"{where}.heat_equation.taylor", nested_taylor),
         mock.patch(f"{where}.ritz.taylor", nested_taylor),
         mock.patch("kfac_pinn.pinn.conditions.taylor", nested_taylor),
     ):

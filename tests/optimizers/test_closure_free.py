@@ -20,7 +20,7 @@ import kfac_pinn
 from kfac_pinn import ENGD, KFACPINN, SPRING, GaussNewton, HessianFree
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.optimizers.hessian_free import Hessian
-from kfac_pinn.optimizers.reading import does_nothing
+from kfac_pinn.optimizers.reading import added_by
 from kfac_pinn.search.line import NormConstraint
 
 EXPORTED = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
@@ -440,11 +440,14 @@ def test_steps_with_a_closure_keep_no_graph_of_other_losses() -> None:
     assert not optimizer._source.losses
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize(("returns", "sends"), [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_to_do_nothing_is_to_return_nothing_and_to_send_nothing_backwards(
-    returns: int, sends: int
-) -> None:
+def test_what_a_closure_adds_to_gradients_that_wait(returns: int, sends: int, waits: bool) -> None:
+    """Nothing by doing nothing, what it sends backwards, and not what it only returns."""
     model, x = network(2, 3, 1), points(5)
+    parameters = list(model.parameters())
+    if waits:
+        model(x).sum().backward()
 
     def closure() -> Tensor | None:
         loss = model(x).square().mean()
@@ -452,7 +455,12 @@ def test_to_do_nothing_is_to_return_nothing_and_to_send_nothing_backwards(
             loss.backward()
         return loss if returns else None
 
-    assert does_nothing(closure) == (not returns and not sends)
+    added = added_by(closure, parameters)
+    if not sends:
+        assert added == (None if returns else [])
+    else:
+        assert (added is not None) == waits
+        assert added is None or [float(each) for each in added] == [model(x).square().mean()]
 
 
 def test_a_closure_that_does_nothing_leaves_the_step_to_the_losses() -> None:
