@@ -4,8 +4,8 @@
     python examples/reproduce/benchmark_suite.py measure --only "step: KFACPINN" --threads 2
     python examples/reproduce/benchmark_suite.py measure --against ../older  # a checkout
 
-Every measurement is a process of its own (suite_rows.py), float64: median CPU seconds of the thread that works, peak
-memory above that of the built network, operations of the matrix products as torch counts them, and
+Every measurement is a process of its own (suite_rows.py), float64: median CPU seconds, peak memory
+above that of the built network, operations of the matrix products as torch counts them, and
 the ratio to one large matrix product of as many operations in the same process.  With `--against`
 both checkouts take turns, in one run.  Results: results/suite.json; `report` fills the page "Cost
 of a step" from them.
