@@ -87,10 +87,11 @@ def cells(row: str, found: dict[str, Any]) -> list[list[str]]:
             lines.append([row if way == "ours" else "", way, each["failed"][:60], "", "", "", ""])
             continue
         ratio = "" if way == "ours" else f"{ours['seconds'] / each['seconds']:.2f}"
+        counted = f"{each['operations'] / 1e9:.3g}" if each["operations"] else "not counted"
         products = f"{each['products']:.1f}" if each["products"] else ""
         lines.append([
             row if way == "ours" else "", way, f"{1e3 * each['seconds']:.3g}",
-            f"{each['MiB']:.0f}", f"{each['operations'] / 1e9:.3g}", products, ratio,
+            f"{each['MiB']:.0f}", counted, products, ratio,
         ])  # fmt: skip
     return lines
 
