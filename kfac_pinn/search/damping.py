@@ -83,7 +83,7 @@ class Towards:
     gain: float = 2.0
     # Two steps of `gain`, since a failure costs an evaluation
     rise: float = 4.0
-    least: float = 1e-16  # as of `Marquardt`
+    least: float = TINY  # as of `Marquardt`
 
     def __call__(self, damping: float, ratio: float) -> float:
         """The next lambda; a ratio that is not a number counts as failure."""

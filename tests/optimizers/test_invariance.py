@@ -31,6 +31,7 @@ from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
 from kfac_pinn.optimizers.hessian_free import TruncatedCG
 from kfac_pinn.pinn.problems import WithDiffusivity, inverse_heat
 from kfac_pinn.search.line import Armijo
+from kfac_pinn.search.one_evaluation import OneEvaluation
 
 # Without backtracking: rounding would decide between iterates of equal loss.
 NYSTROM = TruncatedCG(backtracking=False, preconditioner=NystromPreconditioner())
@@ -105,15 +106,19 @@ def test_the_order_of_points_parameters_and_terms_does_not_matter(
     assert relative(found, expected) <= TOLERANCE.get(name, 1e-9)
 
 
-@pytest.mark.parametrize("name", ["GaussNewton", "KFACPINN", "LevenbergMarquardt"])
+@pytest.mark.parametrize("search", [None, OneEvaluation()], ids=["trials", "one evaluation"])
+@pytest.mark.parametrize("kind", [GaussNewton, KFACPINN, LevenbergMarquardt])
 @settings(max_examples=4)
 @given(exponent=st.integers(-12, 12))
-def test_the_unit_of_the_residual_does_not_matter(name: str, exponent: int) -> None:
+def test_the_unit_of_the_residual_does_not_matter(
+    kind: Any, search: OneEvaluation | None, exponent: int
+) -> None:
     """Metres or millimetres: all terms in another unit, the loss in its square."""
 
     def path(unit: float) -> Tensor:
         model, x, xb = network(2, 5, 4, 1), points(10), points(4, seed=1)
-        optimizer = OPTIMIZERS[name](list(model.parameters()))
+        chosen = {"search": search} if search else {}
+        optimizer = kind(list(model.parameters()), **chosen)
         for _ in range(4):
             optimizer.step(lambda: [unit * (laplacian(model, x) + 1), unit * model(xb)])
         return flat(model)
