@@ -167,7 +167,7 @@ FAULTS: dict[str, Fault] = {
         SEEDS,
     ),
     "offset of blocks": Fault(
-        "linalg/dense.py", "start = stop", "start = len(rows)", "tests/linalg/test_linalg.py"
+        "linalg/dense.py", "start = stop", "start = len(rows)", "tests/linalg/test_dense.py"
     ),
     "offset of the ridge": Fault(
         "curvature/compression.py", "start += len(part)", "start = len(part)", SPACE
@@ -218,13 +218,13 @@ FAULTS: dict[str, Fault] = {
         "linalg/dense.py",
         "if failed or not shift.all():",
         "if failed:",
-        "tests/linalg/test_linalg.py",
+        "tests/linalg/test_dense.py",
     ),
     "negative eigenvalues": Fault(
         "linalg/dense.py",
         "kept = values.abs() >",
         "kept = values >",
-        "tests/linalg/test_linalg.py",
+        "tests/linalg/test_dense.py",
     ),
     "the bend of a shortened step": Fault(
         "optimizers/levenberg_marquardt.py",
