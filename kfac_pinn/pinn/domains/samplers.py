@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn import settings
+from kfac_pinn.settings import FUNCTION, optional, whole
+
 __all__ = ["Device", "Fill", "Sampler", "check_count", "grid", "sobol", "together", "uniform"]
 
 Device: TypeAlias = "torch.device | str | None"
@@ -70,6 +73,10 @@ class Sampler:
     coordinates: int
     fill: Fill = uniform
     keep: Keep | None = None
+
+    def __post_init__(self) -> None:
+        settings.check(self, place=FUNCTION, coordinates=whole(0), fill=FUNCTION)
+        settings.check(self, keep=optional(FUNCTION))
 
     def __call__(
         self,

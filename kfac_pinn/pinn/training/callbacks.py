@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from kfac_pinn import settings
 from kfac_pinn.pinn.training.run import Callback, Run
+from kfac_pinn.settings import NOT_NEGATIVE, optional, whole, whole_number
 
 __all__ = ["Patience", "Progress", "Schedule", "StopAtError"]
 
@@ -18,6 +20,9 @@ class StopAtError(Callback):
     """Stops at the first row of the history whose relative L2 error is at most the target."""
 
     target: float
+
+    def __post_init__(self) -> None:
+        settings.check(self, target=NOT_NEGATIVE)
 
     def on_step(self, run: Run) -> None:
         error = run.rows[-1].get("relative_l2", math.inf)
@@ -29,13 +34,12 @@ class Patience(Callback):
     """Stops when the held-out loss of the history has not improved for so many steps.
 
     Raises:
-        ValueError: unless that is a whole number of at least one.
+        TypeError, ValueError: unless that is a whole number of at least one.
     """
 
     def __init__(self, steps: int) -> None:
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"Patience needs a number of steps, found {steps!r}")
-        self.steps, self.best, self.since = steps, math.inf, 0
+        self.steps = whole_number("Patience: steps", steps)
+        self.best, self.since = math.inf, 0
 
     def on_step(self, run: Run) -> None:
         row = run.rows[-1]
@@ -63,7 +67,7 @@ class Schedule(Callback):
 
     def __init__(self, scheduler: LRScheduler) -> None:
         if not isinstance(scheduler, LRScheduler):
-            raise TypeError(f"Schedule needs a scheduler of torch, found {scheduler!r}")
+            raise TypeError(f"Schedule: scheduler must be one of torch's, found {scheduler!r}")
         self.scheduler = scheduler
 
     def on_start(self, run: Run) -> None:
@@ -98,10 +102,11 @@ class Progress(Callback):
         total: steps of the whole run; those (else the seconds) of `fit`'s budget by default.
     """
 
-    ends = False
+    ends, alone = False, True
 
     def __init__(self, total: int | None = None) -> None:
         self.total = total
+        settings.check(self, total=optional(whole(1)))
 
     def on_start(self, run: Run) -> None:
         from tqdm.auto import tqdm  # only where a bar is wanted: it takes a while to import
