@@ -13,7 +13,7 @@ from hyperlora_ext.condition import Condition, draw, residuals_of
 from hyperlora_ext.family import CONDITION, Family
 from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.settings import FUNCTION, SIZES, instance, named, whole_number
+from kfac_pinn.settings import FUNCTION, SIZES, instance, is_count, named
 
 __all__ = ["Sizes", "TaskBatch", "TaskProblem", "Tasks", "known_fields"]
 
@@ -76,11 +76,12 @@ class TaskProblem(Problem):
         SIZES("TaskProblem: sizes", sizes)
         super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
         if isinstance(tasks, int):
-            whole_number("TaskProblem: tasks", tasks)
-        elif isinstance(tasks, Tensor):
-            tasks = family.space.check(tasks)
-        else:
+            if not is_count(tasks):
+                raise ValueError(f"TaskProblem: {tasks} tasks in a batch: give at least 1")
+        elif callable(tasks):
             FUNCTION("TaskProblem: tasks", tasks)
+        else:
+            tasks = checked_tasks(family, tasks)
         for name, value in (("family", family), ("tasks", tasks), ("sizes", sizes)):
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
@@ -115,6 +116,17 @@ class TaskProblem(Problem):
         return self.family.space.check(
             self.tasks(generator) if callable(self.tasks) else self.tasks
         )
+
+
+def checked_tasks(family: Family, tasks: Any) -> Tensor:
+    """A fixed set of tasks, (T, p)."""
+    try:
+        return family.space.check(tasks)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
+            f"TaskProblem: tasks are none of this family, found {tasks!r}: {error}"
+        ) from None
 
 
 def shared(terms: Mapping[str, Condition], points: int) -> Sizes:

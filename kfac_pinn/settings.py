@@ -13,12 +13,14 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from sys import float_info
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "ANY_SIZE",
     "BELOW_ONE",
     "FINITE",
     "FLAG",
@@ -40,6 +42,7 @@ __all__ = [
     "check",
     "having",
     "instance",
+    "is_count",
     "many",
     "named",
     "optional",
@@ -48,6 +51,9 @@ __all__ = [
 ]
 
 Rule: TypeAlias = Callable[[str, Any], None]
+
+
+FINE = float_info.max  # the largest number that is finite
 
 
 def check(owner: object, /, **rules: Rule) -> None:
@@ -64,16 +70,24 @@ def check(owner: object, /, **rules: Rule) -> None:
         rule(f"{type(owner).__name__}: {name}", getattr(owner, name))
 
 
-def number(holds: Callable[[float], bool], words: str) -> Rule:
-    """A finite number for which something holds; `words` say what, after its name."""
+def number(holds: Callable[[float], bool], words: str, sign: str = "", most: float = FINE) -> Rule:
+    """A number, finite unless `most` is more, for which something holds.
+
+    Args:
+        holds: of the number.
+        words: that say so, after its name.
+        sign: the same as a formula, after its name.
+        most: inf where it may be infinite.
+    """
 
     def rule(name: str, value: Any) -> None:
         scalar = isinstance(value, Tensor) and value.ndim == 0
         # bool is a number to Python, and lr=True a mistake
         if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
             raise TypeError(f"{name} must be a number, found {value!r}{as_number(value)}")
-        if not (math.isfinite(value) and holds(float(value))):
-            raise ValueError(f"{name} {words}, found {value}")
+        if not (holds(float(value)) and float(value) <= most):
+            formula = f" ({name.rpartition(' ')[2]} {sign})" if sign else ""
+            raise ValueError(f"{name} {words}{formula}, found {value}")
 
     return rule
 
@@ -86,9 +100,10 @@ def as_number(value: Any) -> str:
         return ""
 
 
-FINITE = number(lambda value: True, "must be finite")
-POSITIVE = number(lambda value: value > 0, "must be positive")
-NOT_NEGATIVE = number(lambda value: value >= 0, "must not be negative")
+FINITE = number(math.isfinite, "must be finite")
+POSITIVE = number(lambda value: value > 0, "must be positive", "> 0")
+NOT_NEGATIVE = number(lambda value: value >= 0, "must not be negative", ">= 0")
+ANY_SIZE = number(lambda value: value >= 0, "must not be negative", ">= 0", math.inf)
 BELOW_ONE = number(lambda value: 0 <= value < 1, "must be in [0, 1)")
 SHARE = number(lambda value: 0 <= value <= 1, "must be in [0, 1]")
 INSIDE = number(lambda value: 0 < value < 1, "must be in (0, 1)")
@@ -121,6 +136,11 @@ def whole_number(name: str, value: Any, least: int | None = 1) -> int:
     if least is not None and found < least:
         raise ValueError(f"{name} {must}, found {shown(value)}")
     return found
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is 1, 2, 3, ..."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def whole(least: int | None) -> Rule:

@@ -118,6 +118,7 @@ RIGHT: dict[str, list[Any]] = {
     "Problem.name": ["1"],
     "InverseProblem.name": ["1"],
     "HyperLoRA.rank": [1],
+    "StopAtError.target": [math.inf],
     "TaskProblem.tasks": [1],
 }
 SIGNED = {"seed", "low", "start", "end", "guess", "truth", "lower", "upper"}  # may be below zero
@@ -234,12 +235,15 @@ def test_what_all_optimizers_take(kind: Any) -> None:
         (lambda: Sketch(2, hashes=3), "Sketch: rows must be at least 3, found 2"),
         (lambda: Armijo("0.1"), "Armijo: c must be a number, found '0.1'; write 0.1"),
         (lambda: Armijo(1.0), r"Armijo: c must be in \(0, 1\), found 1.0"),
-        (lambda: GridSearch([1.0, -1.0]), r"GridSearch: lengths\[1\] must be positive, found -1"),
+        (lambda: GridSearch([1.0, -1.0]), r"GridSearch: lengths\[1\] must be positive"),
         (lambda: GridSearch([]), "GridSearch: lengths must hold 1 at least"),
         (lambda: Factors(average=0.9), r"Factors: average must be .* Average\(\), found 0.9"),
         (lambda: Factors(average=Average), r"average is the class Average: write Average\(\)"),
         (lambda: Average(1.0), r"Average: decay must be in \[0, 1\), found 1.0"),
-        (lambda: NystromKernel(tail=-1), "NystromKernel: tail must not be negative, found -1"),
+        (
+            lambda: NystromKernel(tail=-1),
+            r"NystromKernel: tail must not be negative \(tail >= 0\), found -1",
+        ),
         (lambda: TruncatedCG(iterations=0), "TruncatedCG: iterations must be a whole number"),
         (lambda: TruncatedCG(stop=[1]), r"TruncatedCG: stop\[0\] must be a function, found 1"),
         (lambda: KFAC(network().parameters(), search=0), r"KFAC: search .*Armijo\(\), found 0"),

@@ -103,7 +103,9 @@ class ModifiedMLP(nn.Module):
         super().__init__()
         self.layers = _linears(self, sizes)
         if len(set(sizes[1:-1])) != 1:
-            raise ValueError(f"ModifiedMLP: sizes must be of one hidden width, not {sizes[1:-1]}")
+            raise ValueError(
+                f"ModifiedMLP: sizes must have hidden layers of one width, not {sizes[1:-1]}"
+            )
         self.encoders = nn.ModuleList(nn.Linear(sizes[0], sizes[1]) for _ in range(2))
         self.activation = _function(self, activation)
 

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kfac_pinn import settings
 from kfac_pinn.pinn.training.run import Callback, Run
-from kfac_pinn.settings import NOT_NEGATIVE, optional, whole, whole_number
+from kfac_pinn.settings import ANY_SIZE, is_count, optional, whole
 
 __all__ = ["Patience", "Progress", "Schedule", "StopAtError"]
 
@@ -22,7 +22,7 @@ class StopAtError(Callback):
     target: float
 
     def __post_init__(self) -> None:
-        settings.check(self, target=NOT_NEGATIVE)
+        settings.check(self, target=ANY_SIZE)
 
     def on_step(self, run: Run) -> None:
         error = run.rows[-1].get("relative_l2", math.inf)
@@ -38,8 +38,9 @@ class Patience(Callback):
     """
 
     def __init__(self, steps: int) -> None:
-        self.steps = whole_number("Patience: steps", steps)
-        self.best, self.since = math.inf, 0
+        if not is_count(steps):
+            raise ValueError(f"Patience needs a number of steps, found {steps!r}")
+        self.steps, self.best, self.since = steps, math.inf, 0
 
     def on_step(self, run: Run) -> None:
         row = run.rows[-1]
@@ -67,7 +68,7 @@ class Schedule(Callback):
 
     def __init__(self, scheduler: LRScheduler) -> None:
         if not isinstance(scheduler, LRScheduler):
-            raise TypeError(f"Schedule: scheduler must be one of torch's, found {scheduler!r}")
+            raise TypeError(f"Schedule needs a scheduler of torch, found {scheduler!r}")
         self.scheduler = scheduler
 
     def on_start(self, run: Run) -> None:

@@ -10,7 +10,7 @@ from kfac_pinn import settings
 from kfac_pinn.notices import outside
 from kfac_pinn.pinn.training import identity, storage
 from kfac_pinn.pinn.training.run import Callback, Run
-from kfac_pinn.settings import FLAG, instance, whole
+from kfac_pinn.settings import FLAG, instance, is_count
 
 __all__ = ["Checkpoint"]
 
@@ -42,8 +42,10 @@ class Checkpoint(Callback):
 
     def __init__(self, path: str | Path, every: int = 1000, resume: bool = True) -> None:
         instance((str, Path), "a path")("Checkpoint: path", path)
+        if not is_count(every):
+            raise ValueError(f"Checkpoint: every must be a number of steps, found {every!r}")
         self.path, self.every, self.resume = Path(path), every, resume
-        settings.check(self, every=whole(1), resume=FLAG)
+        settings.check(self, resume=FLAG)
         self.facts: dict[str, str] = {}
 
     def on_start(self, run: Run) -> None:

@@ -19,7 +19,7 @@ from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.pinn.problem import Batch, Problem, squares
 from kfac_pinn.pinn.training import clock
 from kfac_pinn.processes import ALONE, Group
-from kfac_pinn.settings import SIZES, whole
+from kfac_pinn.settings import SIZES, is_count
 
 __all__ = ["Budget", "Callback", "Every", "Fixed", "Row", "Run", "Sampling"]
 
@@ -290,14 +290,16 @@ class Every:
         sizes: numbers of points by term, in place of the problem's.
 
     Raises:
-        TypeError, ValueError: unless steps is a whole number of at least one.
+        TypeError, ValueError: unless steps is a whole number of at least one, and sizes are too.
     """
 
     steps: int
     sizes: Sizes = None
 
     def __post_init__(self) -> None:
-        settings.check(self, steps=whole(1), sizes=SIZES)
+        if not is_count(self.steps):
+            raise ValueError(f"Every: {self.steps!r} steps: give 1, 2, ..., or Fixed()")
+        settings.check(self, sizes=SIZES)
 
     def __call__(self, run: Run) -> Batch | None:
         return run.draw(self.sizes) if run.step % self.steps == 0 else None
