@@ -140,7 +140,7 @@ def whole_number(name: str, value: Any, least: int | None = 1) -> int:
 
 def is_count(value: Any) -> bool:
     """Whether it is 1, 2, 3, ..."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def whole(least: int | None) -> Rule:

@@ -34,7 +34,7 @@ class LinearMap:
     def __init__(self, matrix: Tensor) -> None:
         TENSOR("LinearMap: matrix", matrix)
         if matrix.ndim != 2:
-            raise ValueError(f"LinearMap: matrix is of shape (N, M), found {tuple(matrix.shape)}")
+            raise ValueError(f"LinearMap: matrix is a matrix (N, M), found {tuple(matrix.shape)}")
         self.matrix = matrix.detach()
 
     def __call__(self, values: Tensor) -> Tensor:
