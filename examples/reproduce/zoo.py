@@ -34,6 +34,7 @@ from kfac_pinn import (
     GaussNewton,
     InverseProblem,
     Problem,
+    Progress,
     Run,
     WithUnknowns,
     fit,
@@ -136,7 +137,7 @@ def trained(name: str, optimizer: str, seed: int, seconds: tuple[float, ...]) ->
             seconds=seconds[-1],
             every=10**9,
             seed=seed,
-            callbacks=[marks],
+            callbacks=[marks, Progress()],
         )
         steps, loss, reason = history.last["step"], history.last["loss"], history.reason
     except Exception as error:
