@@ -47,15 +47,35 @@ def untouched() -> Iterator[None]:
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("page", [p for p in PAGES if FENCE.search(p.read_text())], ids=name_of)
-def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)  # what a snippet writes is left there
     exec(compile(program(page.read_text()), str(page), "exec"), {"__name__": "__main__"})
+    if page.name == "README.md":  # its number, which rounding may change a little elsewhere
+        (said,) = re.findall(r"# (\S+) after \d+ s", page.read_text())
+        (found,) = re.findall(r"relative error (\S+)", capsys.readouterr().out)
+        assert 1 / 4 < float(found) / float(said) < 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     gone = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not gone, f"{name_of(page)} links to {gone}"
+
+
+FILE = re.compile(r"(?:examples|tests|kfac_pinn|hyperlora_ext)/[\w/.-]+\.(?:py|json|csv|ipynb)\b")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_named_exist(page: Path) -> None:
+    """Results are in the repository, not in the source distribution."""
+    named = {path for path in FILE.findall(page.read_text()) if "/results/" not in path}
+    gone = [path for path in named if not (ROOT / path).exists()]
+    assert not gone, f"{name_of(page)} names {gone}"
 
 
 def test_equations_are_numbered_in_order() -> None:
