@@ -135,13 +135,35 @@ def sum_of_squares(blocks: Iterable[Tensor]) -> Tensor:
         ValueError: if there is no block.
     """
     total: Tensor | None = None
-    for rows in blocks:
+    for rows in _columns_together(blocks):
         if total is None:
             total = rows.new_zeros(rows.shape[1], rows.shape[1])
         _add_upper_square(rows, total)
     if total is None:
         raise ValueError("J^T J was asked of no rows; give at least one block")
     return _mirrored(total)
+
+
+WIDE = 192  # from here on the copy below pays
+PIECE = 512  # rows; with a thousand columns 4 MiB
+
+
+def _columns_together(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same rows in pieces whose columns are contiguous, where that is faster on a CPU.
+
+    Halves of a row-major matrix lie a power of two apart in memory, so that their columns compete
+    for the same lines of the cache: the square of 256 columns takes a third less from a copy.
+    A piece is good until the next one is asked for.
+    """
+    copy: Tensor | None = None
+    for rows in blocks:
+        if rows.device.type != "cpu" or rows.shape[1] < WIDE or rows.stride(0) == 1:
+            yield rows
+            continue
+        for piece in rows.split(PIECE):
+            if copy is None:
+                copy = piece.new_empty(piece.shape[1], PIECE)
+            yield copy[:, : len(piece)].copy_(piece.mT).mT
 
 
 # Blocks of this width are multiplied whole: narrower ones lose in speed what symmetry saves.

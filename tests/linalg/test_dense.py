@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from random_matrices import normal, psd, seeds, sizes
@@ -102,6 +103,13 @@ def test_sum_of_squares(columns):
     assert torch.equal(total, total.mT)
     with pytest.raises(ValueError, match="no rows"):
         sum_of_squares([])
+
+
+@pytest.mark.parametrize("layout", [Tensor.contiguous, lambda J: J.mT.contiguous().mT])
+def test_squares_of_many_wide_rows(layout):
+    """Above some width rows are copied piece by piece; the last piece is shorter."""
+    J = layout(normal(0, 1300, 200))
+    torch.testing.assert_close(sum_of_squares([J[:1100], J[1100:1100], J[1100:]]), J.mT @ J)
 
 
 @pytest.mark.parametrize("columns", [5, 600])
