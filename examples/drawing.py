@@ -41,7 +41,7 @@ def field(title: str, points: Tensor, values: Tensor, names: str = "xy") -> Pane
 
 def deviation(title: str, points: Tensor, values: Tensor, names: str = "xy") -> Panel:
     """A map of what should be zero: white there, red above and blue below."""
-    largest = max(float(values.detach().abs().max()), 1e-300)
+    largest = max(float(values.detach().nan_to_num().abs().max()), 1e-300)
     levels = torch.linspace(-largest, largest, 65).tolist()
     return colours(title, points, values, names, {"levels": levels, "cmap": "RdBu_r"})
 
