@@ -20,6 +20,7 @@ import typer
 from benchmark_step import versions
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 CASES = ["10065", "118145"]
@@ -62,7 +63,7 @@ def main(
     """Print wall seconds and bytes a step, and store them."""
     table = Table("parameters", "", "wall s", "bytes", "by formula")
     figures: dict[str, object] = {}
-    for case in cases:
+    for case in tqdm(cases, unit="case"):
         rows = [
             {name: measured(case, points, steps, *run) for name, run in RUNS.items()}
             for _ in range(rounds)

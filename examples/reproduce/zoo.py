@@ -42,6 +42,7 @@ from kfac_pinn import (
     Normalized,
     PirateNet,
     Problem,
+    Progress,
     Run,
     WithUnknowns,
     fit,
@@ -190,7 +191,7 @@ class Runner:
                 seconds=seconds[-1],
                 every=10**9,
                 seed=self.seed,
-                callbacks=[marks],
+                callbacks=[marks, Progress()],
             )
             steps, loss, reason = history.last["step"], history.last["loss"], history.reason
         except Exception as error:
