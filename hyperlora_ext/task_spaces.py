@@ -161,7 +161,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Several numbers, each in an interval of its own.
+    """Several numbers, each in an interval of its own: a task is (d,), tasks are (n, d).
 
     Attributes:
         parts: the intervals, one a number.

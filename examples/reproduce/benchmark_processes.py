@@ -20,6 +20,7 @@ import typer
 from benchmark_step import versions
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 CASES = ["10065", "118145"]
@@ -64,7 +65,7 @@ def main(
     figures: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
     facts = {"points": points, "steps": steps, "rounds": rounds, "cores": os.cpu_count()}
     facts |= {"load": os.getloadavg()[0], **versions(__file__)}
-    for case in cases:
+    for case in tqdm(cases, unit="case"):
         rows = [
             {name: measured(case, points, steps, *run) for name, run in RUNS.items()}
             for _ in range(rounds)

@@ -54,7 +54,7 @@ def identity(like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Average:
-    """M <- decay M + (1 - decay) M_new, from `start` times the identity.
+    """M <- decay M + (1 - decay) M_new, from `start` times the identity; M of shape (d, d).
 
     Args:
         decay: in [0, 1); 0 forgets at once.

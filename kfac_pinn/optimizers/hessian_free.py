@@ -87,7 +87,7 @@ PRECONDITIONER = optional(having("factor", "NystromPreconditioner()"))
 
 @dataclass(frozen=True)
 class TruncatedCG:
-    """How (C + lambda I) p = -grad L is solved, and which of the iterates becomes the step.
+    """How (C + lambda I) p = -grad L, p (P,), is solved, and which iterate becomes the step.
 
     Args:
         stop: rules, the first that applies ends the iteration.

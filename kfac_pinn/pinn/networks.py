@@ -33,7 +33,7 @@ class MLP(nn.Module):
     """Linear layers with an activation between them: W_L s(... s(W_1 x + b_1) ...) + b_L.
 
     With tanh and PyTorch's default initialisation (both default) the network of the published
-    K-FAC experiments: `MLP((5, 64, 64, 48, 48, 1))`.
+    K-FAC experiments: `MLP((5, 64, 64, 48, 48, 1))`. From (N, d_in) to (N, d_out).
 
     Args:
         sizes: (d_in, hidden widths ..., d_out).
@@ -60,7 +60,8 @@ class SIREN(nn.Module):
     """Sine network: hidden layers sin(omega (W x + b)), a linear output.
 
     W uniform in +-1/d_in for the first layer and +-sqrt(6/d_in)/omega after it, so that every
-    layer's input to the sine has unit variance. Source: Sitzmann et al. (2020), section 3.2.
+    layer's input to the sine has unit variance. From (N, d_in) to (N, d_out).
+    Source: Sitzmann et al. (2020), section 3.2.
 
     Args:
         sizes: (d_in, hidden widths ..., d_out).
@@ -89,7 +90,7 @@ class ModifiedMLP(nn.Module):
     """An MLP whose hidden layers are mixed with two encodings of the input.
 
     U = s(W_U x + b_U), V = s(W_V x + b_V), H_{l+1} = (1 - Z_l) U + Z_l V, Z_l = s(W_l H_l + b_l).
-    Source: Wang, Teng & Perdikaris (2021), eqs. 43-47.
+    From (N, d_in) to (N, d_out). Source: Wang, Teng & Perdikaris (2021), eqs. 43-47.
 
     Args:
         sizes: (d_in, hidden widths, all equal, ..., d_out).
@@ -179,7 +180,9 @@ class _PirateBlock(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """x -> (cos(B x), sin(B x)) with a fixed random B. Source: Tancik et al. (2020).
+    """x -> (cos(B x), sin(B x)) with a fixed random B; from (N, d_in) to (N, width).
+
+    Source: Tancik et al. (2020).
 
     Args:
         d_in: the dimension of x.
@@ -211,8 +214,8 @@ ONE_EACH = "one number a coordinate, None where there is none"
 class PeriodicFeatures(nn.Module):
     """Exact periodicity: x_i -> cos, sin(2 pi k x_i / period_i), k = 1 ... harmonics.
 
-    Coordinates without a period pass unchanged and come first. The frequencies are float64 until
-    the module is cast: a period is right to the last bit of x.
+    From (N, d) to (N, width). Coordinates without a period pass unchanged and come first. The
+    frequencies are float64 until the module is cast: a period is right to the last bit of x.
 
     Args:
         periods: one period a coordinate, None where there is none.

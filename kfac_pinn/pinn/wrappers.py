@@ -19,7 +19,9 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Normalized(nn.Module):
-    """Scales a box to [-1, 1]^d, to stand in front of a network: x -> slope x + shift.
+    """Scales a box to [-1, 1]^d, to stand in front of a network.
+
+    x -> slope x + shift, from (N, d) to (N, d).
 
     Args:
         box: of the points.
@@ -93,7 +95,7 @@ class SideBySide(nn.Module):
 
 
 class WithUnknowns(nn.Module):
-    """A network together with numbers to be found, its attributes: `model.viscosity`.
+    """A network together with numbers to be found, its attributes: `model.viscosity`, shape ().
 
     Args:
         network: u.

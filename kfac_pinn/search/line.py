@@ -25,7 +25,7 @@ PUBLISHED_GRID = tuple(2.0**-k for k in range(31))  # Mueller & Zeinhofer (2023)
 
 
 class Search(Protocol):
-    """Chooses a step along a direction; one that never evaluates the loss has evaluates = False."""
+    """Chooses a step along a direction (P,); one that evaluates no loss has evaluates = False."""
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor

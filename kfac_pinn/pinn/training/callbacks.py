@@ -97,7 +97,7 @@ class Schedule(Callback):
 
 
 class Progress(Callback):
-    """A progress bar over the budget, with the loss and the last row's error.
+    """A progress bar over the budget: loss, the last row's error, steps, and the seconds left.
 
     Args:
         total: steps of the whole run; those (else the seconds) of `fit`'s budget by default.
@@ -121,7 +121,11 @@ class Progress(Callback):
         done = run.step
         if self.by_seconds:
             done = min(round(run.seconds, 1), self.bar.total)
-        self.bar.set_postfix_str(f"loss {run.loss:.2e}, {_error(run)}", refresh=False)
+        text = f"loss {run.loss:.2e}, {_error(run)}"
+        if self.by_seconds:
+            left = self.bar.total - done
+            text = f"{text}, step {run.step}, {left:.0f} s left"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(done - self.bar.n)
 
     def on_end(self, run: Run) -> None:
