@@ -296,3 +296,24 @@ def cut_up(rank: int, count: int) -> Any:
     mesh = init_device_mesh("cpu", (count,))
     piece = nn.Parameter(distribute_tensor(torch.ones(4).double(), mesh, [Shard(0)]))
     KFACPINN([piece], processes=Processes()).step(lambda: piece)
+
+
+def triples(model: Any, x: Tensor, y: Tensor) -> Callable[[], Any]:
+    """Differences within triples of points: each point is read by several residuals."""
+
+    def differences() -> Tensor:
+        u = model(x).view(-1, 3)
+        return torch.stack([u[:, 0] - u[:, 1], u[:, 1] * u[:, 2], u[:, 2] - u[:, 0]], 1).reshape(-1)
+
+    return lambda: (equation(model, x), differences(), 3 * model(y))
+
+
+def sampled_factors(rank: int, count: int) -> Any:
+    """Kronecker factors of a term whose rows are mixed, by random signs."""
+    model, x, y = Net(), points(60, 1), points(24, 2)
+    ends = {1: [0, 60], 2: [0, 24, 60], 3: [0, 9, 39, 60]}[count]  # whole triples
+    closure = triples(model, x[ends[rank] : ends[rank + 1]], y[rank::count])
+    found = kp.linearize(closure, list(model.parameters()), processes=Processes())
+    measured = kp.Factors().measure(found, 4)
+    pairs = [p for f in measured.values() for p in getattr(f, "pairs", {}).values()]
+    return [(pair.A.numpy(), pair.B.numpy()) for pair in pairs]
