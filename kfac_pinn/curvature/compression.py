@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.decomposition import (
     Decomposition,
     GramianDecomposition,
@@ -29,6 +30,7 @@ from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.jacobian.layers import Leaf
 from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows, rows_at_once
 from kfac_pinn.processes import ALONE, Group
+from kfac_pinn.settings import at_least, optional, whole
 
 __all__ = ["Compression", "Exact", "Last", "Sketch"]
 
@@ -99,6 +101,10 @@ class Sketch:
 
     rows: int | None = None
     hashes: int = 1  # S J costs a pass over J for each
+
+    def __post_init__(self) -> None:
+        settings.check(self, hashes=whole(1), rows=optional(whole(1)))
+        settings.check(self, rows=optional(at_least(self.hashes)))  # each in its part of the rows
 
     def __call__(
         self, linearization: Linearization, generator: Generator, last: Last

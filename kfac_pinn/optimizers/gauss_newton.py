@@ -110,10 +110,10 @@ class GaussNewton(ModelOptimizer):
         only_unseen(type(self), search)
         super().__init__(params, {"lr": lr}, search, **common)
         self.memory = Memory()
-        self.compression = compression or Sketch()
-        self.control = control or RatioControl()
-        self.schedule = schedule or TargetSchedule()
-        check_parts(self)
+        self.compression = Sketch() if compression is None else compression
+        self.control = RatioControl() if control is None else control
+        self.schedule = TargetSchedule() if schedule is None else schedule
+        check_parts(self, "compression", "control", "schedule")
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """p(lambda) from the singular values of J."""
