@@ -60,6 +60,10 @@ class Decomposition:
         scale: Units | None = None,
     ) -> None:
         J, linear_term = self._in_units(J, linear_term, scale)
+        self._decompose(J, r, linear_term)
+
+    def _decompose(self, J: Tensor, r: Tensor, linear_term: Tensor | None) -> None:
+        """S, b and e' of a J in units."""
         # QR first: an SVD of the square core costs R^3 where one of J^T costs R^2 P several times.
         wide = J.shape[0] < J.shape[1]
         Q, core = torch.linalg.qr(J.mT) if wide else (None, J.mT)
@@ -194,14 +198,7 @@ class KernelDecomposition(Decomposition):
 
     rounding = GramianDecomposition.rounding
 
-    def __init__(
-        self,
-        J: Tensor,
-        r: Tensor,
-        linear_term: Tensor | None = None,
-        scale: Units | None = None,
-    ) -> None:
-        J, linear_term = self._in_units(J, linear_term, scale)
+    def _decompose(self, J: Tensor, r: Tensor, linear_term: Tensor | None) -> None:
         values, vectors = torch.linalg.eigh(sum_of_squares([J.mT]))
         # V = J^T U / S divides by S: where S is rounding, the quotient is bounded by this floor.
         noise = torch.finfo(J.dtype).eps * values[-1]

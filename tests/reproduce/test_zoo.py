@@ -77,7 +77,7 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
     [("--only", "nothing"), ("--optimizer", "SGD"), ("--network", "tan"), ("--seconds", "3,2")],
 )
 def test_misuse_is_named(args, tmp_path: Path) -> None:
-    assert call("measure", *args.split(), "--folder", str(tmp_path)).exit_code == 2
+    assert call("measure", *args, "--folder", str(tmp_path)).exit_code == 2
 
 
 @pytest.mark.parametrize("network", ["tanh", "sine", "Fourier", "modified", "Pirate"])
