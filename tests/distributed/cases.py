@@ -159,6 +159,19 @@ def trained(
     return theta.numpy(), losses
 
 
+def by_default(rank: int, count: int, name: str, order: int = 0) -> Any:
+    """Parameters after 20 steps at the default settings, the points in some order."""
+    model, x, y = Net(), points(60, 1), points(24, 2)
+    if order:
+        drawn = torch.Generator().manual_seed(order)
+        x, y = x[torch.randperm(60, generator=drawn)], y[torch.randperm(24, generator=drawn)]
+    x, y = x[parts(60, range(1, count + 1))[rank]], y[parts(24, [1] * count)[rank]]
+    optimizer = getattr(kp, name)(model.parameters(), processes=Processes())
+    for _ in range(20):
+        optimizer.step(residuals(model, x, y))
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+
+
 class TroubleError(Exception):
     """Of the user's own."""
 
@@ -296,3 +309,24 @@ def cut_up(rank: int, count: int) -> Any:
     mesh = init_device_mesh("cpu", (count,))
     piece = nn.Parameter(distribute_tensor(torch.ones(4).double(), mesh, [Shard(0)]))
     KFACPINN([piece], processes=Processes()).step(lambda: piece)
+
+
+def triples(model: Any, x: Tensor, y: Tensor) -> Callable[[], Any]:
+    """Differences within triples of points: each point is read by several residuals."""
+
+    def differences() -> Tensor:
+        u = model(x).view(-1, 3)
+        return torch.stack([u[:, 0] - u[:, 1], u[:, 1] * u[:, 2], u[:, 2] - u[:, 0]], 1).reshape(-1)
+
+    return lambda: (equation(model, x), differences(), 3 * model(y))
+
+
+def sampled_factors(rank: int, count: int) -> Any:
+    """Kronecker factors of a term whose rows are mixed, by random signs."""
+    model, x, y = Net(), points(60, 1), points(24, 2)
+    ends = {1: [0, 60], 2: [0, 24, 60], 3: [0, 9, 39, 60]}[count]  # whole triples
+    closure = triples(model, x[ends[rank] : ends[rank + 1]], y[rank::count])
+    found = kp.linearize(closure, list(model.parameters()), processes=Processes())
+    measured = kp.Factors().measure(found, 4)
+    pairs = [p for f in measured.values() for p in getattr(f, "pairs", {}).values()]
+    return [(pair.A.numpy(), pair.B.numpy()) for pair in pairs]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ from torch.optim import Optimizer
 
 from kfac_pinn import KFACPINN, GaussNewton, OneEvaluation
 
+BODIES = Path(__file__).parents[2] / "examples" / "frameworks"
 heat = body("lightning_heat")
 lightning = heat.lightning
 
@@ -97,6 +103,25 @@ def test_the_trainer_counts_one_step_a_step() -> None:
     trainer.fit(heat.Heat(KFACPINN), heat.points())
     assert trainer.global_step == 5
     assert set(trainer.logged_metrics) == {"equation", "conditions"}
+
+
+def test_data_parallel_is_the_run_of_one_process() -> None:
+    """Lightning's DDP strategy, two processes with half of the points each (gloo)."""
+    script = str(BODIES / "lightning_processes.py")
+    norms = []
+    for processes in ("1", "2"):
+        run = subprocess.run(
+            [sys.executable, script, processes],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BODIES.parents[1])},
+        )
+        found = re.findall(r"error (\S+), parameters (\S+)", run.stdout)
+        assert len(found) == int(processes), run.stderr
+        assert len(set(found)) == 1  # the processes agree in all digits
+        norms.append(float(found[0][1]))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-7)  # 2e-10 was seen
 
 
 def of_batches(count: int) -> Any:
