@@ -16,6 +16,7 @@ from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, whole
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
@@ -43,6 +44,7 @@ class HyperLoRA(nn.Module):
             small weights.
 
     Raises:
+        TypeError: for what is none of these; it is named.
         ValueError: as `adapt`, and for a network that emits another number of numbers.
 
     Source: HyperLoRA for PDEs, section "Hypernetworks for low-ranked adaptation".
@@ -61,6 +63,11 @@ class HyperLoRA(nn.Module):
         network: nn.Module | Maker | None = None,
     ) -> None:
         super().__init__()
+        MODULE("HyperLoRA: base", base)
+        having("embed", "Interval(0.0, 1.0)")("HyperLoRA: space", space)
+        FLAG("HyperLoRA: cap", cap)
+        many(whole(1), 0)("HyperLoRA: hidden", hidden)
+        optional(FUNCTION)("HyperLoRA: network", network)
         self.space = space
         self.template = rewired(base, *emitter(base, rank, cap))
         start = torch.cat([layer.emitted.start() for layer in self.layers])

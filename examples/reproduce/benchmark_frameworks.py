@@ -161,7 +161,12 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Example]]] = {
             ),
             "Lorenz": Demo("lorenz", [[adam(6000, published=60000)], *stages(*ours(50), times=2)]),
             "Kovasznay": Demo(
-                "kovasznay", [[adam(2000, published=30000)], *stages(Run(KFACPINN, 20), times=2)]
+                "kovasznay",
+                [
+                    [adam(2000, published=30000)],
+                    *stages(Run(KFACPINN, 20), times=2),
+                    *stages(Run(GaussNewton, 15), times=2),
+                ],
             ),
             "Burgers": Demo(
                 "burgers",

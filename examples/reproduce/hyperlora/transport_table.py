@@ -1,0 +1,156 @@
+"""Convection, diffusion and reaction: one network for a family, against the published errors.
+
+    python examples/reproduce/hyperlora/transport_table.py --seconds 20 --out rows.json
+
+Three ways, each given the same CPU seconds, on the same test tasks:
+
+- hypernetwork: a third of the time for its base, the rest for HyperLoRA of rank 4;
+- parametric: one plain PINN with the coefficients as further inputs;
+- adapted: that base, and as long again for low-rank adapters of each of a few tasks.
+
+Rows are written as they are measured; a row that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from hyperlora_ext.adaptation import adapt
+from hyperlora_ext.family import Family
+from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.lora import count
+from hyperlora_ext.problems import convection, helmholtz, transport
+from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.task_inputs import AtTask, parametric
+from hyperlora_ext.task_problem import TaskProblem
+from kfac_pinn import MLP, PeriodicFeatures
+from kfac_pinn.pinn.training.clock import now
+
+RANGES = {"1-5": (1.0, 5.0), "1-10": (1.0, 10.0), "1-20": (1.0, 20.0)}
+TERMS = {
+    "convection": "c",
+    "diffusion": "d",
+    "reaction": "r",
+    "convection-diffusion": "cd",
+    "reaction-diffusion": "dr",
+    "convection-diffusion-reaction": "cdr",
+}
+# Cho et al. (2024): relative L2 errors of P2INN, one network for a family, in the order of RANGES
+PUBLISHED = {
+    "convection": (7.9e-3, 1.8e-2, 4.6e-2),
+    "diffusion": (0.27, 0.31, 0.37),
+    "reaction": (2.7e-3, 8.9e-3, 9.2e-3),
+    "convection-diffusion": (8.9e-2, 0.13, 0.15),
+    "reaction-diffusion": (0.19, 0.28, 0.14),
+    "convection-diffusion-reaction": (5.3e-2, 9.4e-2, 8.1e-2),
+}
+Row = dict[str, Any]
+
+
+def families() -> Iterator[tuple[str, Family, float | None]]:
+    """Name, family, published error: the six families with each range, and two more."""
+    for place, (label, bounds) in enumerate(RANGES.items()):
+        for name, letters in TERMS.items():
+            given = [bounds if letter in letters else None for letter in "cdr"]
+            yield f"{name} {label}", transport(*given), PUBLISHED[name][place]
+    yield "convection of a sine 1-30", convection(), None
+    yield "Helmholtz 1-3", helmholtz(), None
+
+
+def network(family: Family, inputs: int = 0, width: int = 24) -> nn.Module:
+    """Periodic where the solution is smooth around the ring; with so many further inputs."""
+    if family.name in ("reaction", "Helmholtz"):
+        return MLP((2 + inputs, width, width, width, 1)).double()
+    features = PeriodicFeatures((None, 2 * math.pi, *[None] * inputs))
+    return nn.Sequential(features, MLP((3 + inputs, width, width, width, 1))).double()
+
+
+def middle(family: Family) -> Tensor:
+    """The task in the middle of the embedded range, (p,): of four hundred, the nearest to it."""
+    tasks = family.space.sample(400, torch.Generator().manual_seed(0))
+    return tasks[family.space.embed(tasks).norm(dim=1).argmin()]
+
+
+def schedule(family: Family, interior: int, start: float = 1.0) -> LevenbergSchedule:
+    """Levenberg-Marquardt on so many points, the other condition having a fifth of them."""
+    sizes = {n: interior if n == "interior" else interior // 5 for n in family.conditions}
+    return LevenbergSchedule(sizes, {n: 2 * m for n, m in sizes.items()}, start=start)
+
+
+def measured(family: Family, predict: Callable[[Tensor], Any], tasks: Tensor) -> Row:
+    """Relative L2 errors over the tasks."""
+    relative = family.errors(predict, tasks).relative
+    numbers = {"mean": relative.mean(), "median": relative.median(), "worst": relative.max()}
+    return {name: float(value) for name, value in numbers.items()} | {"tasks": len(tasks)}
+
+
+def plain(family: Family, seconds: float) -> Row:
+    """One PINN with the coefficients as inputs."""
+    u, start = network(family, family.space.inputs), now()
+    schedule(family, 1000, 0.25)(u, parametric(family), seconds=seconds)
+    spent = now() - start
+
+    def predict(task: Tensor) -> nn.Module:
+        return AtTask(u, family.space, task[None])
+
+    found = measured(family, predict, family.splits().test)
+    return {"parametric": found, "parametric seconds": spent, "parametric parameters": count(u)}
+
+
+def low_rank(family: Family, seconds: float, some: int) -> Row:
+    """A base, a hypernetwork on it, and adapters of a few tasks."""
+    u, start, train = network(family), now(), schedule(family, 500)
+    train(u, family.problem(middle(family)), seconds=seconds / 3)
+    between = now()
+    hyper = HyperLoRA(u, family.space, rank=4, hidden=(32, 32))
+    sizes = {name: 40 if name == "interior" else 10 for name in family.conditions}
+    tasks = TaskProblem(family, 20, sizes=sizes)
+    LevenbergSchedule()(hyper, tasks, seconds=seconds * 2 / 3)
+    spent, test = now() - start, family.splits().test
+    row: Row = {"hypernetwork": measured(family, hyper.pinn, test)}
+
+    def adapted(task: Tensor) -> nn.Module:
+        v = adapt(u, rank=4, aimed=family.problem(task))
+        train(v, family.problem(task), seconds=seconds / 3)
+        return v
+
+    row["adapted"] = measured(family, adapted, test[:some])
+    return row | {"hypernetwork seconds": spent, "base seconds": between - start}
+
+
+def commit() -> str:
+    """Of the code that measured."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def main(
+    seconds: float = 20.0,
+    seed: int = 0,
+    some: Annotated[int, typer.Option(help="tasks that are adapted, one by one")] = 3,
+    only: Annotated[str, typer.Option(help="rows whose name holds this")] = "",
+    out: Path = Path("transport.json"),
+) -> None:
+    """Measure the rows that are not there yet."""
+    rows: dict[str, Row] = json.loads(out.read_text()) if out.exists() else {}
+    wanted = [row for row in families() if only in row[0] and f"{row[0]}, seed {seed}" not in rows]
+    with typer.progressbar(wanted, label="families") as bar:
+        for name, family, published in bar:
+            torch.manual_seed(seed)
+            found = plain(family, seconds) | low_rank(family, seconds, some)
+            given = {"seconds": seconds, "seed": seed, "commit": commit(), "published": published}
+            rows[f"{name}, seed {seed}"] = given | found
+            out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

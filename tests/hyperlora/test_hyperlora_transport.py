@@ -1,0 +1,191 @@
+"""Convection, diffusion and reaction on a ring, and Helmholtz: solutions, conditions, training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hyperlora_ext.family import Family
+from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
+from hyperlora_ext.problems.transport_equation import LENGTH, Terms, corner_at, gaussian
+from hyperlora_ext.schedules import LevenbergSchedule
+from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
+
+F64 = torch.float64
+RANGE = (1.0, 20.0)
+NAMES = {
+    "convection": "c",
+    "diffusion": "d",
+    "reaction": "r",
+    "convection-diffusion": "cd",
+    "reaction-diffusion": "dr",
+    "convection-diffusion-reaction": "cdr",
+}
+
+
+def family_of(letters: str) -> Family:
+    """The family with these terms."""
+    return transport(*(RANGE if letter in letters else None for letter in "cdr"))
+
+
+FAMILIES = [family_of(letters) for letters in NAMES.values()]
+EVERY = [*FAMILIES, convection(), helmholtz()]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def three(family: Family, task: torch.Tensor) -> torch.Tensor:
+    """(beta, nu, rho) of a task (p,)."""
+    terms = Terms(*(letter in NAMES[family.name] for letter in "cdr"))
+    return torch.cat(terms.coefficients(task))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_names_and_ranges(family: Family) -> None:
+    tasks = family.space.sample(50, seeded())
+    assert family.name in NAMES and tasks.shape[1] == len(NAMES[family.name])
+    assert tasks.min() >= 1 and tasks.max() <= 20
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_solutions_agree_with_finite_differences_and_small_steps(family: Family) -> None:
+    """Fourth-order differences in x and Runge-Kutta in t: nothing is shared with the solutions."""
+    for task in (torch.full((family.space.inputs,), 1.5, dtype=F64), family.space.sample(1)[0]):
+        beta, nu, rho = three(family, task.clamp(max=4)).tolist()
+        task = task.clamp(max=4)
+        m, steps = 128, 4000
+        x = LENGTH * torch.arange(m, dtype=F64) / m
+        h = LENGTH / m
+
+        def rate(u: torch.Tensor, h: float = h, b: float = beta, n: float = nu, r: float = rho):  # type: ignore[no-untyped-def]
+            r1, r2, l1, l2 = (u.roll(s) for s in (-1, -2, 1, 2))
+            first = (8 * (r1 - l1) - (r2 - l2)) / (12 * h)
+            second = (16 * (r1 + l1) - (r2 + l2) - 30 * u) / (12 * h * h)
+            return -b * first + n * second + r * u * (1 - u)
+
+        u, dt = gaussian(x), 1 / steps
+        for _ in range(steps // 2):
+            k1 = rate(u)
+            k2 = rate(u + dt / 2 * k1)
+            k3 = rate(u + dt / 2 * k2)
+            u = u + dt / 6 * (k1 + 2 * k2 + 2 * k3 + rate(u + dt * k3))
+        points = torch.stack([torch.full_like(x, 0.5), x], dim=1)
+        # The moving corner is all that these differences see badly
+        bound = 2e-2 if not nu and beta else 2e-4
+        assert (family.solution(points, task)[:, 0] - u).abs().max() < bound
+
+
+@pytest.mark.parametrize("letters", ["c", "d", "r", "cd"])
+def test_the_splitting_agrees_with_the_formulas(letters: str) -> None:
+    family = family_of(letters)
+    for task in family.space.sample(2, seeded(3)):
+        solved = solve_transport(gaussian, three(family, task)[None], modes=1024, steps=50)
+        found = solved.on_grid(128, 51)[0]
+        x = LENGTH * torch.arange(128, dtype=F64) / 128
+        points = torch.cartesian_prod(torch.linspace(0, 1, 51, dtype=F64), x)
+        # A corner of slope 0.34 has modes 0.1 / k^2: cut off at 512 they leave 2e-4 in it
+        error = found - family.solution(points, task).reshape(51, 128)
+        assert error.square().mean().sqrt() < 3e-5
+
+
+@pytest.mark.parametrize("coefficients", [(0.0, 1.0, 5.0), (3.0, 2.0, 20.0), (20.0, 20.0, 20.0)])
+def test_the_splitting_is_of_fourth_order(coefficients: tuple[float, ...]) -> None:
+    """On a smooth start, against the finest; and the default steps are converged."""
+    rows = torch.tensor([coefficients], dtype=F64)
+
+    def final(steps: int) -> torch.Tensor:
+        smooth = solve_transport(lambda x: 0.5 + 0.3 * torch.sin(x), rows, 64, steps)
+        return smooth.on_grid(64, 11)[0]
+
+    finest = final(1600)
+    coarse, fine = ((final(n) - finest).abs().max() for n in (100, 200))
+    assert coarse / fine > 10 and (final(400) - finest).abs().max() < 1e-6
+
+
+def exact_rest(family: Family, task: torch.Tensor):  # type: ignore[no-untyped-def]
+    """What a network should be, as a function of points whose derivatives autograd takes."""
+    return lambda x: family.rest(x, task)
+
+
+@pytest.mark.parametrize("family", EVERY, ids=lambda f: f.name)
+def test_every_condition_vanishes_at_the_solution(family: Family) -> None:
+    """By differences of the solution in a jet's place: exact up to those of a small step."""
+    for task in family.space.sample(2, seeded(1)):
+        problem = family.problem(task)
+        batch = problem.sample(seeded(2), dict.fromkeys(problem.terms, 60), F64)
+        x = batch.points["interior"]
+        edge = next(name for name in batch.points if name != "interior")
+        last = family.residuals(
+            exact_rest(family, task), task[None], {edge: batch.points[edge][None]}
+        )
+        assert all(r.abs().max() < 1e-6 for r in last.values())
+        if family.domain.dim == 2 and edge == "initial":
+            x = torch.stack([x[:, 0].clamp(0.05, 0.95), x[:, 1]], dim=1)
+        residual = family.residuals(Fitted(family, task, x), task[None], {"interior": x[None]})[
+            "interior"
+        ]
+        assert residual.abs().max() < 2e-4, family.name
+
+
+class Fitted:
+    """Near each of some points, the Taylor polynomial of the exact rest, by central differences."""
+
+    def __init__(self, family: Family, task: torch.Tensor, x: torch.Tensor) -> None:
+        def u(*moves: float) -> torch.Tensor:
+            return family.rest(x + x.new_tensor(moves), task)
+
+        h = 2e-3
+        self.x, self.value = x, u(0, 0)
+        ahead, back = (u(h, 0), u(0, h)), (u(-h, 0), u(0, -h))
+        far, behind = (u(2 * h, 0), u(0, 2 * h)), (u(-2 * h, 0), u(0, -2 * h))
+        quad = list(zip(ahead, back, far, behind, strict=True))
+        self.first = [(8 * (a - b) - (f - c)) / (12 * h) for a, b, f, c in quad]
+        self.second = [
+            (16 * (a + b) - (f + c) - 30 * self.value) / (12 * h * h) for a, b, f, c in quad
+        ]
+
+    def __call__(self, x):  # type: ignore[no-untyped-def]
+        total = self.value
+        for i in range(2):
+            move = x[:, i : i + 1] - self.x[:, i : i + 1]
+            total = move * self.first[i] + 0.5 * move * move * self.second[i] + total
+        return total
+
+
+def test_the_corner_is_the_gaussians() -> None:
+    """Gaussian minus corner has continuous derivatives up to the fourth: modes fall like k^-6."""
+    x = LENGTH * torch.arange(2048, dtype=F64) / 2048
+    modes = torch.fft.rfft(gaussian(x) - corner_at(x), norm="forward").abs()
+    assert modes[40] < 2e-10 and modes[20] / modes[40] > 40
+    assert torch.fft.rfft(gaussian(x), norm="forward").abs()[40] > 1e-5
+    assert abs(float(corner_at(x).mean())) < 1e-6
+
+
+def test_the_corners_series_is_the_corner() -> None:
+    """Soon after the start the smoothed corner is still near the corner, but for its tip."""
+    terms = Terms(False, True, False)
+    x = torch.stack([torch.full((50,), 1e-9, dtype=F64), torch.linspace(0.5, 5.5, 50).to(F64)], 1)
+    found = terms.corner(x, torch.ones(50, 1, dtype=F64))
+    assert (found - corner_at(x[:, 1:])).abs().max() < 1e-3
+
+
+def test_ranges_are_checked() -> None:
+    with pytest.raises(ValueError, match="give at least one term"):
+        transport()
+    with pytest.raises(ValueError, match="above zero"):
+        transport(convection=(0.0, 5.0))
+
+
+def test_a_network_learns_one_task() -> None:
+    family = transport(convection=(1.0, 5.0), diffusion=(1.0, 5.0))
+    torch.manual_seed(0)
+    features = PeriodicFeatures((None, 2 * math.pi))
+    network = torch.nn.Sequential(features, MLP((3, 12, 12, 1))).double()
+    sizes = {"interior": 200, "initial": 40}
+    LevenbergSchedule(sizes)(network, family.problem(torch.tensor([2.0, 1.5])), steps=30)
+    errors = family.errors(lambda task: network, torch.tensor([[2.0, 1.5]]))
+    assert errors.relative < 1e-3
