@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Number
+from operator import index
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -70,10 +72,8 @@ class TaskProblem(Problem):
         sizes: Sizes | None = None,
     ) -> None:
         super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
-        if isinstance(tasks, int) and tasks < 1:
-            raise ValueError(f"{tasks} tasks in a batch: give at least 1")
-        if not callable(tasks) and not isinstance(tasks, int):
-            tasks = family.space.check(tasks)
+        if not callable(tasks):
+            tasks = counted(tasks) if isinstance(tasks, Number) else family.space.check(tasks)
         for name, value in (("family", family), ("tasks", tasks), ("sizes", sizes)):
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
@@ -108,6 +108,20 @@ class TaskProblem(Problem):
         return self.family.space.check(
             self.tasks(generator) if callable(self.tasks) else self.tasks
         )
+
+
+def counted(tasks: Any) -> int:
+    """How many tasks a batch has: any whole number from one."""
+    try:
+        count = index(tasks)
+    except TypeError:
+        raise ValueError(
+            f"tasks={tasks!r}: give a whole number of new tasks for each batch, a fixed set of "
+            "them as a tensor (T, p), or a function of the generator that draws them"
+        ) from None
+    if count < 1 or isinstance(tasks, bool):
+        raise ValueError(f"{tasks} tasks in a batch: give at least 1")
+    return count
 
 
 def shared(terms: Mapping[str, Condition], points: int) -> Sizes:
