@@ -16,12 +16,15 @@ directions, growth                          where a low-rank update should act; 
 emitted_layers, hyper, symmetry             weights that a network emits, for many tasks at once
 task_residuals, task_problem                the closure it is trained on; tasks and points for it
 schedules                                   how long points are kept: by `fit` of kfac_pinn
-certified                                   predict, certify, polish
+base, base_check                            the network to adapt: its task, and whether it is solved
+certified, calibration                      predict, certify, polish; what a loss means in errors
 task_inputs                                 the plain alternative: the task as a further input
 """
 
 from hyperlora_ext.adaptation import adapt
-from hyperlora_ext.certified import Solved, solve
+from hyperlora_ext.base import pretrain
+from hyperlora_ext.calibration import calibrate
+from hyperlora_ext.certified import Calibration, Solved, solve
 from hyperlora_ext.condition import Condition
 from hyperlora_ext.family import Family
 from hyperlora_ext.growth import grow
@@ -32,6 +35,7 @@ from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_spaces import GaussianField, Interval, Intervals
 
 __all__ = [
+    "Calibration",
     "Condition",
     "Family",
     "GaussianField",
@@ -41,9 +45,11 @@ __all__ = [
     "Solved",
     "TaskProblem",
     "adapt",
+    "calibrate",
     "grow",
     "load",
     "merge",
+    "pretrain",
     "save",
     "solve",
 ]

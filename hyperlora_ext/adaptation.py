@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hyperlora_ext.base_check import warn_unsolved
 from hyperlora_ext.directions import towards
 from hyperlora_ext.lora import LoRALinear, start_of
 from hyperlora_ext.ranks import Ranks, ranks_for
@@ -26,6 +27,7 @@ def adapt(
     aimed: Problem | Mapping[str, Tensor] | None = None,
     bias: bool = False,
     cap: bool = True,
+    solves: Problem | None = None,
 ) -> nn.Module:
     """A copy of the model with an adapter on every linear layer; everything else is shared.
 
@@ -42,6 +44,8 @@ def adapt(
         bias: also train the biases.
         cap: use at most min(d_in, d_out) in a layer; the paper does not, and trains redundant
             factors in the first and last layer.
+        solves: the problem that the model was trained on, if it is to be checked: a warning with
+            the numbers says where its held-out loss there is poor.
 
     Raises:
         ValueError: for a model without linear layers, or with adapters already; a rank that is no
@@ -50,6 +54,8 @@ def adapt(
         RuntimeError: when the model uses the weight of a layer otherwise than by calling it.
     """
     ranks = ranks_for(model, rank, cap)
+    if solves is not None:
+        warn_unsolved(model, solves)
     rows = towards(aimed, model) if isinstance(aimed, Problem) else aimed or {}
 
     def adapter(name: str, linear: nn.Linear) -> nn.Module:

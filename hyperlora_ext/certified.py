@@ -20,9 +20,30 @@ from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now
 
-__all__ = ["Solved", "held_out_loss", "solve"]
+__all__ = ["Calibration", "Solved", "held_out_loss", "solve"]
 
 Closure: TypeAlias = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a held-out loss says about an error: made by `calibrate`, for one family.
+
+    Attributes:
+        ratio: the median of relative error / sqrt(loss) over validation tasks.
+        spread: the largest of these ratios over the median.
+        pairs: how many there were.
+    """
+
+    ratio: float
+    spread: float
+    pairs: int
+
+    def error(self, loss: float) -> float:
+        """The relative L2 error that is to be expected, ratio sqrt(loss); spread times that is
+        the worst seen.
+        """
+        return self.ratio * math.sqrt(loss)
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,8 @@ class Solved:
             prediction and of `model`.
         steps: of polishing.
         seconds: in all.
+        error: the relative L2 error of `model` that its loss means on this family; None where
+            `solve` was given no calibration.
     """
 
     model: nn.Module
@@ -43,6 +66,7 @@ class Solved:
     loss: float
     steps: int
     seconds: float
+    error: float | None = None
 
 
 def solve(
@@ -54,6 +78,7 @@ def solve(
     *,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> Solved:
     """The network of one task, predicted, certified on held-out points, and polished if need be.
 
@@ -68,6 +93,7 @@ def solve(
         seed: of the points.
         sizes: points of a step, by condition, the family's own unless given; twice as many are held
             out. After a step that does not lower their loss, new points are drawn for the next.
+        calibration: of the family (`calibrate`), by which the error is estimated.
 
     Raises:
         ValueError: for a task of the wrong size. Warns where it lies outside the trained range.
@@ -96,7 +122,8 @@ def solve(
             callbacks=[best],
         )
         taken = history.last["step"]
-    return Solved(model, predicted, best.loss, taken, now(like.device) - start)
+    error = calibration.error(best.loss) if calibration else None
+    return Solved(model, predicted, best.loss, taken, now(like.device) - start, error)
 
 
 def sized(problem: Problem, sizes: Mapping[str, int]) -> Problem:

@@ -6,6 +6,7 @@ placed once, where they are handed on: a seed means the same points for every dt
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.pinn.domains import Sampler
+from kfac_pinn.pinn.domains import Sampler, grid
 from kfac_pinn.pinn.problem import Term, named_equations
 
 __all__ = ["Condition", "Function", "Points", "draw", "residuals_of"]
@@ -27,8 +28,9 @@ class Condition(Term):
     """A term that is told its task.
 
     Attributes:
-        points: a sampler of a domain (`box.interior`, `box.boundary`), where they do not depend on
-            the task; else a function, called as points(n, tasks (T, p), generator) -> (T, n, d).
+        points: where they do not depend on the task, any sampler that a `Term` takes
+            (`box.interior`, `together(...)`, a function of n, generator, dtype, device); else a
+            function, called as points(n, tasks (T, p), generator) -> (T, n, d).
         residual: (u, x (N, d), task (N, p)) -> (N,) or (N, 1), or a tuple of them for a system;
             u maps points to fields (N, c). Weights are factors sqrt(w) written here.
         size: points a task draws unless told otherwise.
@@ -45,8 +47,12 @@ class Condition(Term):
         """
         # Random numbers of a device differ from another's: a seed is to mean the same points
         tasks = tasks.to("cpu", torch.float64)
-        if isinstance(self.points, Sampler):
+        # One sequence shared among the tasks is more even than one each; a grid is all or nothing
+        if isinstance(self.points, Sampler) and self.points.fill is not grid:
             return self.points(len(tasks) * n, generator, tasks.dtype).unflatten(0, (-1, n))
+        if ignores_tasks(self.points):
+            each = [self.points(n, generator, tasks.dtype, None) for _ in tasks]
+            return torch.stack([x.to("cpu", torch.float64) for x in each])
         x = self.points(n, tasks, generator)
         if x.ndim != 3 or len(x) != len(tasks):
             raise ValueError(
@@ -68,6 +74,24 @@ class Condition(Term):
             return self.residual(u, x, task.to(x).expand(len(x), -1))
 
         return Term(points, residual, self.size)
+
+
+def ignores_tasks(points: Callable[..., Any]) -> bool:
+    """Whether it is a sampler of points alone, (n, generator, dtype, device)."""
+    try:
+        signature = inspect.signature(points)
+    except (TypeError, ValueError):  # some builtins have none
+        return False
+
+    def takes(count: int) -> bool:
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            return False
+        return True
+
+    # Of n alone, or of four arguments and not of the three (n, tasks, generator)
+    return takes(1) or (takes(4) and not takes(3))
 
 
 def draw(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperlora_ext.base_check import warn_unsolved
 from hyperlora_ext.emitted_layers import LowRank, TaskLinear, Whole
 from hyperlora_ext.lora import frozen
 from hyperlora_ext.ranks import Ranks, ranks_for
@@ -16,6 +17,7 @@ from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
+from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, whole
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
@@ -42,6 +44,7 @@ class HyperLoRA(nn.Module):
         network: another H: a module that maps embedded tasks (T, space.inputs) to (T, size), each
             by itself, or what makes one, called as network(space.inputs, size). Give its last layer
             small weights.
+        solves: the problem that the base was trained on, if it is to be checked, as in `adapt`.
 
     Raises:
         TypeError: for what is none of these; it is named.
@@ -61,6 +64,7 @@ class HyperLoRA(nn.Module):
         cap: bool = True,
         *,
         network: nn.Module | Maker | None = None,
+        solves: Problem | None = None,
     ) -> None:
         super().__init__()
         MODULE("HyperLoRA: base", base)
@@ -68,6 +72,8 @@ class HyperLoRA(nn.Module):
         FLAG("HyperLoRA: cap", cap)
         many(whole(1), 0)("HyperLoRA: hidden", hidden)
         optional(FUNCTION)("HyperLoRA: network", network)
+        if solves is not None:
+            warn_unsolved(base, solves)
         self.space = space
         self.template = rewired(base, *emitter(base, rank, cap))
         start = torch.cat([layer.emitted.start() for layer in self.layers])

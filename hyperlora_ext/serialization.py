@@ -2,10 +2,15 @@
 
 save(v, "re60.lora")            # 20 kB instead of the network
 v = load(u, "re60.lora")        # on the same base; refused on another one
+
+save(h, "flow.hyper")           # a hypernetwork with its base
+h = load(made_alike, "flow.hyper")
 """
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import LoRALinear, adapters
 from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted
@@ -28,14 +34,19 @@ State = Mapping[str, Any]
 def save(model: nn.Module, path: str | Path) -> None:
     """Write the factors of an adapted network, and what they belong to; the file is whole or not.
 
+    Of a hypernetwork all is written, its base as well.
+
     Args:
-        model: of `adapt`, or `HyperLoRA.pinn`.
+        model: of `adapt`, or `HyperLoRA.pinn`; or a `HyperLoRA`.
         path: of the file.
 
     Raises:
         ValueError: if the model has no adapters, or a number of them is not finite.
         OSError: if the file cannot be written.
     """
+    if isinstance(model, HyperLoRA):
+        save_whole(model, Path(path))
+        return
     content = state(model)
     # Looked at before the file is touched: a good one is not overwritten by a bad one
     for name, factors in content["factors"].items():
@@ -50,15 +61,57 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     """A copy of the base model adapted by saved factors, in the base's dtype and on its device.
 
     Args:
-        model: the base.
+        model: the base; of a hypernetwork, one made alike, whose numbers do not matter.
         path: of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         RuntimeError: if it is damaged, or was not written by `save`.
-        ValueError: if it belongs to another base.
+        ValueError: if it belongs to another base, or to another hypernetwork.
     """
+    if isinstance(model, HyperLoRA):
+        return with_state(model, read(Path(path)), str(path))
     return with_factors(model, read(Path(path)), str(path))
+
+
+def save_whole(hyper: HyperLoRA, path: Path) -> None:
+    """Write all tensors of a hypernetwork, and the class of its task space."""
+    tensors = hyper.state_dict()
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} is not finite: {path} is not written")
+    writable(path)
+    write({"hypernetwork": tensors, "space": repr(hyper.space)}, path)
+
+
+def with_state(hyper: HyperLoRA, saved: Any, source: str) -> HyperLoRA:
+    """A copy of a hypernetwork with saved tensors, in its own dtype and on its device.
+
+    Raises:
+        ValueError: if these are no hypernetwork's, or those of one with other layers or tasks.
+    """
+    if not isinstance(saved, Mapping) or "hypernetwork" not in saved:
+        raise ValueError(f"{source} holds no hypernetwork, as save(hyper, path) writes it")
+    shapes = {n: tuple(v.shape) for n, v in hyper.state_dict().items()}
+    there = {n: tuple(v.shape) for n, v in saved["hypernetwork"].items()}
+    for name in sorted(shapes.keys() | there.keys()):
+        if shapes.get(name) != there.get(name):
+            raise ValueError(
+                f"{source} belongs to another hypernetwork: {name} is "
+                f"{there.get(name, 'missing')} there, {shapes.get(name, 'missing')} here. Make it "
+                "with the same base, rank and hidden widths"
+            )
+    if (own := without_addresses(repr(hyper.space))) != without_addresses(saved["space"]):
+        raise ValueError(f"{source} was trained on tasks {saved['space']}, not {own}")
+    # Its base is shared with the user's own: not to be written into
+    loaded = copy.deepcopy(hyper)
+    loaded.load_state_dict(saved["hypernetwork"])
+    return loaded
+
+
+def without_addresses(text: str) -> str:
+    """A repr that is the same in another process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def state(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Number
+from operator import index
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -13,7 +15,7 @@ from hyperlora_ext.condition import Condition, draw, residuals_of
 from hyperlora_ext.family import CONDITION, Family
 from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.settings import FUNCTION, SIZES, instance, is_count, named
+from kfac_pinn.settings import FUNCTION, SIZES, instance, named
 
 __all__ = ["Sizes", "TaskBatch", "TaskProblem", "Tasks", "known_fields"]
 
@@ -75,9 +77,8 @@ class TaskProblem(Problem):
         named(CONDITION)("TaskProblem: terms", family.conditions if terms is None else terms)
         SIZES("TaskProblem: sizes", sizes)
         super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
-        if isinstance(tasks, int):
-            if not is_count(tasks):
-                raise ValueError(f"TaskProblem: {tasks} tasks in a batch: give at least 1")
+        if isinstance(tasks, Number):
+            tasks = counted(tasks)
         elif callable(tasks):
             FUNCTION("TaskProblem: tasks", tasks)
         else:
@@ -127,6 +128,20 @@ def checked_tasks(family: Family, tasks: Any) -> Tensor:
         raise kind(
             f"TaskProblem: tasks are none of this family, found {tasks!r}: {error}"
         ) from None
+
+
+def counted(tasks: Any) -> int:
+    """How many tasks a batch has: any whole number from one."""
+    try:
+        count = index(tasks)
+    except TypeError:
+        raise ValueError(
+            f"tasks={tasks!r}: give a whole number of new tasks for each batch, a fixed set of "
+            "them as a tensor (T, p), or a function of the generator that draws them"
+        ) from None
+    if count < 1 or isinstance(tasks, bool):
+        raise ValueError(f"{tasks} tasks in a batch: give at least 1")
+    return count
 
 
 def shared(terms: Mapping[str, Condition], points: int) -> Sizes:

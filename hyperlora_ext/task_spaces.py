@@ -46,6 +46,9 @@ class TaskSpace(Protocol):
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Tasks beyond the trained range, to measure extrapolation, (n, p)."""
 
+    def middle(self) -> Tensor:
+        """The task that a base is trained on unless told otherwise, (p,)."""
+
     def embed(self, tasks: Tensor) -> Tensor:
         """What a hypernetwork is fed: (T, p) of order one."""
 
@@ -122,6 +125,10 @@ class Interval:
         angles = (2 * torch.arange(n, dtype=torch.float64) + 1) * (math.pi / (2 * n))
         return self._value(torch.cos(angles))[:, None]
 
+    def middle(self) -> Tensor:
+        """The middle of the range, in `scale`."""
+        return self.nodes(1)[0]
+
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Up to `margin` of the range beyond either end, half of them each."""
         unit = torch.rand(n, 1, generator=generator, dtype=torch.float64)
@@ -183,6 +190,10 @@ class Intervals:
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Uniform in the box."""
         return torch.cat([part.sample(n, generator) for part in self.parts], dim=1)
+
+    def middle(self) -> Tensor:
+        """Each number in the middle of its interval."""
+        return torch.cat([part.middle() for part in self.parts])
 
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Each number in turn is the one beyond its interval."""
@@ -259,6 +270,13 @@ class GaussianField:
         # Neither a mean nor the highest mode, whose sine a grid of p points does not see
         zero = modes.new_zeros(n, 1)
         return torch.fft.irfft(torch.cat([zero, modes, zero], dim=1), n=self.inputs)
+
+    def middle(self) -> Tensor:
+        """A draw of the usual size: of a hundred, that whose norm is their median."""
+        draws = self.sample(100, Generator().manual_seed(0))
+        typical = draws[draws.norm(dim=1).argsort()[50]][None]
+        # In its own frame, in which networks see all tasks
+        return self.moved(typical, self.offset(typical))[0]
 
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Functions of twice the amplitude: fronts twice as steep."""
