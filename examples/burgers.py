@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import typer
-from drawing import Out, curves, field, save, square
+from drawing import Out, curves, deviation, field, save, square
 from torch import Tensor
 from tqdm.auto import trange
 
@@ -56,7 +56,7 @@ def main(
     save(
         out,
         field("u", grid, u, "tx"),
-        field("error", grid, (u - cole_hopf(grid, viscosity)).abs(), "tx"),
+        deviation("error u - u*", grid, u - cole_hopf(grid, viscosity), "tx"),
         curves("training", "steps", range(steps), loss=losses, relative_L2_error=errors),
     )
     print(f"relative L2 error {errors[-1]:.1e} on held-out points, loss {losses[-1]:.1e}")

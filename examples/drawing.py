@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from kfac_pinn import History
@@ -35,12 +36,24 @@ def square(lower: Sequence[float], upper: Sequence[float], n: int = 101) -> Tens
 
 def field(title: str, points: Tensor, values: Tensor, names: str = "xy") -> Panel:
     """A map of values (n n, 1) at the points of `square`."""
+    return colours(title, points, values, names, {"levels": 64})
+
+
+def deviation(title: str, points: Tensor, values: Tensor, names: str = "xy") -> Panel:
+    """A map of what should be zero: white there, red above and blue below."""
+    largest = max(float(values.detach().nan_to_num().abs().max()), 1e-300)
+    levels = torch.linspace(-largest, largest, 65).tolist()
+    return colours(title, points, values, names, {"levels": levels, "cmap": "RdBu_r"})
+
+
+def colours(title: str, points: Tensor, values: Tensor, names: str, how: dict[str, Any]) -> Panel:
+    """A map with its colour bar; `how` goes to `contourf`."""
 
     def draw(axis: Axes) -> None:
         n = round(len(points) ** 0.5)
         x, y, z = (v.detach().view(n, n).numpy() for v in (*points.T, values))
-        image = axis.contourf(x, y, z, levels=64)
-        axis.figure.colorbar(image, ax=axis)
+        image = axis.contourf(x, y, z, **how)
+        axis.figure.colorbar(image, ax=axis, ticks=MaxNLocator(6))
         axis.set(title=title, xlabel=names[0], ylabel=names[1])
 
     return draw
@@ -51,11 +64,17 @@ def curves(title: str, xlabel: str, x: Sequence[float], **lines: Sequence[float]
 
     def draw(axis: Axes) -> None:
         for name, y in lines.items():
-            axis.semilogy(x, y, label=name.replace("_", " "))
+            axis.semilogy(x, y, label=label(name))
         axis.set(title=title, xlabel=xlabel)
         axis.legend()
 
     return draw
+
+
+def label(name: str) -> str:
+    """A column's name as people write it."""
+    words = name.replace("_", " ").replace("relative l2", "relative L2 error")
+    return words.replace("L2", "$L_2$")
 
 
 def training(history: History) -> Panel:

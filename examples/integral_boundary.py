@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import typer
-from drawing import Out, curves, field, save, square
+from drawing import Out, curves, deviation, field, save, square
 from torch import Tensor
 from tqdm.auto import trange
 
@@ -74,7 +74,7 @@ def main(
     with torch.no_grad():
         solution, error = u(density)[:, None], (u(density) - exact)[:, None]
     training = curves("training", "steps", range(steps), relative_L2_error=errors)
-    save(out, field("u", inside, solution), field("error", inside, error), training)
+    save(out, field("u", inside, solution), deviation("error u - u*", inside, error), training)
     print(f"{nodes} nodes on the boundary, relative L2 error {errors[-1]:.1e} inside")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import typer
-from drawing import Out, curves, field, save, square
+from drawing import Out, curves, deviation, field, save, square
 
 from kfac_pinn import KFACPINN, MLP, Progress, StopAtError, fit, poisson_2d
 
@@ -34,7 +34,7 @@ def main(
     save(
         out,
         field("solution u", x, u),
-        field("error u - u*", x, u - problem.solution(x)),
+        deviation("error u - u*", x, u - problem.solution(x)),
         curves("on held-out points", "seconds", times, relative_L2_error=errors, loss=losses),
     )
     last = history.last

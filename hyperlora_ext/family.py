@@ -16,7 +16,19 @@ from torch import Generator, Tensor
 from hyperlora_ext.condition import Condition, Function, Points, draw, residuals_of
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.domains import Domain
-from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.problem import Problem, is_domain
+from kfac_pinn.settings import (
+    FUNCTION,
+    TENSOR,
+    TEXT,
+    check,
+    having,
+    instance,
+    many,
+    named,
+    optional,
+    whole,
+)
 
 __all__ = ["Errors", "Family", "Splits", "values"]
 
@@ -70,6 +82,9 @@ class Errors:
         }
 
 
+CONDITION = instance(Condition, "a Condition, e.g. Condition(box.interior, residual, 100)")
+
+
 @dataclass(frozen=True)
 class Family:
     """Find, for every task, the u whose residuals vanish.
@@ -88,6 +103,9 @@ class Family:
         grid: where errors are measured, shape (M, d); not needed without a solution.
         counts: numbers of train, validation and test tasks of the paper.
         front: which points (x (N, d), task (p,)) lie where the solution is steep, bools (N,).
+
+    Raises:
+        TypeError, ValueError: for what is none of these; it is named.
     """
 
     name: str
@@ -100,6 +118,12 @@ class Family:
     front: Callable[[Tensor, Tensor], Tensor] | None = None
     known: Callable[[Tensor, Tensor], Tensor] | None = None
     solver: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check(self, name=TEXT, domain=is_domain, space=having("sample", "Interval(0.0, 1.0)"))
+        check(self, conditions=named(CONDITION), solution=FUNCTION, grid=TENSOR)
+        check(self, counts=many(whole(1), 3), front=optional(FUNCTION))
+        check(self, known=optional(FUNCTION), solver=optional(FUNCTION))
 
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.base_check import warn_unsolved
+from hyperlora_ext.base_check import PROBLEM, warn_unsolved
 from hyperlora_ext.emitted_layers import LowRank, TaskLinear, Whole
 from hyperlora_ext.lora import frozen
 from hyperlora_ext.ranks import Ranks, ranks_for
@@ -18,6 +18,7 @@ from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, whole
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
@@ -46,6 +47,7 @@ class HyperLoRA(nn.Module):
         solves: the problem that the base was trained on, if it is to be checked, as in `adapt`.
 
     Raises:
+        TypeError: for what is none of these; it is named.
         ValueError: as `adapt`, and for a network that emits another number of numbers.
 
     Source: HyperLoRA for PDEs, section "Hypernetworks for low-ranked adaptation".
@@ -65,6 +67,12 @@ class HyperLoRA(nn.Module):
         solves: Problem | None = None,
     ) -> None:
         super().__init__()
+        MODULE("HyperLoRA: base", base)
+        having("embed", "Interval(0.0, 1.0)")("HyperLoRA: space", space)
+        FLAG("HyperLoRA: cap", cap)
+        many(whole(1), 0)("HyperLoRA: hidden", hidden)
+        optional(FUNCTION)("HyperLoRA: network", network)
+        optional(PROBLEM)("HyperLoRA: solves", solves)
         if solves is not None:
             warn_unsolved(base, solves)
         self.space = space

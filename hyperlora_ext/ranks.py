@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import index
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from hyperlora_ext.rewiring import linear_layers
+from kfac_pinn.settings import whole_number
 
 __all__ = ["Ranks", "ranks_for", "widest"]
 
@@ -41,8 +41,8 @@ def widest(model: nn.Module) -> int:
 def whole(rank: Any, bound: int | None, layer: str) -> int:
     """The rank as an int, 1 <= rank <= min(d_in, d_out) where there is a bound."""
     try:
-        # Also whole numbers of NumPy and torch, and no 4.0
-        found = index(rank)
+        # Also whole numbers of NumPy and torch, and neither 4.0 nor True
+        found = whole_number("rank", rank, None)
     except TypeError:
         raise ValueError(f"rank {rank!r} for {layer}: a rank is a whole number") from None
     if found < 1 and bound is None:

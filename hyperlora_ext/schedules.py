@@ -15,6 +15,7 @@ from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Every, History, Run, fit
 from kfac_pinn.search.line import Armijo
+from kfac_pinn.settings import BELOW_ONE, POSITIVE, SHARE, SIZES, check, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,7 +67,7 @@ class LevenbergSchedule:
             solution, need fewer. It is a part of `sizes`, which must be given then.
 
     Raises:
-        ValueError: for a part of no given sizes.
+        TypeError, ValueError: for a setting of another kind, or a part of no given sizes.
     """
 
     sizes: Sizes | None = None
@@ -75,6 +76,8 @@ class LevenbergSchedule:
     start: float = 1.0
 
     def __post_init__(self) -> None:
+        check(self, sizes=SIZES, held_out=SIZES, every=whole(1), start=SHARE)
+        check(self, start=POSITIVE)
         if self.start != 1 and self.sizes is None:
             raise ValueError(f"start={self.start:g} is a part of the points: give their `sizes`")
 
@@ -144,6 +147,9 @@ class StochasticSchedule:
     damping: float = 3e-3
     momentum: float = 0.95  # 0.98 was worse
     sizes: Sizes | None = None
+
+    def __post_init__(self) -> None:
+        check(self, lr=POSITIVE, damping=POSITIVE, momentum=BELOW_ONE, sizes=SIZES)
 
     def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
         """Train the model."""

@@ -12,9 +12,10 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.condition import Condition, draw, residuals_of
-from hyperlora_ext.family import Family
+from hyperlora_ext.family import CONDITION, Family
 from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.settings import FUNCTION, SIZES, instance, named
 
 __all__ = ["Sizes", "TaskBatch", "TaskProblem", "Tasks", "known_fields"]
 
@@ -57,6 +58,7 @@ class TaskProblem(Problem):
             conditions' own sizes are.
 
     Raises:
+        TypeError: for what is none of these; it is named.
         ValueError: for fewer tasks than one, or tasks that are not the family's.
     """
 
@@ -71,9 +73,16 @@ class TaskProblem(Problem):
         terms: Mapping[str, Condition] | None = None,
         sizes: Sizes | None = None,
     ) -> None:
+        instance(Family, "a Family")("TaskProblem: family", family)
+        named(CONDITION)("TaskProblem: terms", family.conditions if terms is None else terms)
+        SIZES("TaskProblem: sizes", sizes)
         super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
-        if not callable(tasks):
-            tasks = counted(tasks) if isinstance(tasks, Number) else family.space.check(tasks)
+        if isinstance(tasks, Number):
+            tasks = counted(tasks)
+        elif callable(tasks):
+            FUNCTION("TaskProblem: tasks", tasks)
+        else:
+            tasks = checked_tasks(family, tasks)
         for name, value in (("family", family), ("tasks", tasks), ("sizes", sizes)):
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
@@ -116,12 +125,23 @@ def counted(tasks: Any) -> int:
         count = index(tasks)
     except TypeError:
         raise ValueError(
-            f"tasks={tasks!r}: give a whole number of new tasks for each batch, a fixed set of "
-            "them as a tensor (T, p), or a function of the generator that draws them"
+            f"TaskProblem: tasks is {tasks!r}: give a whole number of new tasks for each batch, a "
+            "fixed set of them as a tensor (T, p), or a function of the generator that draws them"
         ) from None
     if count < 1 or isinstance(tasks, bool):
-        raise ValueError(f"{tasks} tasks in a batch: give at least 1")
+        raise ValueError(f"TaskProblem: {tasks} tasks in a batch: give at least 1")
     return count
+
+
+def checked_tasks(family: Family, tasks: Any) -> Tensor:
+    """A fixed set of tasks, (T, p)."""
+    try:
+        return family.space.check(tasks)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
+            f"TaskProblem: tasks are none of this family, found {tasks!r}: {error}"
+        ) from None
 
 
 def shared(terms: Mapping[str, Condition], points: int) -> Sizes:

@@ -11,6 +11,18 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn.settings import (
+    FINITE,
+    FLAG,
+    FUNCTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check,
+    instance,
+    many,
+    whole,
+)
+
 __all__ = ["GaussianField", "Interval", "Intervals", "Task", "TaskSpace", "single"]
 
 Task: TypeAlias = Tensor | float
@@ -86,7 +98,7 @@ class Interval:
         margin: how far `outside` reaches, as a fraction of the range (in `scale`).
 
     Raises:
-        ValueError: if the range is empty.
+        TypeError, ValueError: for a setting of another kind, or an empty range.
     """
 
     lower: float
@@ -98,6 +110,8 @@ class Interval:
     inputs = 1
 
     def __post_init__(self) -> None:
+        check(self, lower=FINITE, upper=FINITE, scale=FUNCTION, inverse=FUNCTION)
+        check(self, margin=NOT_NEGATIVE)
         if not self.lower < self.upper:
             raise ValueError(f"tasks from {self.lower:g} to {self.upper:g}: give a longer range")
 
@@ -154,13 +168,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Several numbers, each in an interval of its own.
+    """Several numbers, each in an interval of its own: a task is (d,), tasks are (n, d).
 
     Attributes:
         parts: the intervals, one a number.
+
+    Raises:
+        TypeError, ValueError: for something else than intervals, or none.
     """
 
     parts: tuple[Interval, ...]
+
+    def __post_init__(self) -> None:
+        check(self, parts=many(instance(Interval, "e.g. Interval(0.0, 1.0)")))
 
     @property
     def inputs(self) -> int:
@@ -224,6 +244,9 @@ class GaussianField:
         centred: networks see each function moved so that its first mode is a positive cosine: all
             tasks then look alike, where the equation does not depend on x and the network is
             periodic.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind, or an odd number of inputs.
     """
 
     inputs: int = 128
@@ -231,6 +254,12 @@ class GaussianField:
     tau: float = 5.0
     gamma: float = 2.0
     centred: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, inputs=whole(4), sigma=POSITIVE, tau=NOT_NEGATIVE, gamma=POSITIVE)
+        check(self, centred=FLAG)
+        if self.inputs % 2:
+            raise ValueError(f"GaussianField: inputs must be even, found {self.inputs}")
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n functions, (n, p)."""

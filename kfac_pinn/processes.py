@@ -10,13 +10,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["ALONE", "Alone", "Group", "Processes"]
+
+
+T = TypeVar("T")
 
 
 class Alone:
@@ -49,6 +52,22 @@ class Alone:
     def totals(self, counts: Sequence[int]) -> list[int]:
         """The counts."""
         return list(counts)
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What it makes."""
+        return make()
+
+    def most(self, number: float) -> float:
+        """The number."""
+        return number
+
+    def said(self, text: str) -> str:
+        """The text."""
+        return text
+
+    def share(self, points: Tensor) -> Tensor:
+        """The points."""
+        return points
 
 
 class Processes:
@@ -187,8 +206,7 @@ class Processes:
             flat = flat.new_empty(sum(sizes))
         self._carry(lambda: dist.broadcast(flat, group=self.group, group_src=rank))
         self.sent += flat.nbytes * (self.count - 1) // self.count
-        parts = zip(flat.split(sizes), shapes[0], strict=True)
-        return [part.view(shape) for part, shape in parts]
+        return [part.view(s) for part, s in zip(flat.split(sizes), shapes[0], strict=True)]
 
     def totals(self, counts: Sequence[int]) -> list[int]:
         """Sums of a few whole numbers, how many being the same in all processes.
@@ -198,6 +216,36 @@ class Processes:
         """
         self.alike(str(len(counts)), "their closures return different numbers of terms")
         return self._all(torch.tensor(counts, device=self.device)).sum(0).tolist()
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What process 0 makes, in all of them; the others make nothing.
+
+        Raises:
+            The error of process 0, in all of them.
+        """
+        with self.together():
+            made: list[Any] = [make() if self.rank == 0 else None]
+        self._carry(lambda: dist.broadcast_object_list(made, group=self.group, group_src=0))
+        return made[0]
+
+    def most(self, number: float) -> float:
+        """The largest of a number in all processes."""
+        own = torch.tensor([number], dtype=torch.float64, device=self.device)
+        return float(self._all(own).max())
+
+    def said(self, text: str) -> str:
+        """What the first process says that says anything; empty if none does."""
+        flags = self._all(torch.tensor([bool(text)], device=self.device)).flatten()
+        if not flags.any():
+            return ""
+        told, rank = [text], int(flags.nonzero()[0])
+        self._carry(lambda: dist.broadcast_object_list(told, group=self.group, group_src=rank))
+        return told[0]
+
+    def share(self, points: Tensor) -> Tensor:
+        """Of points (N, ...) that all have, this one has rows N q / W to N (q + 1) / W."""
+        start, end = (len(points) * q // self.count for q in (self.rank, self.rank + 1))
+        return points[start:end]
 
     @property
     def device(self) -> torch.device:
@@ -235,8 +283,7 @@ class Processes:
 
     def _gone(self) -> list[int]:
         """The ranks that nothing can be sent to."""
-        others = [q for q in range(self.count) if q != self.rank]
-        return [q for q in others if not self._reaches(q)]
+        return [q for q in range(self.count) if q != self.rank and not self._reaches(q)]
 
     def _reaches(self, rank: int) -> bool:
         """Whether a message can be posted; nobody will read it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kfac_pinn import KFACPINN
+import kfac_pinn
+from kfac_pinn import KFACPINN, LeastSquaresOptimizer
 from kfac_pinn.taylor_mode.rule_table import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -47,15 +50,57 @@ def untouched() -> Iterator[None]:
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("page", [p for p in PAGES if FENCE.search(p.read_text())], ids=name_of)
-def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)  # what a snippet writes is left there
-    exec(compile(program(page.read_text()), str(page), "exec"), {"__name__": "__main__"})
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "reproduce"))
+    howto, names = importlib.import_module("howto"), {"__name__": "__main__"}
+    exec(compile(program(page.read_text()), str(page), "exec"), names)
+    if page.name == "README.md":  # its number, which rounding may change a little elsewhere
+        (said,) = re.findall(r"# (\S+) after \d+ s", page.read_text())
+        (found,) = re.findall(r"relative error (\S+)", capsys.readouterr().out)
+        assert 1 / 4 < float(found) / float(said) < 4
+    if page.parent.name == "howto" and page.stem in howto.PICTURES:  # what is left can be drawn
+        howto.save(tmp_path / "drawn.png", *howto.PICTURES[page.stem](names))
+        assert f"](../figures/howto/{page.stem}.png)" in page.read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     gone = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not gone, f"{name_of(page)} links to {gone}"
+
+
+FILE = re.compile(r"(?:examples|tests|kfac_pinn|hyperlora_ext)/[\w/.-]+\.(?:py|json|csv|ipynb)\b")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_named_exist(page: Path) -> None:
+    """Results are in the repository, not in the source distribution."""
+    named = {path for path in FILE.findall(page.read_text()) if "/results/" not in path}
+    gone = [path for path in named if not (ROOT / path).exists()]
+    assert not gone, f"{name_of(page)} names {gone}"
+
+
+def test_the_keys_of_stats_are_those_of_the_table() -> None:
+    table = (ROOT / "docs" / "api" / "optimizers.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", table, re.MULTILINE)
+    said = {key for row in rows for key in re.findall(r"\w+", row)}
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    model, x = model.double(), torch.rand(20, 2, dtype=torch.float64)
+    found: set[str] = set()
+    public = [getattr(kfac_pinn, name) for name in kfac_pinn.__all__]
+    kinds = [kind for kind in public if inspect.isclass(kind) and not inspect.isabstract(kind)]
+    for kind in (k for k in kinds if issubclass(k, LeastSquaresOptimizer)):
+        optimizer = kind(model.parameters())
+        for _ in range(2):  # a first step has less to tell
+            optimizer.step(lambda: kfac_pinn.laplacian(model, x) + 1)
+            found |= set(optimizer.stats)
+    assert found == said
 
 
 def test_equations_are_numbered_in_order() -> None:

@@ -102,3 +102,26 @@ def test_methods_say_what_they_do_and_raise(name: str) -> None:
         text = inspect.getdoc(getattr(CLASSES[name], method)) or ""
         assert text or method in INHERITED or CLASSES[name] in PROTOCOLS, f"{name}.{method}"
         assert "Raise" in text or not raises(function), f"{name}.{method} does not say what fails"
+
+
+SHAPE = re.compile(r"\([A-Za-z_]\w*(?: \+ 1)?(?:, ?\w+(?: \+ 1)?)*,?\)|\(\)|[Ss]hape|[Ss]calar")
+
+
+def takes_tensors(function: Any) -> bool:
+    return bool(re.search(r"\bTensor\b", str(inspect.signature(function))))
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if takes_tensors(FUNCTIONS[n])])
+def test_a_function_of_tensors_says_their_shapes(name: str) -> None:
+    assert SHAPE.search(inspect.getdoc(FUNCTIONS[name]) or "")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_of_tensors_says_their_shapes(name: str) -> None:
+    """In its docstring, that of a base, or that of the method."""
+    kind = CLASSES[name]
+    said = " ".join(inspect.getdoc(each) or "" for each in kind.__mro__ if each is not object)
+    for method, function in methods(kind):
+        if takes_tensors(function) and method not in INHERITED:
+            text = inspect.getdoc(getattr(kind, method)) or ""
+            assert SHAPE.search(said + text), f"{name}.{method}"

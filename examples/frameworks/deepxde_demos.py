@@ -12,6 +12,7 @@ os.environ.setdefault("DDE_BACKEND", "pytorch")
 import deepxde as dde
 import numpy as np
 import torch
+import typer
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -252,4 +253,4 @@ def main(steps: int = 100) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

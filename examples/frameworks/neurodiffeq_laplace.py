@@ -8,6 +8,7 @@ python examples/frameworks/neurodiffeq_laplace.py
 from typing import Any
 
 import torch
+import typer
 from neurodiffeq import diff
 from neurodiffeq.conditions import DirichletBVP2D
 from neurodiffeq.generators import Generator2D
@@ -62,6 +63,10 @@ def solve(
     return float((found - exact(x, y)).norm() / exact(x, y).norm())
 
 
+def main(steps: int = 100) -> None:
+    """KFACPINN instead of Adam(net.parameters(), lr=1e-3)."""
+    print(f"relative L2 error {solve(KFACPINN, steps):.1e}")
+
+
 if __name__ == "__main__":
-    # instead of Adam(net.parameters(), lr=1e-3)
-    print(f"relative L2 error {solve(KFACPINN, 100):.1e}")
+    typer.run(main)

@@ -8,6 +8,7 @@ python examples/frameworks/neuromancer_diffusion.py
 from typing import Any
 
 import torch
+import typer
 from neuromancer.constraint import variable
 from neuromancer.dataset import DictDataset
 from neuromancer.loss import PenaltyLoss
@@ -73,6 +74,10 @@ def solve(
     return float((found - expected).norm() / expected.norm())
 
 
+def main(steps: int = 100) -> None:
+    """KFACPINN instead of Adam(problem.parameters(), lr=1e-3)."""
+    print(f"relative L2 error {solve(KFACPINN, steps):.1e}")
+
+
 if __name__ == "__main__":
-    # instead of Adam(problem.parameters(), lr=1e-3)
-    print(f"relative L2 error {solve(KFACPINN, 100):.1e}")
+    typer.run(main)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+import typer
 from pina import Condition, LabelTensor, Trainer
 from pina.domain import CartesianDomain
 from pina.equation import Equation, FixedValue
@@ -152,6 +153,11 @@ def identify(optimizer: Kind, steps: int, **settings: Any) -> float:
     return max(abs(float(p.detach()) - CENTRE) for p in problem.unknown_parameters.values())
 
 
+def main(steps: int = 100) -> None:
+    """KFACPINN instead of TorchOptimizer(torch.optim.Adam, lr=0.006)."""
+    print(f"relative L2 error {solve(KFACPINN, steps):.1e}")
+    print(f"error of the unknown centre {identify(KFACPINN, steps):.1e}")
+
+
 if __name__ == "__main__":
-    # instead of TorchOptimizer(torch.optim.Adam, lr=0.006)
-    print(f"relative L2 error {solve(KFACPINN, 100):.1e}, centre {identify(KFACPINN, 100):.1e}")
+    typer.run(main)

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning
 import torch
 import torchphysics as tp
+import typer
 from torch import Tensor
 
 from kfac_pinn import KFACPINN
@@ -49,6 +50,10 @@ def solve(optimizer: type[torch.optim.Optimizer], steps: int, lr: float, **setti
     return float((found - exact(grid)).norm() / exact(grid).norm())
 
 
+def main(steps: int = 100) -> None:
+    """KFACPINN instead of OptimizerSetting(Adam, lr=1e-3); TorchPhysics wants an lr."""
+    print(f"relative L2 error {solve(KFACPINN, steps, lr=1.0):.1e}")
+
+
 if __name__ == "__main__":
-    # instead of OptimizerSetting(torch.optim.Adam, lr=1e-3); TorchPhysics wants an lr
-    print(f"relative L2 error {solve(KFACPINN, 100, lr=1.0):.1e}")
+    typer.run(main)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import typer
 from published.results import environment
+from tqdm import tqdm
 
 from kfac_pinn import KFACPINN, GaussNewton
 from kfac_pinn.pinn.training.clock import now
@@ -160,7 +161,12 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Example]]] = {
             ),
             "Lorenz": Demo("lorenz", [[adam(6000, published=60000)], *stages(*ours(50), times=2)]),
             "Kovasznay": Demo(
-                "kovasznay", [[adam(2000, published=30000)], *stages(Run(KFACPINN, 20), times=2)]
+                "kovasznay",
+                [
+                    [adam(2000, published=30000)],
+                    *stages(Run(KFACPINN, 20), times=2),
+                    *stages(Run(GaussNewton, 15), times=2),
+                ],
             ),
             "Burgers": Demo(
                 "burgers",
@@ -219,7 +225,7 @@ def measure(only: str = "", example: str = "", share: float = 1.0) -> None:
         for title in [example] if example else examples:
             facts = {package: importlib.metadata.version(package), **environment()}
             rows = []
-            for row in examples[title](share):
+            for row in tqdm(examples[title](share), desc=title, unit="row"):
                 print(f"{title}: {row.optimizer}, {row.error:.1e} after {row.seconds:.0f} s")
                 rows.append(asdict(row))
                 write(name, title, {**facts, "rows": rows})

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import typer
 from torch import Generator
+from tqdm import tqdm
 
 from kfac_pinn import GaussNewton
 from kfac_pinn.curvature.compression import Exact, Sketch
@@ -75,6 +76,7 @@ def run(setup: Setup, seed: int, seconds: float, options: dict[str, Any]) -> lis
     optimizer = GaussNewton(model.parameters(), compression=options["compression"])
     start, wall, step = now(), time.perf_counter(), 0
     records: list[Record] = []
+    bar = tqdm(total=round(seconds), unit="s", desc=f"seed {seed}")
     while (elapsed := now() - start) < seconds:
         optimizer.step(residuals)
         step += 1
@@ -90,6 +92,10 @@ def run(setup: Setup, seed: int, seconds: float, options: dict[str, Any]) -> lis
                     float(optimizer.stats["target"]),
                 )
             )
+            last = records[-1]
+            bar.set_postfix_str(f"loss {last.loss:.1e}, error {last.error:.1e}, step {last.step}")
+            bar.update(min(round(last.seconds), bar.total) - bar.n)
+    bar.close()
     return records
 
 

@@ -20,6 +20,7 @@ import torch
 import typer
 from published.results import environment
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from kfac_pinn import KFACPINN, MLP, linearize, taylor
 from kfac_pinn.pinn.training.clock import now
@@ -94,7 +95,7 @@ def main(rounds: int = 20) -> None:
     ):
         optimizer, residuals = KFACPINN(twin.parameters()), residuals_of(twin, equation)
         works[f"a step of KFACPINN, {name}"] = lambda o=optimizer, r=residuals: o.step(r)  # type: ignore[misc]
-    seconds = {name: median(work, rounds) for name, work in works.items()}
+    seconds = {name: median(work, rounds) for name, work in tqdm(works.items(), unit="row")}
     for name, each in seconds.items():
         print(f"{name}: {1e3 * each:.0f} ms, {each / seconds['a step of Adam']:.1f} steps of Adam")
     RESULT.write_text(json.dumps({**environment(), "seconds": seconds}, indent=1) + "\n")

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from kfac_pinn import laplacian
 from kfac_pinn.pinn.networks import MLP
@@ -86,13 +87,12 @@ def measured(method: str, task: str, d: int, points: int) -> dict[str, float]:
 def compare(results: Path = Path(__file__).parent / "results") -> None:
     """All figures, as a table and as JSON."""
     rows = []
-    for d, points in POINTS.items():
-        for task in TASKS:
-            row = {name: measured(name, task, d, points) for name in METHODS}
-            taylor, nested = row["taylor"], row["nested"]
-            assert abs(taylor.pop("value") - nested.pop("value")) < 1e-8  # the same quantity
-            rows.append({"d": d, "task": task, "points": points, **row})
-            typer.echo(f"d = {d}, {task}: done", err=True)
+    cases = [(d, points, task) for d, points in POINTS.items() for task in TASKS]
+    for d, points, task in tqdm(cases, unit="case"):
+        row = {name: measured(name, task, d, points) for name in METHODS}
+        taylor, nested = row["taylor"], row["nested"]
+        assert abs(taylor.pop("value") - nested.pop("value")) < 1e-8  # the same quantity
+        rows.append({"d": d, "task": task, "points": points, **row})
     show(rows)
     results.mkdir(exist_ok=True)
     text = json.dumps({"rows": rows, "versions": versions()}, indent=2)

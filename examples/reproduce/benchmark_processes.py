@@ -5,7 +5,7 @@
 Networks of 10,065 and 118,145 parameters on 5d and 10d Poisson, float64. Each measurement is a run
 of its own (timed_processes.py); they alternate, `rounds` times, and of each the median step of the
 fastest round is kept: wall seconds. Beside them the bytes that a process sends in a step, counted
-and by formula. The figures are written to results/processes.json.
+and by formula. The figures are written to results/processes.json, where those of other cases stay.
 """
 
 import json
@@ -20,9 +20,9 @@ import typer
 from benchmark_step import versions
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
-CASES = ["10065", "118145"]
 CASES = ["10065", "118145"]
 RUNS = {
     "1 process, 1 thread": (1, 1),
@@ -61,22 +61,23 @@ def main(
 ) -> None:
     """Print wall seconds and bytes a step, and store them."""
     table = Table("parameters", "", "wall s", "bytes", "by formula")
-    figures: dict[str, object] = {}
-    for case in cases:
+    path = results / "processes.json"
+    figures: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
+    facts = {"points": points, "steps": steps, "rounds": rounds, "cores": os.cpu_count()}
+    facts |= {"load": os.getloadavg()[0], **versions(__file__)}
+    for case in tqdm(cases, unit="case"):
         rows = [
             {name: measured(case, points, steps, *run) for name, run in RUNS.items()}
             for _ in range(rounds)
         ]
         for name in RUNS:
             found = min((row[name] for row in rows), key=lambda row: row["seconds"])
-            figures[f"{case}, {name}"] = found
+            figures[f"{case}, {name}"] = {**found, **facts}
             sent = (f"{found[key]:,}" for key in ("bytes", "formula"))
             table.add_row(case, name, f"{found['seconds']:.3f}", *sent)
     Console().print(table)
-    figures |= {"points": points, "steps": steps, "rounds": rounds, "cores": os.cpu_count()}
-    figures |= {"load": os.getloadavg()[0], **versions(__file__)}
     results.mkdir(exist_ok=True)
-    (results / "processes.json").write_text(json.dumps(figures, indent=2) + "\n")
+    path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from kfac_pinn import (
     MLP,
@@ -182,7 +183,7 @@ def measure(
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in CASES:
+    for name in tqdm(CASES, unit="case"):
         path = folder / f"{name}-{seed}.json"
         if only in name and not path.exists():
             result = measured(name, seed)

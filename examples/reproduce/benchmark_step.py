@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from tqdm import trange
 
 from kfac_pinn import KFACStar, total_loss
 from kfac_pinn.curvature.kronecker_factors import Factors
@@ -72,7 +73,7 @@ def adam(model: nn.Module, residuals: Callable) -> Step:
 def milliseconds(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
     """CPU times of steps that alternate, after three of each to warm up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(-3, repeats):
+    for repeat in trange(-3, repeats, unit="round"):
         for name, step in steps.items():
             start = now()
             step()

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ import typer
 from benchmark_step import versions
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 HERE = Path(__file__).parent
 CASES = ["9873", "10065", "118145"]
@@ -60,19 +62,18 @@ def main(
         runs["1 thread, other checkout"] = (1, against)
     table = Table("parameters", "optimizer", "", "wall s", "process s")
     figures: dict[str, object] = {}
-    for case in cases:
-        for optimizer in optimizers:
-            rows = [
-                {name: seconds(case, optimizer, steps, *run) for name, run in runs.items()}
-                for _ in range(rounds)
-            ]
-            least = {
-                name: {kind: min(row[name][kind] for row in rows) for kind in ("wall", "process")}
-                for name in runs
-            }
-            figures[f"{case} {optimizer}"] = least
-            for name, found in least.items():
-                table.add_row(case, optimizer, name, *(f"{s:.3f}" for s in found.values()))
+    for case, optimizer in tqdm(list(product(cases, optimizers)), unit="case"):
+        rows = [
+            {name: seconds(case, optimizer, steps, *run) for name, run in runs.items()}
+            for _ in range(rounds)
+        ]
+        least = {
+            name: {kind: min(row[name][kind] for row in rows) for kind in ("wall", "process")}
+            for name in runs
+        }
+        figures[f"{case} {optimizer}"] = least
+        for name, found in least.items():
+            table.add_row(case, optimizer, name, *(f"{s:.3f}" for s in found.values()))
     Console().print(table)
     figures |= {"steps": steps, "rounds": rounds, "cores": os.cpu_count(), **versions(__file__)}
     if against is not None:

@@ -17,10 +17,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
-from published.figures import errors
+from published.figures import NAMES, errors
 from published.pages import fill, hardware, plain, winners
-from published.recipes import OPTIMIZERS
+from published.recipes import OPTIMIZERS, PROBLEMS
 from published.results import Experiment, best_settings, last_rows, load, markdown, summary
 from published.training import run_all
 
@@ -86,11 +87,31 @@ def report() -> None:
     table = table.drop(columns=["limit", "options"])
     table.to_csv(RESULTS / "table.csv", index=False, float_format="%.3g")
     errors(rows, FIGURE)
-    table = table.assign(settings=table["settings"].map(plain)).drop(columns=HIDDEN)
-    text = f"{markdown(table)}\n![{SEEN}](../figures/compare.png)"
-    fill(PAGE, f"{text}\n\n{hardware(RESULTS)}")
+    full = markdown(table.assign(settings=table["settings"].map(plain)).drop(columns=HIDDEN))
+    text = [
+        f"![{SEEN}](../figures/compare.png)",
+        "*Medians and quartiles over the runs.*",
+        markdown(short(table)).rstrip(),
+        "<details markdown>\n<summary>All columns</summary>",
+        full.rstrip(),
+        f"Measured on {hardware(RESULTS)}",
+        "</details>",
+    ]
+    fill(PAGE, "\n\n".join(text))
     fill(CHOOSING, winners(rows), "compare")
-    typer.echo(markdown(table))
+    typer.echo(full)
+
+
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    """A line an optimizer, a column a problem: the median error, and after how many steps."""
+    cells = [f"{e:.1e} ({n:.0f} steps)" for e, n in table[["relative L2", "steps"]].to_numpy()]
+    named = table.assign(
+        cell=cells,
+        problem=[PROBLEMS[name]().name for name in table["problem"]],
+        optimizer=table["optimizer"].map(NAMES),
+    ).drop_duplicates(["optimizer", "problem"])
+    wide = named.pivot(index="optimizer", columns="problem", values="cell").fillna("–")
+    return wide.reindex([name for name in NAMES.values() if name in wide.index]).reset_index()
 
 
 def grid(problem: str, seconds: float) -> Iterator[Experiment]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -77,7 +79,10 @@ def main(
     chosen = [name for names in SECTIONS.values() for name in names if not only or name in only]
     (docs / "figures" / "gallery").mkdir(parents=True, exist_ok=True)
     for name in track(chosen, description="examples"):
-        verdicts[name] = verdict(name, docs / "figures" / "gallery" / f"{name}.png")
+        with TemporaryDirectory() as folder:  # some store more beside their picture
+            drawn = Path(folder) / f"{name}.png"
+            verdicts[name] = verdict(name, drawn)
+            shutil.copy(drawn, docs / "figures" / "gallery")
         found = {"verdicts": verdicts, **versions(__file__)}
         file.write_text(json.dumps(found, indent=2) + "\n")
         (docs / "gallery.md").write_text(page(verdicts))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 import typer
 from published.results import environment
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from kfac_pinn import KFAC, KFACPINN, MLP, GaussNewton, KFACStar, taylor
 from kfac_pinn.pinn.problems import burgers
@@ -143,12 +145,10 @@ def measure(steps: int = 60) -> None:
     """Train every optimizer on every equation from both sources."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    runs = {
-        f"{title}, {name}, {source}": train(equation, make, SOURCES[source], steps)
-        for title, equation in EQUATIONS.items()
-        for name, make in OPTIMIZERS.items()
-        for source in SOURCES
-    }
+    runs = {}
+    for title, name, source in tqdm(list(product(EQUATIONS, OPTIMIZERS, SOURCES)), unit="run"):
+        found = train(EQUATIONS[title], OPTIMIZERS[name], SOURCES[source], steps)
+        runs[f"{title}, {name}, {source}"] = found
     RESULT.write_text(json.dumps({**environment(), "runs": runs}, indent=1) + "\n")
     report()
 
@@ -176,20 +176,23 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{note}; commit {result['commit']})"])
 
 
+COLORS = {"KFAC": "C9", "KFACStar": "C0", "KFACPINN": "C1", "GaussNewton": "C3"}  # as elsewhere
+
+
 def draw(runs: dict[str, Any]) -> None:
     """One panel an equation: jets drawn through, the graph dotted."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(EQUATIONS), figsize=(9, 3), sharey=True, layout="tight")
     for axis, title in zip(axes, EQUATIONS, strict=True):
-        for i, name in enumerate(OPTIMIZERS):
+        for name in OPTIMIZERS:
             for source, style in zip(SOURCES, ("-", ":"), strict=True):
                 label = name if source == "jets" else None
                 errors = runs[f"{title}, {name}, {source}"]["errors"]
-                axis.semilogy(errors, style, color=f"C{i}", label=label)
+                axis.semilogy(errors, style, color=COLORS[name], label=label)
         axis.set_title(title)
-        axis.set_xlabel("step")
-    axes[0].set_ylabel("relative L2 error")
+        axis.set_xlabel("steps")
+    axes[0].set_ylabel("relative $L_2$ error")
     axes[0].legend(fontsize=7)
     figure.savefig(FIGURE, dpi=150)
 

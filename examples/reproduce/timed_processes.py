@@ -44,11 +44,13 @@ torch.manual_seed(0)
 model = MLP(widths).double()
 closure = batch.residuals(model)
 optimizer = KFACPINN(model.parameters(), check=False, processes=processes)
-seconds, sent = [], []
+seconds, cpu, sent = [], [], []
 for _ in range(WARM_UP + chosen.steps):
     wall, before = time.perf_counter(), processes.sent if processes else 0
+    spent = time.process_time()
     optimizer.step(closure)
     seconds.append(time.perf_counter() - wall)
+    cpu.append(time.process_time() - spent)
     sent.append((processes.sent if processes else 0) - before)
 
 P = sum(p.numel() for p in model.parameters())
@@ -63,6 +65,7 @@ if rank == 0:
         json.dumps(
             {
                 "seconds": statistics.median(seconds[WARM_UP:]),
+                "cpu_seconds": statistics.median(cpu[WARM_UP:]),
                 "bytes": int(statistics.median(sent[WARM_UP:])),
                 "formula": int(formula),
                 "loss": optimizer.stats["loss"],

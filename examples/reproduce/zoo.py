@@ -2,6 +2,7 @@
 
     python examples/reproduce/zoo.py measure                       # all that is not done yet
     python examples/reproduce/zoo.py measure --only helmholtz --seeds 3
+    python examples/reproduce/zoo.py measure --only convection --network sine --hidden 32-32
     python examples/reproduce/zoo.py report                        # fills docs/experiments/zoo.md
 
 One run is one JSON file in results/zoo: the error (relative L2 on points held out) after 30, 100
@@ -11,6 +12,7 @@ its reason; a run that was interrupted is made again. Float64, one thread, nothi
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -30,10 +32,17 @@ from kfac_pinn import (
     KFACPINN,
     MLP,
     PROBLEMS,
+    SIREN,
+    Box,
     Callback,
+    FourierFeatures,
     GaussNewton,
     InverseProblem,
+    ModifiedMLP,
+    Normalized,
+    PirateNet,
     Problem,
+    Progress,
     Run,
     WithUnknowns,
     fit,
@@ -52,6 +61,21 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
     "L-BFGS": lambda parameters: torch.optim.LBFGS(
         parameters, max_iter=20, history_size=50, line_search_fn="strong_wolfe"
+    ),
+}
+
+Sizes = tuple[int, ...]
+
+# After the points are scaled to [-1, 1]^d, all but the first: frequencies mean the same everywhere
+NETWORKS: dict[str, Callable[[Sizes], nn.Module]] = {
+    "tanh": MLP,
+    "sine": lambda sizes: SIREN(sizes, omega=8.0),
+    "Fourier": lambda sizes: nn.Sequential(
+        FourierFeatures(sizes[0], sizes[1], scale=2.0), MLP(sizes[1:])
+    ),
+    "modified": ModifiedMLP,
+    "Pirate": lambda sizes: PirateNet(
+        (sizes[0], sizes[1], sizes[-1]), blocks=max(1, len(sizes) - 3), scale=2.0
     ),
 }
 
@@ -82,6 +106,7 @@ class Result:
     """What one run came to.
 
     Attributes:
+        network, sizes: which of `NETWORKS`, and its layers.
         errors: relative L2 by the seconds after which it was measured.
         unknowns: of an inverse problem, the relative errors of the numbers at the end.
         steps, loss: at the end.
@@ -91,7 +116,8 @@ class Result:
     problem: str
     optimizer: str
     seed: int
-    network: tuple[int, ...]
+    network: str
+    sizes: Sizes
     errors: dict[str, float]
     unknowns: dict[str, float]
     steps: int
@@ -114,48 +140,84 @@ class Marks(Callback):
             self.errors[f"{self.waiting.pop(0):g}"] = run.evaluate()["relative_l2"]
 
 
-def model_of(problem: Problem) -> nn.Module:
-    """The smallest of its networks, in tanh, with what is unknown."""
-    network = MLP(problem.networks[0])
-    if not isinstance(problem, InverseProblem):
-        return network
-    return WithUnknowns(network, {name: each.guess for name, each in problem.unknowns.items()})
+@dataclass(frozen=True)
+class Runner:
+    """What a run is made of: a problem by name, a network by kind and hidden layers.
+
+    Attributes:
+        hidden: e.g. "32-32"; those of the problem's smallest network, if empty.
+    """
+
+    problem: str
+    optimizer: str
+    network: str = "tanh"
+    hidden: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the file that keeps the result."""
+        inner = f"{self.network}{'-' if self.hidden else ''}{self.hidden}"
+        return f"{self.problem}-{inner}-{self.optimizer}-{self.seed}"
+
+    def sizes(self, problem: Problem) -> Sizes:
+        """Of the layers."""
+        smallest = problem.networks[0]
+        if not self.hidden:
+            return smallest
+        return (smallest[0], *map(int, self.hidden.split("-")), smallest[-1])
+
+    def model(self, problem: Problem) -> nn.Module:
+        """The network, with what is unknown."""
+        network = NETWORKS[self.network](self.sizes(problem))
+        if self.network != "tanh":
+            network = nn.Sequential(Normalized(box_of(problem)), network)
+        if not isinstance(problem, InverseProblem):
+            return network
+        guesses = {name: each.guess for name, each in problem.unknowns.items()}
+        return WithUnknowns(network, guesses)
+
+    def __call__(self, seconds: tuple[float, ...]) -> Result:
+        """One run; a failure is a result too."""
+        torch.manual_seed(self.seed)
+        problem, marks = PROBLEMS[self.problem](), Marks(seconds)
+        model = self.model(problem).double()
+        steps, loss = 0, math.nan
+        try:
+            history = fit(
+                model,
+                problem,
+                OPTIMIZERS[self.optimizer](model.parameters()),
+                seconds=seconds[-1],
+                every=10**9,
+                seed=self.seed,
+                callbacks=[marks, Progress()],
+            )
+            steps, loss, reason = history.last["step"], history.last["loss"], history.reason
+        except Exception as error:
+            reason = "".join(traceback.format_exception_only(error)).strip()
+        unknowns = {
+            key: abs(getattr(model, key).item() - each.truth) / abs(each.truth)
+            for key, each in getattr(problem, "unknowns", {}).items()
+        }
+        return Result(
+            self.problem, self.optimizer, self.seed, self.network, self.sizes(problem),
+            marks.errors, unknowns, steps, loss, reason, _commit(), torch.__version__,
+        )  # fmt: skip
 
 
-def trained(name: str, optimizer: str, seed: int, seconds: tuple[float, ...]) -> Result:
-    """One run; a failure is a result too."""
-    torch.manual_seed(seed)
-    problem, marks = PROBLEMS[name](), Marks(seconds)
-    model = model_of(problem).double()
-    steps, loss = 0, math.nan
-    try:
-        history = fit(
-            model,
-            problem,
-            OPTIMIZERS[optimizer](model.parameters()),
-            seconds=seconds[-1],
-            every=10**9,
-            seed=seed,
-            callbacks=[marks],
-        )
-        steps, loss, reason = history.last["step"], history.last["loss"], history.reason
-    except Exception as error:
-        reason = "".join(traceback.format_exception_only(error)).strip()
-    unknowns = {
-        key: abs(getattr(model, key).item() - each.truth) / abs(each.truth)
-        for key, each in getattr(problem, "unknowns", {}).items()
-    }
-    network, commit = problem.networks[0], _commit()
-    return Result(
-        name, optimizer, seed, network, marks.errors, unknowns, steps, loss, reason, commit,
-        torch.__version__,
-    )  # fmt: skip
+def box_of(problem: Problem) -> Box:
+    """The smallest box around the points that a problem draws."""
+    x = problem.held_out(torch.Generator().manual_seed(0), 2000, dtype=torch.float64)
+    return Box(tuple(x.amin(0).tolist()), tuple(x.amax(0).tolist()))
 
 
 @app.command()
 def measure(
     only: Annotated[str, typer.Option(help="problems with this in their name")] = "",
     optimizer: Annotated[str, typer.Option(help="one of them; all, if empty")] = "",
+    network: Annotated[str, typer.Option(help="tanh, sine, Fourier, modified or Pirate")] = "tanh",
+    hidden: Annotated[str, typer.Option(help="e.g. 32-32; the problem's smallest, if empty")] = "",
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     seconds: Annotated[str, typer.Option(help="when errors are taken, increasing")] = "30,100,300",
     folder: Path = RESULTS,
@@ -166,20 +228,22 @@ def measure(
     names = [name for name in PROBLEMS if only in name and name not in LEFT_OUT]
     chosen = [optimizer] if optimizer else list(OPTIMIZERS)
     marks = tuple(float(each) for each in seconds.split(","))
-    if not names or not set(chosen) <= set(OPTIMIZERS) or list(marks) != sorted(set(marks)):
+    known = set(chosen) <= set(OPTIMIZERS) and network in NETWORKS
+    if not names or not known or list(marks) != sorted(set(marks)):
         raise typer.BadParameter(
             f"no problem has {only!r} in its name, or {optimizer!r} is none of {list(OPTIMIZERS)}, "
-            f"or {seconds!r} does not increase"
+            f"or {network!r} none of {list(NETWORKS)}, or {seconds!r} does not increase"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         for name in names:
             for each in chosen:
-                path = folder / f"{name}-{each}-{seed}.json"
+                run = Runner(name, each, network, hidden, seed)
+                path = folder / f"{run.name}.json"
                 if not path.exists():
-                    result = trained(name, each, seed, marks)
+                    result = run(marks)
                     _write(path, json.dumps(asdict(result), indent=1) + "\n")
-                    typer.echo(f"{name}, {each}, seed {seed}: {result.errors}, {result.reason}")
+                    typer.echo(f"{run.name}: {result.errors}, {result.reason}")
 
 
 @app.command()
@@ -201,20 +265,23 @@ def table(runs: list[dict[str, Any]]) -> str:
     head = ["problem", "network", "optimizer", *(f"{mark} s" for mark in marks)]
     lines = [_line([*head, "seeds", "published"]), _line(["---"] * (len(head) + 2))]
     failed = []
-    for name in dict.fromkeys([*PROBLEMS, *(run["problem"] for run in runs)]):
-        for optimizer in OPTIMIZERS:
-            mine = [r for r in runs if (r["problem"], r["optimizer"]) == (name, optimizer)]
-            if not mine:
-                continue
-            errors = [_median([r["errors"].get(mark) for r in mine]) for mark in marks]
-            network = "-".join(map(str, mine[0]["network"]))
-            published = PUBLISHED.get(name, "")
-            lines.append(_line([name, network, optimizer, *errors, str(len(mine)), published]))
-            failed += [
-                f"- {name}, {optimizer}, seed {r['seed']}: {r['reason']}"
-                for r in mine
-                if not r["reason"].endswith("seconds are spent")
-            ]
+    known = list(dict.fromkeys([*PROBLEMS, *(run["problem"] for run in runs)]))
+
+    def kind(run: dict[str, Any]) -> tuple[Any, ...]:
+        place = known.index(run["problem"]), list(OPTIMIZERS).index(run["optimizer"])
+        return place[0], run["network"] != "tanh", run["network"], run["sizes"], place[1]
+
+    for (place, *_, at), group in itertools.groupby(sorted(runs, key=kind), kind):
+        mine, name, optimizer = list(group), known[place], list(OPTIMIZERS)[at]
+        errors = [_median([r["errors"].get(mark) for r in mine]) for mark in marks]
+        network = f"{'-'.join(map(str, mine[0]['sizes']))} {mine[0]['network']}"
+        published = PUBLISHED.get(name, "")
+        lines.append(_line([name, network, optimizer, *errors, str(len(mine)), published]))
+        failed += [
+            f"- {name}, {optimizer}, {network}, seed {r['seed']}: {r['reason']}"
+            for r in mine
+            if not r["reason"].endswith("seconds are spent")
+        ]
     return "\n".join([*lines, *(["", "Ended early:", "", *failed] if failed else [])])
 
 

@@ -19,14 +19,18 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.decomposition import (
     Decomposition,
     GramianDecomposition,
     KernelDecomposition,
+    Units,
 )
 from kfac_pinn.jacobian.closure import Linearization
+from kfac_pinn.jacobian.layers import Leaf
 from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows, rows_at_once
 from kfac_pinn.processes import ALONE, Group
+from kfac_pinn.settings import at_least, optional, whole
 
 __all__ = ["Compression", "Exact", "Last", "Sketch"]
 
@@ -80,7 +84,7 @@ class Exact:
     ) -> Decomposition:
         tall = row_count(linearization) > linearization.size
         rows, processes = batches(linearization), linearization.processes
-        return decomposed(rows, tall, linear_term_of(linearization), last.damping, processes)
+        return decomposed(rows, tall, linearization, last.damping, processes)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class Sketch:
     rows: int | None = None
     hashes: int = 1  # S J costs a pass over J for each
 
+    def __post_init__(self) -> None:
+        settings.check(self, hashes=whole(1), rows=optional(whole(1)))
+        settings.check(self, rows=optional(at_least(self.hashes)))  # each in its part of the rows
+
     def __call__(
         self, linearization: Linearization, generator: Generator, last: Last
     ) -> Decomposition:
@@ -111,7 +119,7 @@ class Sketch:
         if linearization.ridge is not None:
             add_ridge(J, linearization.ridge.double().sqrt(), generator)
         tall = len(J) > columns
-        result = decomposed([(J, r)], tall, linear_term_of(linearization), last.damping)
+        result = decomposed([(J, r)], tall, linearization, last.damping)
         result.sketched = True
         return result
 
@@ -150,7 +158,7 @@ def add_ridge(J: Tensor, roots: Tensor, generator: Generator) -> None:
 def decomposed(
     blocks: Iterable[tuple[Tensor, Tensor]],
     tall: bool,
-    linear_term: Tensor | None,
+    linearization: Linearization,
     damping: float,
     processes: Group = ALONE,
 ) -> Decomposition:
@@ -160,18 +168,19 @@ def decomposed(
     J has the singular values of [R_0; R_1; ...]; J^T J is the sum of J_q^T J_q.
     """
     large = damping > LARGE_DAMPING
+    linear_term, scale = linear_term_of(linearization), units_of(linearization)
     if not tall:
         parts = list(blocks)
         J, r = (processes.gather(torch.cat(each)) for each in zip(*parts, strict=True))
-        return (KernelDecomposition if large else Decomposition)(J, r, linear_term)
+        return (KernelDecomposition if large else Decomposition)(J, r, linear_term, scale)
     if large:
         # J tall: its rows span all of R^P, and the linear term has no part outside of them
         gramian, gradient = processes.sum(*normal_equations(blocks))
         whole = gradient if linear_term is None else gradient + linear_term
-        return GramianDecomposition(gramian, whole)
+        return GramianDecomposition(gramian, whole, scale)
     J, r = map(processes.gather, reduce_rows(blocks))
     rows = (J, r) if processes.count == 1 else reduce_rows([(J, r)])
-    return Decomposition(*rows, linear_term)
+    return Decomposition(*rows, linear_term, scale)
 
 
 def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
@@ -203,3 +212,31 @@ def ridge_rows(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
 def linear_term_of(linearization: Linearization) -> Tensor | None:
     """The gradient of the linear term in float64."""
     return None if linearization.linear_term is None else linearization.linear_term.double()
+
+
+def units_of(linearization: Linearization) -> Units | None:
+    """The units of the parameters that J tells of; None where there is nothing to tell.
+
+    Layers have none: their inputs and their initial weights are of order one. A tensor of its own
+    (a coefficient of the equation, k = 400) has one, by which the size of its columns changes. So
+
+        D = rms of the tensor's columns / rms of the layers' columns,    1 for layers,
+
+    and no step depends on whether k is counted in N/m or kN/m.
+    """
+    leaves = [block.place for block in linearization.blocks if isinstance(block, Leaf)]
+    if not leaves:
+        return None
+    layers = [part for b in linearization.blocks if not isinstance(b, Leaf) for part in b.slices]
+
+    def scale(squares: Tensor) -> Tensor:
+        # Without layers the tensors are compared with each other
+        others = torch.cat([squares[part] for part in layers or leaves]).mean()
+        units = torch.ones_like(squares)
+        for place in leaves:
+            share = squares[place].mean() / others
+            # One that nothing depends on yet keeps its unit
+            units[place] = share.sqrt() if 0 < share < torch.inf else 1.0
+        return units
+
+    return scale

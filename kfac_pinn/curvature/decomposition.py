@@ -4,7 +4,9 @@ The model of the loss at theta + p is m(p) = 1/2 ||J p + r||^2 + e.p (e: the gra
 term of convex losses, zero for least squares). One singular value decomposition J = U diag(S) V^T
 answers every question about its damped minimisers
 
-    p(lambda) = -(J^T J + lambda I)^-1 (J^T r + e).
+    p(lambda) = -(J^T J + lambda D^2)^-1 (J^T r + e),
+
+D being the units of the parameters: J stands for J D^-1 from here on, and D p for p.
 
 J^T J and J J^T cost half of the digits, and serve as long as lambda is large.
 """
@@ -13,13 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kfac_pinn.linalg import sum_of_squares
 
-__all__ = ["Decomposition", "GramianDecomposition", "KernelDecomposition"]
+__all__ = ["Decomposition", "GramianDecomposition", "KernelDecomposition", "Units"]
+
+Units: TypeAlias = Callable[[Tensor], Tensor]  # squared norms of J's columns (P,) -> D (P,)
 
 
 class Decomposition:
@@ -31,8 +36,10 @@ class Decomposition:
         J: shape (R, P); a wide one is first reduced by a QR decomposition of J^T.
         r: shape (R,).
         linear_term: e, shape (P,), or None.
+        scale: from J's columns to the units of the parameters; None: D = 1.
 
     Attributes:
+        units: D, shape (P,), or 1.
         S: singular values, descending, shape (min(R, P),).
         b: the gradient in the right singular basis, same shape.
         outside: e', the part of the gradient in the null space of J, shape (P,).
@@ -45,7 +52,18 @@ class Decomposition:
     # is compared with their squares.
     rounding = torch.finfo(torch.float64).eps ** 2
 
-    def __init__(self, J: Tensor, r: Tensor, linear_term: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        J: Tensor,
+        r: Tensor,
+        linear_term: Tensor | None = None,
+        scale: Units | None = None,
+    ) -> None:
+        J, linear_term = self._in_units(J, linear_term, scale)
+        self._decompose(J, r, linear_term)
+
+    def _decompose(self, J: Tensor, r: Tensor, linear_term: Tensor | None) -> None:
+        """S, b and e' of a J in units."""
         # QR first: an SVD of the square core costs R^3 where one of J^T costs R^2 P several times.
         wide = J.shape[0] < J.shape[1]
         Q, core = torch.linalg.qr(J.mT) if wide else (None, J.mT)
@@ -61,16 +79,23 @@ class Decomposition:
 
     def step(self, damping: float) -> Tensor:
         """p(lambda), shape (P,)."""
-        return -self._lift(self.b / (self.S.square() + damping)) - self.outside / damping
+        scaled = -self._lift(self.b / (self.S.square() + damping)) - self.outside / damping
+        return scaled / self.units
 
     def solver(self, gradient: Tensor) -> Callable[[float], Tensor]:
-        """lambda -> -(J^T J + lambda I)^-1 g for another gradient g (P,), with this J."""
+        """lambda -> -(J^T J + lambda D^2)^-1 g for another gradient g (P,), with this J."""
+        gradient = gradient / self.units
         inside = self._lower(gradient)
         outside = gradient - self._lift(inside)
-        return lambda damping: -self._lift(inside / (self.S.square() + damping)) - outside / damping
+
+        def solve(damping: float) -> Tensor:
+            scaled = -self._lift(inside / (self.S.square() + damping)) - outside / damping
+            return scaled / self.units
+
+        return solve
 
     def norm(self, damping: Tensor) -> Tensor:
-        """||p(lambda)|| for dampings of any shape; falls as lambda rises."""
+        """||D p(lambda)|| for dampings of any shape; falls as lambda rises."""
         inside = self.b / (self.S.square() + damping[..., None])
         return (inside.square().sum(-1) + self.outside.square().sum() / damping.square()).sqrt()
 
@@ -94,7 +119,7 @@ class Decomposition:
         return float((1 / (1 + damping / self.S.square().clamp_min(tiny))).sum())
 
     def damping(self, radius: float, rounds: int = 6) -> float:
-        """lambda with ||p(lambda)|| = radius, by dividing an interval of log lambda in 64, again.
+        """lambda with ||D p(lambda)|| = radius, by dividing an interval of log lambda in 64, again.
 
         Six rounds leave 64^-6 = 1e-11 of it, at most 1e-9 of lambda. Newton's method on 1 / ||p||
         takes as many evaluations, one after the other, and fails where the norm is flat.
@@ -112,6 +137,15 @@ class Decomposition:
             low, high = float(grid[max(longer - 1, 0)]), float(grid[min(longer, 64)])
         # The upper end, where ||p|| is at most the radius
         return math.exp(high)
+
+    def _in_units(
+        self, J: Tensor, linear_term: Tensor | None, scale: Units | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """J D^-1 and D^-1 e."""
+        self.units = J.new_ones(()) if scale is None else scale(J.square().sum(0))
+        if scale is None:
+            return J, linear_term
+        return J / self.units, None if linear_term is None else linear_term / self.units
 
     def _lift(self, y: Tensor) -> Tensor:
         """V y."""
@@ -132,12 +166,17 @@ class GramianDecomposition(Decomposition):
     Args:
         gramian: J^T J, shape (P, P).
         gradient: J^T r + e, shape (P,).
+        scale: as above.
     """
 
     # Eigenvalues have an error of eps S_1^2 times a small power of P: 1e4 keeps lambda above it.
     rounding = 1e4 * torch.finfo(torch.float64).eps
 
-    def __init__(self, gramian: Tensor, gradient: Tensor) -> None:
+    def __init__(self, gramian: Tensor, gradient: Tensor, scale: Units | None = None) -> None:
+        self.units = gramian.new_ones(()) if scale is None else scale(gramian.diagonal())
+        if scale is not None:
+            gramian = gramian / self.units / self.units[:, None]
+            gradient = gradient / self.units
         values, vectors = torch.linalg.eigh(gramian)
         # rounding makes the least eigenvalues negative
         self.S, V = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
@@ -154,11 +193,12 @@ class KernelDecomposition(Decomposition):
         J: shape (R, P), R <= P.
         r: shape (R,).
         linear_term: e, shape (P,), or None.
+        scale: as above.
     """
 
     rounding = GramianDecomposition.rounding
 
-    def __init__(self, J: Tensor, r: Tensor, linear_term: Tensor | None = None) -> None:
+    def _decompose(self, J: Tensor, r: Tensor, linear_term: Tensor | None) -> None:
         values, vectors = torch.linalg.eigh(sum_of_squares([J.mT]))
         # V = J^T U / S divides by S: where S is rounding, the quotient is bounded by this floor.
         noise = torch.finfo(J.dtype).eps * values[-1]

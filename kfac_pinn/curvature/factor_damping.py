@@ -20,7 +20,7 @@ class DampingRule(Protocol):
 
 @dataclass(frozen=True)
 class EqualDamping:
-    """(A + lambda I, B + lambda I), eq. (16)."""
+    """(A + lambda I, B + lambda I), eq. (16); A (d_in + 1, d_in + 1), B (d_out, d_out)."""
 
     def __call__(self, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         return shifted(A, damping), shifted(B, damping)

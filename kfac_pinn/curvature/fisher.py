@@ -9,8 +9,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import generator_for
+from kfac_pinn.settings import INTEGER
 
 __all__ = ["Cotangents", "Empirical", "Fisher", "ForwardOnly", "MonteCarlo", "Type2"]
 
@@ -41,6 +43,9 @@ class MonteCarlo:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        settings.check(self, seed=INTEGER)
 
     def cotangents(self, linearization: Linearization, step: int) -> Cotangents:
         generator = generator_for(self.seed, step)

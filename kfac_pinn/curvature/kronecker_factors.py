@@ -20,14 +20,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.factor_damping import DampingRule, EqualDamping
 from kfac_pinn.curvature.fisher import Fisher, Type2
 from kfac_pinn.curvature.shared_inverses import inverses
 from kfac_pinn.curvature.weight_sharing import Expand, Sharing
 from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.jacobian.sampled import Signs
 from kfac_pinn.linalg import KroneckerInverse, KroneckerSum, damped_solve
 from kfac_pinn.processes import Group
+from kfac_pinn.settings import BELOW_ONE, NOT_NEGATIVE, having, optional, whole
 
 __all__ = [
     "Average",
@@ -51,7 +54,7 @@ def identity(like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Average:
-    """M <- decay M + (1 - decay) M_new, from `start` times the identity.
+    """M <- decay M + (1 - decay) M_new, from `start` times the identity; M of shape (d, d).
 
     Args:
         decay: in [0, 1); 0 forgets at once.
@@ -61,6 +64,9 @@ class Average:
     decay: float = 0.95  # Martens & Grosse (2015), section 5
     start: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        settings.check(self, decay=BELOW_ONE, start=optional(NOT_NEGATIVE))
+
     def __call__(self, old: Tensor | None, new: Tensor) -> Tensor:
         """The average with one more M."""
         if old is None:
@@ -69,6 +75,9 @@ class Average:
             old = self.start * identity(new)
         # One pass over the memory, where a sum of two products takes three
         return torch.lerp(new, old, self.decay)
+
+
+AVERAGE, RULE = having("__call__", "Average()"), having("__call__", "EqualDamping()")
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Factors:
         invert_every: steps from one inversion to the next.
 
     Raises:
-        ValueError: for a period below one, or a decay outside [0, 1).
+        TypeError, ValueError: for a period that is not 1, 2, ..., or a part of another kind.
     """
 
     fisher: Fisher = Type2()
@@ -95,8 +104,10 @@ class Factors:
     invert_every: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.every >= 1 and self.invert_every >= 1 and 0 <= self.average.decay < 1):
-            raise ValueError(f"periods must be at least 1 and the decay in [0, 1), found {self}")
+        settings.check(self, every=whole(1), invert_every=whole(1), average=AVERAGE, rule=RULE)
+        settings.check(
+            self, fisher=having("cotangents", "Type2()"), sharing=having("inputs", "Expand()")
+        )
 
     def measure(self, linearization: Linearization, step: int) -> dict[Block, BlockFactors]:
         """The factors of every block at the current parameters."""
@@ -198,7 +209,8 @@ class Factors:
         layers = [(i, block) for i, block in enumerate(part.blocks) if isinstance(block, Layer)]
         for number, block in layers:
             for k, (term, u) in enumerate(zip(part.terms, cotangents, strict=True)):
-                if (found := term.factors(block, step)) is not None:
+                signs = Signs(step, part.totals[k], part.places[k].start or 0)
+                if (found := term.factors(block, signs)) is not None:
                     jacobian, by_point = found
                     # The inputs' moment is cached: residuals of one pass share it
                     A = self.sharing.inputs(jacobian.inputs)[block.columns, block.columns]

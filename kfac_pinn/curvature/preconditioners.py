@@ -18,8 +18,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import generator_for, nystrom
+from kfac_pinn.settings import INTEGER, NOT_NEGATIVE
 
 __all__ = ["NystromPreconditioner", "Preconditioner"]
 
@@ -49,6 +51,9 @@ class NystromPreconditioner:
 
     tail: float = 10.0  # Frangella, Tropp & Udell (2023), section 5.4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        settings.check(self, tail=NOT_NEGATIVE, seed=INTEGER)
 
     def factor(self, linearization: Linearization, damping: Tensor) -> Operator:
         level = float(damping.min())

@@ -19,8 +19,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.linalg import aligned, damped_inverse, generator_for, nystrom
+from kfac_pinn.settings import INTEGER, NOT_NEGATIVE
 
 __all__ = ["ExactKernel", "Kernel", "NystromKernel", "natural_gradient"]
 
@@ -80,6 +82,9 @@ class NystromKernel:
 
     tail: float = 1.0  # an eigenvalue of the size of the damping is half decided by it
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        settings.check(self, tail=NOT_NEGATIVE, seed=INTEGER)
 
     def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
         product = partial(kernel_product, linearization)

@@ -21,6 +21,7 @@ from kfac_pinn.jacobian.capture.graph import inputs_first
 from kfac_pinn.jacobian.dense_rows import probe, strided, tolerance, uses_tf32
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.notices import NOTICES, outside
+from kfac_pinn.settings import at_least, whole_number
 
 __all__ = [
     "CheckSchedule",
@@ -47,13 +48,12 @@ class CheckSchedule:
         every: also at the multiples of this number.
 
     Raises:
-        ValueError: unless it is at least 1.
+        TypeError, ValueError: unless it is 1, 2, ...; to check never, write check=False.
     """
 
     def __init__(self, every: int = 100) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, found {every}; to check never: False")
-        self.every = every
+        at_least(1)("CheckSchedule: every", every)
+        self.every = whole_number("CheckSchedule: every", every)
         self.runs: dict[Hashable, int] = {}  # of each program
 
     def __reduce__(self) -> Any:

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn.settings import FUNCTION, TENSOR, TEXT, many
+
 __all__ = ["BROADCAST", "ConvexLoss", "LeastSquares", "Residuals", "Reweighted", "Rho", "Term"]
 
 Rho: TypeAlias = Callable[[Tensor], Tensor]
@@ -73,7 +75,10 @@ class ConvexLoss:
         density: Callable[..., Tensor],
         name: str = "convex loss",
     ) -> None:
-        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        FUNCTION("ConvexLoss: density", density)
+        TEXT("ConvexLoss: name", name)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        many(TENSOR)("ConvexLoss: outputs", outputs)
         self.name = name
         self.outputs = tuple(as_column(y, name) for y in outputs)
         self.density = density

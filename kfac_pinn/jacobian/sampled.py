@@ -11,6 +11,7 @@ other network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from kfac_pinn.jacobian.blocks import EntriesJacobian, LayerInputs, LayerJacobia
 from kfac_pinn.jacobian.capture.readers import Product
 from kfac_pinn.jacobian.layers import Layer, Leaf
 
-__all__ = ["Sampler", "factors_of_entries", "signs"]
+__all__ = ["Sampler", "Signs", "factors_of_entries", "signs"]
 
 
 def signs(like: Tensor, seed: int) -> Tensor:
@@ -28,6 +29,26 @@ def signs(like: Tensor, seed: int) -> Tensor:
     # On the CPU: the same signs on every device
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Those of some rows of a term: the same numbers, however its rows are shared out.
+
+    Attributes:
+        seed: of all of them.
+        total: how many rows the term has.
+        start: the first of these.
+    """
+
+    seed: int
+    total: int
+    start: int = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """As many as a vector has entries."""
+        rows = slice(self.start, self.start + len(like))
+        return signs(like.new_empty(self.total), self.seed)[rows]
 
 
 class Sampler:
@@ -46,13 +67,13 @@ class Sampler:
         biased: set[Product],
     ) -> None:
         self.output, self.products, self.biased = output, products, biased
-        self.known: tuple[int, dict[Product, Tensor]] | None = None
+        self.known: tuple[Signs, dict[Product, Tensor]] | None = None
 
-    def __call__(self, layer: Layer, seed: int) -> LayerJacobian | None:
+    def __call__(self, layer: Layer, signs: Signs) -> LayerJacobian | None:
         """Rows (z, g) as those of one point each; None if the layer is another's."""
         if layer not in self.products:
             return None
-        gradients = self._gradients(seed)
+        gradients = self._gradients(signs)
         z, g, unit = [], [], []
         for product in self.products[layer]:
             inside, outside = product.z.to(self.output), gradients[product]
@@ -67,18 +88,18 @@ class Sampler:
             layer, LayerInputs(torch.cat(z)[:, None], torch.cat(unit)), rows[:, None]
         )
 
-    def _gradients(self, seed: int) -> dict[Product, Tensor]:
+    def _gradients(self, signs: Signs) -> dict[Product, Tensor]:
         # One backward pass serves all layers of a step
-        if self.known is None or self.known[0] != seed:
+        if self.known is None or self.known[0] != signs:
             products = [p for each in self.products.values() for p in each]
             found = torch.autograd.grad(
                 self.output,
                 [GradientEdge(p.node, 0) for p in products],
-                signs(self.output, seed),
+                signs(self.output),
                 retain_graph=True,
             )
             pairs = zip(products, found, strict=True)
-            self.known = seed, {p: p.rows(g).to(self.output) for p, g in pairs}
+            self.known = signs, {p: p.rows(g).to(self.output) for p, g in pairs}
         return self.known[1]
 
 

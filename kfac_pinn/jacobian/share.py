@@ -47,7 +47,7 @@ class SelfLinearizing(Protocol):
         """The residuals, as any closure."""
 
     def linearize(self, parameters: Sequence[Tensor]) -> Linearization:
-        """r and J at the current parameters, the rows in the order of the residuals."""
+        """r (R,) and J (R, P) at the current parameters, the rows in the order of the residuals."""
 
 
 class NothingReturnedError(TypeError):

@@ -13,7 +13,7 @@ from torch import Tensor
 from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacobian
 from kfac_pinn.jacobian.layers import Block, Layer
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
-from kfac_pinn.jacobian.sampled import Sampler, factors_of_entries
+from kfac_pinn.jacobian.sampled import Sampler, Signs, factors_of_entries
 from kfac_pinn.linalg import CountSketch, batches_of_rows
 
 __all__ = ["TermJacobian"]
@@ -98,7 +98,7 @@ class TermJacobian:
             return self.scale * self.rest.rows(points, block)
         return self.residual.new_zeros(len(self.residual[points]), block.size)
 
-    def factors(self, block: Block, seed: int) -> tuple[LayerJacobian, bool] | None:
+    def factors(self, block: Block, signs: Signs) -> tuple[LayerJacobian, bool] | None:
         """z and g for the Kronecker factors of a layer, and whether g is that of each point.
 
         Where it is not, g is a sample with random signs, of unit variance.
@@ -109,7 +109,7 @@ class TermJacobian:
         if isinstance(found, EntriesJacobian):
             found = factors_of_entries(found)
         elif self.sampler is not None and isinstance(block, Layer):
-            found = self.sampler(block, seed)
+            found = self.sampler(block, signs)
         return (found, False) if isinstance(found, LayerJacobian) else None
 
     def restrict(self, block: Block) -> TermJacobian:

@@ -11,6 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
+from kfac_pinn.settings import NOT_NEGATIVE, whole
+
 __all__ = [
     "Operator",
     "ProgressOfSolve",
@@ -75,6 +78,9 @@ class RelativeResidual:
 
     tolerance: float = 1e-10
 
+    def __post_init__(self) -> None:
+        settings.check(self, tolerance=NOT_NEGATIVE)
+
     def __call__(self, history: Solution) -> Stop | None:
         small = history.residual_norms[-1] <= self.tolerance
         return Stop.RELATIVE_RESIDUAL if small else None
@@ -90,6 +96,9 @@ class RelativeProgress:
 
     tolerance: float = 5e-4  # with the least, Martens (2010)
     least: int = 10
+
+    def __post_init__(self) -> None:
+        settings.check(self, tolerance=NOT_NEGATIVE, least=whole(1))
 
     def __call__(self, history: Solution) -> Stop | None:
         i, phi = history.iterations, history.model_values
@@ -114,6 +123,9 @@ class ProgressOfSolve:
 
     tolerance: float = 5e-4
     least: int = 10
+
+    def __post_init__(self) -> None:
+        settings.check(self, tolerance=NOT_NEGATIVE, least=whole(1))
 
     def __call__(self, history: Solution) -> Stop | None:
         i, phi = history.iterations, history.model_values

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
-from torch import Tensor
-
+from kfac_pinn import settings
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.processes import ALONE, Group, Processes
 from kfac_pinn.search.one_evaluation import OneEvaluation
+from kfac_pinn.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, having
 
 __all__ = [
-    "NOT_NEGATIVE",
-    "POSITIVE",
+    "PART",
+    "PARTS",
     "Common",
     "check_group",
-    "check_number",
     "check_parts",
     "checked",
     "grouped",
     "natural_lr",
     "only_unseen",
     "refuse_unknown",
-    "whole_number",
 ]
 
 
@@ -49,13 +47,10 @@ class Common(TypedDict, total=False):
     processes: Processes | None
 
 
-Range = tuple[Callable[[float], bool], str]
-POSITIVE: Range = (lambda value: value > 0, "must be positive")
-NOT_NEGATIVE: Range = (lambda value: value >= 0, "must not be negative")
-RANGES: dict[str, Range] = {
+NUMBERS = {  # of a parameter group
     "lr": POSITIVE,
     "damping": NOT_NEGATIVE,
-    "momentum": (lambda value: 0 <= value < 1, "must be in [0, 1)"),
+    "momentum": BELOW_ONE,
     "weight_decay": NOT_NEGATIVE,
 }
 
@@ -74,6 +69,7 @@ PARTS = {
     "acceleration": ("__call__", "Geodesic()"),
     "held_out": ("__call__", "lambda: model(x) - y"),
 }
+PART = {name: having(*method_and_example) for name, method_and_example in PARTS.items()}
 
 # What other optimizers take: what to write here.
 ADVICE: dict[str, str] = {
@@ -100,25 +96,6 @@ ADVICE: dict[str, str] = {
 SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 
 
-def check_number(owner: str, name: str, value: Any, allowed: Range) -> None:
-    """Raise unless the value is a number in its range: `TypeError` for text and the like."""
-    scalar = isinstance(value, Tensor) and value.ndim == 0
-    # bool is a number to Python, and lr=True a mistake
-    if isinstance(value, bool) or not (scalar or isinstance(value, numbers.Real)):
-        raise TypeError(f"{owner}: {name} must be a number, found {value!r}{as_number(value)}")
-    holds, words = allowed
-    if not holds(float(value)):
-        raise ValueError(f"{owner}: {name} {words}, found {value}")
-
-
-def as_number(value: Any) -> str:
-    """What to write for a number given as text."""
-    try:
-        return f"; write {float(value)}" if isinstance(value, str) else ""
-    except ValueError:
-        return ""
-
-
 def check_group(
     owner: type, group: Mapping[str, Any], defaults: Mapping[str, Any], positive: Collection[str]
 ) -> None:
@@ -127,9 +104,9 @@ def check_group(
     Raises:
         TypeError, ValueError: naming the entry, or a parameter that is held twice.
     """
-    for key in RANGES.keys() & defaults.keys():
-        allowed = POSITIVE if key in positive else RANGES[key]
-        check_number(owner.__name__, key, group[key], allowed)
+    for key in NUMBERS.keys() & defaults.keys():
+        rule = POSITIVE if key in positive else NUMBERS[key]
+        rule(f"{owner.__name__}: {key}", group[key])
     known = {"params", "param_names", *defaults, *SCHEDULED}
     for key, value in group.items():  # text is somebody's label; a number is meant to count
         if key not in known and (key in ADVICE or isinstance(value, (numbers.Number, tuple))):
@@ -154,28 +131,13 @@ def unknown(owner: type, name: str) -> str:
     return f"{owner.__name__} has no {name}{advice}. Its arguments are {arguments}, {common}"
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """The value, a whole number that is not below the least."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        error = ValueError if whole else TypeError
-        raise error(f"{name} must be a whole number, at least {least}, found {value!r}")
-    return int(value)
-
-
-def check_parts(optimizer: Any) -> None:
-    """The parts that an optimizer was given can do what it will ask of them.
+def check_parts(optimizer: Any, *names: str) -> None:
+    """The named parts of an optimizer can do what it will ask of them.
 
     Raises:
         TypeError: for a class instead of its instance, a name, a number, and the like.
     """
-    owner = type(optimizer).__name__
-    for name, (method, example) in PARTS.items():
-        part = getattr(optimizer, name, None)
-        if isinstance(part, type):
-            raise TypeError(f"{owner}: {name} is the class {part.__name__}: write {example}")
-        if part is not None and not callable(getattr(part, method, None)):
-            raise TypeError(f"{owner}: {name} must be an object, e.g. {example}, found {part!r}")
+    settings.check(optimizer, **{name: PART[name] for name in names})
 
 
 def only_unseen(owner: type, search: Any) -> None:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import (
+    PART,
     Common,
     check_group,
-    check_parts,
     checked,
     grouped,
     natural_lr,
     refuse_unknown,
-    whole_number,
 )
 from kfac_pinn.optimizers.flat import Parameters
 from kfac_pinn.optimizers.precision import (
@@ -52,6 +52,7 @@ from kfac_pinn.optimizers.stateful import Snapshot, StatefulOptimizer
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.one_evaluation import OneEvaluation, Trial
 from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.settings import optional, whole_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,12 +99,12 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         self.check = checked(rest.pop("check", CheckSchedule()))
         self.processes = grouped(rest.pop("processes", None))
         refuse_unknown(type(self), rest)
-        self.max_iter = whole_number("max_iter", self.max_iter)
+        self.max_iter = whole_number(f"{type(self).__name__}: max_iter", self.max_iter)
         self._source = Source()
         super().__init__(params, {**defaults, "weight_decay": decay})
         self.search = search
+        settings.check(self, search=optional(PART["search"]))
         self.stats: dict[str, float | int | str] = {}
-        check_parts(self)
         self._remarks = Remarks()
         if (natural_lr(type(self)) == 1 and self.evaluates) or isinstance(search, OneEvaluation):
             self._remarks.small_lr(float(defaults["lr"]))

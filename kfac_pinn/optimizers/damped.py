@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common, check_parts
@@ -18,6 +19,7 @@ from kfac_pinn.search.damping import DampingLaw, scale_of
 from kfac_pinn.search.line import Search
 from kfac_pinn.search.model import DampedModel, Trial, decrease_ratio
 from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.settings import POSITIVE
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -108,7 +110,8 @@ class DampedOptimizer(ModelOptimizer):
     ) -> None:
         super().__init__(params, defaults, search, **common)
         self.law, self.start = law, start
-        check_parts(self)
+        check_parts(self, "law", "search")
+        settings.check(self, start=POSITIVE)
         self.memory = Damping()
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.optimizers.arguments import Common
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.line import Search
@@ -44,6 +44,7 @@ class DirectionOptimizer(LeastSquaresOptimizer):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(params, defaults, search, **common)
+        check_parts(self, "search")
 
     @abstractmethod
     def direction(self, linearization: Linearization) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.kronecker_factors import Average
 from kfac_pinn.curvature.sample_space import (
     ExactKernel,
@@ -23,6 +24,7 @@ from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
+from kfac_pinn.settings import having, optional
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,6 +33,7 @@ __all__ = ["ENGD", "Diagonal", "Full", "Gramian", "PerLayer", "SampleSpace"]
 
 Averages: TypeAlias = dict[Tensor, Tensor]  # of parts of G, by the first parameter of each
 EXACT = ExactKernel()
+AVERAGE = optional(having("__call__", "Average(0.9)"))
 
 
 class ENGD(DirectionOptimizer):
@@ -68,9 +71,10 @@ class ENGD(DirectionOptimizer):
         search: Search | None = None,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, {"lr": lr, "damping": damping}, search or GridSearch(), **common)
-        self.gramian = gramian or Full()
-        check_parts(self)
+        search = GridSearch() if search is None else search
+        super().__init__(params, {"lr": lr, "damping": damping}, search, **common)
+        self.gramian = Full() if gramian is None else gramian
+        check_parts(self, "gramian")
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-(G + lambda I)^-1 (J^T r + e), e the linear term of convex losses, eq. (23)."""
@@ -103,7 +107,17 @@ class Gramian(Protocol):
 
 
 @dataclass(frozen=True)
-class Full:
+class Averaged:
+    """A part of G that may be averaged over the steps; None: the current one only."""
+
+    average: Average | None = None
+
+    def __post_init__(self) -> None:
+        settings.check(self, average=AVERAGE)
+
+
+@dataclass(frozen=True)
+class Full(Averaged):
     """The whole of G, inverted in parameter space (P^3 / 3 operations) or sample space (R^3 / 3).
 
     The smaller side is chosen; both give the same step to rounding. An average over the steps, or
@@ -112,8 +126,6 @@ class Full:
     Args:
         average: of G over the steps, e.g. `Average(0.9)`; None: the current one only.
     """
-
-    average: Average | None = None
 
     def update(self, averages: Averages, linearization: Linearization) -> Averages:
         if self.average is None:
@@ -132,14 +144,12 @@ class Full:
 
 
 @dataclass(frozen=True)
-class PerLayer:
+class PerLayer(Averaged):
     """The diagonal blocks of G, one a layer (weight and bias together) or other leaf.
 
     Args:
         average: of each block over the steps; None: the current one only.
     """
-
-    average: Average | None = None
 
     def update(self, averages: Averages, linearization: Linearization) -> Averages:
         if self.average is None:
@@ -166,14 +176,12 @@ class PerLayer:
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Averaged):
     """The diagonal of G.
 
     Args:
         average: over the steps; None: the current one only.
     """
-
-    average: Average | None = None
 
     def update(self, averages: Averages, linearization: Linearization) -> Averages:
         if self.average is None:
@@ -185,7 +193,7 @@ class Diagonal:
         self, averages: Averages, linearization: Linearization, damping: Tensor, step: int
     ) -> NaturalGradient:
         owner = linearization.parameters[0]
-        diagonal = averages[owner] if self.average else linearization.gramian_diagonal()
+        diagonal = averages[owner] if self.average is not None else linearization.gramian_diagonal()
         damped = diagonal + damping
         # The pseudo-inverse: a parameter that moves no residual stays where it is
         inverse = torch.where(damped > 0, 1 / damped, 0)
@@ -201,6 +209,9 @@ class SampleSpace:
     """
 
     kernel: Kernel = EXACT
+
+    def __post_init__(self) -> None:
+        check_parts(self, "kernel")
 
     def update(self, averages: Averages, linearization: Linearization) -> Averages:
         return {}

@@ -57,15 +57,16 @@ class Memory:
 class GaussNewton(ModelOptimizer):
     """The longest damped Gauss-Newton step that still achieves a target share of its prediction.
 
-        theta <- theta + p(lambda),    p(lambda) = -(J^T J + lambda I)^-1 J^T r,
+        theta <- theta + p(lambda),    p(lambda) = -(J^T J + lambda D^2)^-1 J^T r,
 
     lambda such that (decrease of the loss) / (decrease of the model) hits the target. Nothing is to
-    be tuned. The step comes from the singular values of J itself, since J^T J has only half of
-    their digits (it serves while lambda is large). The target is low at first, and lower where the
-    damping does not fall (long steps, under which it falls by many orders of magnitude), high once
-    the damping has passed its minimum, and low again where the loss falls slower than before. Where
-    the points of a step are new, they judge the one before: it is no longer than twice, or half,
-    that one.
+    be tuned. D is 1 for layers; a number or tensor of its own (an unknown of the equation) has the
+    unit that its columns of J tell. The step comes from the singular values of J itself, since J^T
+    J has only half of their digits (it serves while lambda is large). The target is low at first,
+    and lower where the damping does not fall (long steps, under which it falls by many orders of
+    magnitude), high once the damping has passed its minimum, and low again where the loss falls
+    slower than before. Where the points of a step are new, they judge the one before: it is no
+    longer than twice, or half, that one.
 
     A step costs O(R P min(R, P)) operations for R rows (points of all residuals) and P parameters:
     a second or less up to about a thousand of either. Above, m ~ 1000 random sums of the rows stand
@@ -109,10 +110,10 @@ class GaussNewton(ModelOptimizer):
         only_unseen(type(self), search)
         super().__init__(params, {"lr": lr}, search, **common)
         self.memory = Memory()
-        self.compression = compression or Sketch()
-        self.control = control or RatioControl()
-        self.schedule = schedule or TargetSchedule()
-        check_parts(self)
+        self.compression = Sketch() if compression is None else compression
+        self.control = RatioControl() if control is None else control
+        self.schedule = TargetSchedule() if schedule is None else schedule
+        check_parts(self, "compression", "control", "schedule")
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """p(lambda) from the singular values of J."""
@@ -140,7 +141,7 @@ class GaussNewton(ModelOptimizer):
             )
 
         # Trials share the decomposition: each costs little more than an evaluation of the loss
-        trial = self.control(attempt, self._radius(linearization), target)
+        trial = self.control(attempt, self._radius(linearization, decomposition), target)
         before = linearization.loss
         # Any decrease: how much is the target's business
         accepted = trial.step.loss < before
@@ -165,7 +166,7 @@ class GaussNewton(ModelOptimizer):
     def leap(self, linearization: Linearization, objective: Objective) -> Step:
         """The step of the radius that the ratios so far allow."""
         decomposition = self.decompose(linearization)
-        damping = decomposition.damping(self._radius(linearization))
+        damping = decomposition.damping(self._radius(linearization, decomposition))
         step = self.aim(damped_model(linearization, decomposition), damping)
         # The step's own, not the one asked for: the damping may have met its lower bound
         radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
@@ -178,10 +179,10 @@ class GaussNewton(ModelOptimizer):
         if self.memory.radius is not None:
             self.memory = replace(self.memory, radius=1 / law(1 / self.memory.radius, ratio))
 
-    def _radius(self, linearization: Linearization) -> float:
-        """Where the search begins: the last radius; in the first step, ||theta||."""
-        squares = sum(float(p.detach().square().sum()) for p in linearization.parameters)
-        length = math.sqrt(squares) or 1.0
+    def _radius(self, linearization: Linearization, decomposition: Decomposition) -> float:
+        """Where the search begins: the last radius; in the first step, ||D theta||."""
+        theta = torch.cat([p.detach().reshape(-1) for p in linearization.parameters])
+        length = float((decomposition.units * theta).norm()) or 1.0
         # A step below the rounding of theta moves nothing: the radius must be able to grow again
         rounding = torch.finfo(linearization.residual.dtype).eps * length
         return max(length if self.memory.radius is None else self.memory.radius, rounding)
@@ -231,8 +232,8 @@ def damped_model(linearization: Linearization, decomposition: Decomposition) -> 
 def sketched_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
     """The exact model of a step on the span of two that a sketch knows, eq. (31).
 
-        p(lambda) = c_1 p_1 + c_2 p_2,    p_1 = -(J_S^T J_S + lambda I)^-1 J_S^T r_S,
-                                          p_2 = -(J_S^T J_S + lambda I)^-1 J^T r,    J_S = S J.
+        p(lambda) = c_1 p_1 + c_2 p_2,    p_1 = -(J_S^T J_S + lambda D^2)^-1 J_S^T r_S,
+                                          p_2 = -(J_S^T J_S + lambda D^2)^-1 J^T r,    J_S = S J.
 
     p_1 solves the sketched problem. That is nearly all of it once J can fit r, while the part of r
     that no step removes enters as noise. p_2 has the exact gradient, is free of that noise, and bad
@@ -244,7 +245,8 @@ def sketched_model(linearization: Linearization, decomposition: Decomposition) -
         pair = torch.stack([decomposition.step(damping), other(damping)])
         # At small dampings p_2 is long, and its square beyond float32: unit lengths span the same
         pair = torch.nn.functional.normalize(pair, dim=1, eps=torch.finfo(pair.dtype).tiny)
-        model = QuadraticModel(linearization, pair.to(linearization.residual), damping)
+        ridge = (damping * decomposition.units.square()).to(linearization.residual)
+        model = QuadraticModel(linearization, pair.to(linearization.residual), ridge)
         c = model.minimiser()
         return Step(c @ model.directions, predicted=model.decrease(c))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.preconditioners import Preconditioner
 from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.linearization import Linearization
@@ -24,6 +25,7 @@ from kfac_pinn.search.damping import MARTENS, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Step
+from kfac_pinn.settings import FLAG, FUNCTION, SHARE, having, many, optional, whole
 
 Closure: TypeAlias = Callable[[], Residuals]
 
@@ -80,9 +82,12 @@ class Hessian:
         return product
 
 
+PRECONDITIONER = optional(having("factor", "NystromPreconditioner()"))
+
+
 @dataclass(frozen=True)
 class TruncatedCG:
-    """How (C + lambda I) p = -grad L is solved, and which of the iterates becomes the step.
+    """How (C + lambda I) p = -grad L, p (P,), is solved, and which iterate becomes the step.
 
     Args:
         stop: rules, the first that applies ends the iteration.
@@ -100,6 +105,10 @@ class TruncatedCG:
     decay: float = 0.95
     backtracking: bool = True
     preconditioner: Preconditioner | None = None
+
+    def __post_init__(self) -> None:
+        settings.check(self, stop=many(FUNCTION, 0), iterations=whole(1), decay=SHARE)
+        settings.check(self, backtracking=FLAG, preconditioner=PRECONDITIONER)
 
     def factor(self, linearization: Linearization, damping: Tensor) -> Operator | None:
         """The preconditioner at the current parameters, if there is one."""
@@ -171,7 +180,7 @@ class HessianFree(DampedOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "damping": damping}, law, search, **common)
         self.curvature, self.solver = curvature, solver
-        check_parts(self)
+        check_parts(self, "curvature", "solver")
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """C, and steps by conjugate gradients."""

@@ -93,9 +93,9 @@ class KFAC(DirectionOptimizer):
         **common: Unpack[Common],
     ) -> None:
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch(), **common)
-        self.factors = factors or Factors()
-        check_parts(self)
+        super().__init__(params, defaults, GridSearch() if search is None else search, **common)
+        self.factors = Factors() if factors is None else factors
+        check_parts(self, "factors")
 
     def direction(self, linearization: Linearization) -> Tensor:
         """-F^-1 grad L + momentum d_(t-1)."""
@@ -138,8 +138,8 @@ class KFACStar(LeastSquaresOptimizer):
     ) -> None:
         defaults = {"lr": lr, "damping": damping}
         super().__init__(params, defaults, **common)
-        self.factors = factors or Factors()
-        check_parts(self)
+        self.factors = Factors() if factors is None else factors
+        check_parts(self, "factors")
 
     @property
     def evaluates(self) -> bool:

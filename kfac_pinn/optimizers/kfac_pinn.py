@@ -14,7 +14,7 @@ from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import Pairs, conjugate_gradients
-from kfac_pinn.optimizers.arguments import Common, check_parts, whole_number
+from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer, Damping
 from kfac_pinn.optimizers.kfac import STORED, refreshed
@@ -22,6 +22,7 @@ from kfac_pinn.search.damping import MARQUARDT, DampingLaw
 from kfac_pinn.search.line import Armijo, Search
 from kfac_pinn.search.model import DampedModel, decrease_of_solution
 from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.settings import whole_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,12 +88,14 @@ class KFACPINN(DampedOptimizer):
         self.limit = whole_number("KFACPINN: memory", memory, least=0)
         # A tenth of the slope's promise, or a quarter of the step: a trial costs an evaluation, and
         # 4^-7 of a step is none
-        super().__init__(params, {"lr": lr}, law, search or Armijo(0.1, 0.25, 8), **common)
+        search = Armijo(0.1, 0.25, 8) if search is None else search
+        super().__init__(params, {"lr": lr}, law, search, **common)
         # The first factors themselves, not averaged with the identity: F is a preconditioner from
         # the first step on, and A and B share the damping by their traces
-        self.factors = factors or Factors(average=Average(start=None), rule=TraceNormDamping())
-        self.memory = Memory()
-        check_parts(self)
+        if factors is None:
+            factors = Factors(average=Average(start=None), rule=TraceNormDamping())
+        self.factors, self.memory = factors, Memory()
+        check_parts(self, "factors")
 
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """Its steps are a few conjugate gradients long."""

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.sample_space import NaturalGradient, natural_gradient
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.linalg import damped_inverse
 from kfac_pinn.optimizers.arguments import (
-    NOT_NEGATIVE,
-    POSITIVE,
+    PART,
     Common,
-    check_number,
     check_parts,
     only_unseen,
-    whole_number,
 )
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import Damping, ModelOptimizer, tried
@@ -29,6 +27,7 @@ from kfac_pinn.search.geodesic import Geodesic
 from kfac_pinn.search.model import DampedModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.settings import NOT_NEGATIVE, POSITIVE, optional, whole_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -97,13 +96,14 @@ class LevenbergMarquardt(ModelOptimizer):
         **common: Unpack[Common],
     ) -> None:
         only_unseen(type(self), search)
-        check_number("LevenbergMarquardt", "damping", damping, POSITIVE)
-        check_number("LevenbergMarquardt", "slack", slack, NOT_NEGATIVE)
+        POSITIVE("LevenbergMarquardt: damping", damping)
         super().__init__(params, {"lr": lr}, search, **common)
         self.held_out, self.fraction, self.law = held_out, damping, law
         self.trials = whole_number("LevenbergMarquardt: trials", trials)
         self.slack, self.acceleration, self.memory = slack, acceleration, Memory()
-        check_parts(self)
+        check_parts(self, "law")
+        optional_parts = {n: optional(PART[n]) for n in ("acceleration", "held_out")}
+        settings.check(self, slack=NOT_NEGATIVE, **optional_parts)
 
     @property
     def vetoed(self) -> bool:

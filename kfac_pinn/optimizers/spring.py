@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.curvature.sample_space import ExactKernel, Kernel, natural_gradient
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
+from kfac_pinn.settings import FLAG
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,10 +67,11 @@ class SPRING(DirectionOptimizer):
         **common: Unpack[Common],
     ) -> None:
         defaults = {"lr": lr, "damping": damping, "momentum": momentum}
-        super().__init__(params, defaults, search or GridSearch(), **common)
-        self.kernel = kernel or ExactKernel()
-        check_parts(self)
+        super().__init__(params, defaults, GridSearch() if search is None else search, **common)
+        self.kernel = ExactKernel() if kernel is None else kernel
         self.bias_correction = bias_correction
+        check_parts(self, "kernel")
+        settings.check(self, bias_correction=FLAG)
 
     def direction(self, linearization: Linearization) -> Tensor:
         """phi_k, with its bias corrected if asked for, eq. (25)."""

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kfac_pinn.settings import TENSOR
+
 __all__ = ["LinearMap", "Quadrature", "gauss_legendre", "periodic_trapezoid"]
 
 
@@ -25,12 +27,14 @@ class LinearMap:
     Example: central differences of a network, `LinearMap(D)(model(x)) - f`.
 
     Raises:
+        TypeError: for a matrix that is no tensor.
         ValueError: for a matrix of another shape, or values of another number of points.
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        TENSOR("LinearMap: matrix", matrix)
         if matrix.ndim != 2:
-            raise ValueError(f"a linear map is a matrix (N, M), found {tuple(matrix.shape)}")
+            raise ValueError(f"LinearMap: matrix is a matrix (N, M), found {tuple(matrix.shape)}")
         self.matrix = matrix.detach()
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -54,10 +58,13 @@ class Quadrature:
         points, weights: in the shapes (N or 1, M, d) and (N, M).
 
     Raises:
+        TypeError: for what is no tensor.
         ValueError: for points and weights that do not fit each other.
     """
 
     def __init__(self, points: Tensor, weights: Tensor) -> None:
+        TENSOR("Quadrature: points", points)
+        TENSOR("Quadrature: weights", weights)
         self.points = points if points.ndim == 3 else points[None]
         self.weights = torch.atleast_2d(weights)
         counts = {1, len(self.weights)}

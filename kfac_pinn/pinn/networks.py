@@ -14,6 +14,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from kfac_pinn import settings
+from kfac_pinn.settings import FUNCTION, POSITIVE, WIDTHS, many, optional, whole_number
+
 __all__ = [
     "MLP",
     "SIREN",
@@ -30,7 +33,7 @@ class MLP(nn.Module):
     """Linear layers with an activation between them: W_L s(... s(W_1 x + b_1) ...) + b_L.
 
     With tanh and PyTorch's default initialisation (both default) the network of the published
-    K-FAC experiments: `MLP((5, 64, 64, 48, 48, 1))`.
+    K-FAC experiments: `MLP((5, 64, 64, 48, 48, 1))`. From (N, d_in) to (N, d_out).
 
     Args:
         sizes: (d_in, hidden widths ..., d_out).
@@ -44,8 +47,8 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], activation: Activation = torch.tanh) -> None:
         super().__init__()
-        self.layers = _linears(sizes)
-        self.activation = _function(activation)
+        self.layers = _linears(self, sizes)
+        self.activation = _function(self, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -57,7 +60,8 @@ class SIREN(nn.Module):
     """Sine network: hidden layers sin(omega (W x + b)), a linear output.
 
     W uniform in +-1/d_in for the first layer and +-sqrt(6/d_in)/omega after it, so that every
-    layer's input to the sine has unit variance. Source: Sitzmann et al. (2020), section 3.2.
+    layer's input to the sine has unit variance. From (N, d_in) to (N, d_out).
+    Source: Sitzmann et al. (2020), section 3.2.
 
     Args:
         sizes: (d_in, hidden widths ..., d_out).
@@ -69,10 +73,9 @@ class SIREN(nn.Module):
 
     def __init__(self, sizes: Sequence[int], omega: float = 30.0) -> None:
         super().__init__()
-        if not omega > 0:
-            raise ValueError(f"omega must be positive, not {omega}")
         self.omega = omega
-        self.layers = _linears(sizes)
+        settings.check(self, omega=POSITIVE)
+        self.layers = _linears(self, sizes)
         for index, (layer, width) in enumerate(zip(self.layers, sizes, strict=False)):
             bound = 1 / width if index == 0 else math.sqrt(6 / width) / omega
             nn.init.uniform_(layer.get_parameter("weight"), -bound, bound)
@@ -87,7 +90,7 @@ class ModifiedMLP(nn.Module):
     """An MLP whose hidden layers are mixed with two encodings of the input.
 
     U = s(W_U x + b_U), V = s(W_V x + b_V), H_{l+1} = (1 - Z_l) U + Z_l V, Z_l = s(W_l H_l + b_l).
-    Source: Wang, Teng & Perdikaris (2021), eqs. 43-47.
+    From (N, d_in) to (N, d_out). Source: Wang, Teng & Perdikaris (2021), eqs. 43-47.
 
     Args:
         sizes: (d_in, hidden widths, all equal, ..., d_out).
@@ -99,11 +102,13 @@ class ModifiedMLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], activation: Activation = torch.tanh) -> None:
         super().__init__()
+        self.layers = _linears(self, sizes)
         if len(set(sizes[1:-1])) != 1:
-            raise ValueError(f"ModifiedMLP needs hidden layers of one width, not {sizes[1:-1]}")
-        self.layers = _linears(sizes)
+            raise ValueError(
+                f"ModifiedMLP: sizes must have hidden layers of one width, not {sizes[1:-1]}"
+            )
         self.encoders = nn.ModuleList(nn.Linear(sizes[0], sizes[1]) for _ in range(2))
-        self.activation = _function(activation)
+        self.activation = _function(self, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         U, V = (self.activation(encoder(x)) for encoder in self.encoders)
@@ -124,6 +129,9 @@ class PirateNet(nn.Module):
         blocks: the number of residual blocks.
         scale: standard deviation of the embedding's frequencies.
         activation: s.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind or outside its range; it is named.
     """
 
     def __init__(
@@ -134,12 +142,17 @@ class PirateNet(nn.Module):
         activation: Activation = torch.tanh,
     ) -> None:
         super().__init__()
+        WIDTHS("PirateNet: sizes", sizes)
+        if len(sizes) != 3:
+            raise ValueError(f"PirateNet: sizes must be (d_in, width, d_out), found {sizes}")
         d_in, width, d_out = sizes
+        whole_number("PirateNet: blocks", blocks)
+        POSITIVE("PirateNet: scale", scale)
+        self.activation = _function(self, activation)
         self.embedding = FourierFeatures(d_in, width, scale)
         self.encoders = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.blocks = nn.ModuleList(_PirateBlock(width, activation) for _ in range(blocks))
         self.output = nn.Linear(width, d_out)
-        self.activation = _function(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x)
@@ -154,10 +167,10 @@ class _PirateBlock(nn.Module):
 
     def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
-        self.layers = _linears([width] * 4)
+        self.layers = _linears(self, [width] * 4)
         # 0: the block is the identity at first, and the network a linear map of its embedding
         self.alpha = nn.Parameter(torch.zeros(1))
-        self.activation = _function(activation)
+        self.activation = _function(self, activation)
 
     def forward(self, x: Tensor, U: Tensor, V: Tensor) -> Tensor:
         z = x
@@ -167,7 +180,9 @@ class _PirateBlock(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """x -> (cos(B x), sin(B x)) with a fixed random B. Source: Tancik et al. (2020).
+    """x -> (cos(B x), sin(B x)) with a fixed random B; from (N, d_in) to (N, width).
+
+    Source: Tancik et al. (2020).
 
     Args:
         d_in: the dimension of x.
@@ -175,14 +190,16 @@ class FourierFeatures(nn.Module):
         scale: standard deviation of the entries of B (radians a unit of x).
 
     Raises:
-        ValueError: if the width is odd.
+        TypeError, ValueError: for a setting of another kind, or a width that is odd.
     """
 
     frequencies: Tensor
 
     def __init__(self, d_in: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        if width % 2:
+        whole_number("FourierFeatures: d_in", d_in)
+        POSITIVE("FourierFeatures: scale", scale)
+        if whole_number("FourierFeatures: width", width) % 2:
             raise ValueError(f"FourierFeatures come in pairs (cos, sin); width {width} is odd")
         self.register_buffer("frequencies", scale * torch.randn(width // 2, d_in))
 
@@ -191,11 +208,14 @@ class FourierFeatures(nn.Module):
         return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)
 
 
+ONE_EACH = "one number a coordinate, None where there is none"
+
+
 class PeriodicFeatures(nn.Module):
     """Exact periodicity: x_i -> cos, sin(2 pi k x_i / period_i), k = 1 ... harmonics.
 
-    Coordinates without a period pass unchanged and come first. The frequencies are float64 until
-    the module is cast: a period is right to the last bit of x.
+    From (N, d) to (N, width). Coordinates without a period pass unchanged and come first. The
+    frequencies are float64 until the module is cast: a period is right to the last bit of x.
 
     Args:
         periods: one period a coordinate, None where there is none.
@@ -205,7 +225,7 @@ class PeriodicFeatures(nn.Module):
         width: the number of features, d_in of the network behind.
 
     Raises:
-        ValueError: unless at least one coordinate has a period.
+        TypeError, ValueError: for a setting of another kind, or no period at all.
     """
 
     frequencies: Tensor
@@ -213,10 +233,10 @@ class PeriodicFeatures(nn.Module):
 
     def __init__(self, periods: Sequence[float | None], harmonics: int = 1) -> None:
         super().__init__()
-        if isinstance(periods, (int, float)) or all(period is None for period in periods):
-            raise ValueError(
-                f"periods holds one number a coordinate, None where there is none, not {periods}"
-            )
+        many(optional(POSITIVE), 1, ONE_EACH)("PeriodicFeatures: periods", periods)
+        whole_number("PeriodicFeatures: harmonics", harmonics)
+        if all(period is None for period in periods):
+            raise ValueError(f"PeriodicFeatures: periods must be {ONE_EACH}, found {periods}")
         # float64 whatever the default: 2 pi / period in float32 is off in its eighth digit
         units = torch.eye(len(periods), dtype=torch.float64)
         rows = [
@@ -236,27 +256,20 @@ class PeriodicFeatures(nn.Module):
         return torch.cat(passed + waves, dim=-1)
 
 
-def _linears(sizes: Sequence[int]) -> nn.ModuleList:
+def _linears(owner: nn.Module, sizes: Sequence[int]) -> nn.ModuleList:
     """One linear layer between any two neighbouring sizes."""
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
-        raise TypeError(f"sizes is one tuple, (d_in, hidden ..., d_out), not {sizes!r}")
-    if len(sizes) < 2:
-        raise ValueError(f"a network needs sizes (d_in, ..., d_out), at least two, not {sizes}")
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"the sizes of a network are positive integers, not {sizes}")
+    WIDTHS(f"{type(owner).__name__}: sizes", sizes)
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
 
-def _function(activation: Activation) -> Activation:
+def _function(owner: nn.Module, activation: Activation) -> Activation:
     """The activation, or an error for a class such as `nn.SiLU` and for a name."""
-    if isinstance(activation, type):
-        name = activation.__name__
-        raise TypeError(f"activation is the class {name}: pass an instance, {name}()")
     if not callable(activation):
         raise TypeError(
-            f"activation must be a function such as torch.tanh, not {activation!r}; the sizes are "
-            "one tuple, MLP((2, 64, 1))"
+            f"{type(owner).__name__}: activation must be a function such as torch.tanh, not "
+            f"{activation!r}; the sizes are one tuple, MLP((2, 64, 1))"
         )
+    FUNCTION(f"{type(owner).__name__}: activation", activation)
     return activation
 
 

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.pinn.domains import Device, Domain
+from kfac_pinn.processes import Group
+from kfac_pinn.settings import (
+    FINITE,
+    FUNCTION,
+    TENSOR,
+    TEXT,
+    WIDTHS,
+    instance,
+    many,
+    named,
+    optional,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Batch",
@@ -17,6 +34,7 @@ __all__ = [
     "Problem",
     "Term",
     "Unknown",
+    "is_domain",
     "named_equations",
     "relative_l2",
     "root_mean_square_error",
@@ -35,11 +53,26 @@ class Term:
         residual: (u, x) -> (N,) or (N, 1); a tuple of them for a system; or what else the
             optimizers take. Weights are factors sqrt(w) written here.
         size: how many points to draw unless told otherwise.
+
+    Raises:
+        TypeError, ValueError: for what is none of these; it is named.
     """
 
     points: Points
     residual: Callable[[Function, Tensor], Any]
     size: int
+
+    def __post_init__(self) -> None:
+        settings.check(self, points=FUNCTION, residual=FUNCTION, size=whole(1))
+
+
+TERM = instance(Term, "a Term, e.g. Term(box.interior, residual, 100)")
+
+
+def is_domain(name: str, value: Any) -> None:
+    """A set to draw points from."""
+    if isinstance(value, type) or not callable(getattr(value, "interior", None)):
+        raise TypeError(f"{name} must be a domain, e.g. Box.cube(2), found {value!r}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +86,9 @@ class Problem:
         solution: the exact (or reference) u, (N, d) -> (N, 1), or None where there is none.
         networks: sizes (d, hidden ..., 1) of the networks it was published with, small to large.
         resample_every: steps after which the published runs drew new points; None is never.
+
+    Raises:
+        TypeError, ValueError: for what is none of these; it is named.
     """
 
     name: str
@@ -61,6 +97,11 @@ class Problem:
     solution: Callable[[Tensor], Tensor] | None = None
     networks: tuple[tuple[int, ...], ...] = ()
     resample_every: int | None = None
+
+    def __post_init__(self) -> None:
+        settings.check(self, name=TEXT, domain=is_domain, terms=named(TERM))
+        settings.check(self, solution=optional(FUNCTION), networks=many(WIDTHS, 0))
+        settings.check(self, resample_every=optional(whole(1)))
 
     def sample(
         self,
@@ -95,11 +136,25 @@ class Problem:
         return self.domain.interior(n, generator, dtype, device)
 
 
-class Unknown(NamedTuple):
-    """A number to be found: where the search starts (guess), and what it is (truth)."""
+class Numbers(NamedTuple):
+    """Those of an unknown."""
 
     guess: float
     truth: float
+
+
+class Unknown(Numbers):
+    """A number to be found: where the search starts (guess), and what it is (truth).
+
+    Raises:
+        TypeError, ValueError: for what is no finite number.
+    """
+
+    def __new__(cls, guess: float, truth: float) -> Self:
+        """A tuple is what it is made of."""
+        found = super().__new__(cls, guess, truth)
+        settings.check(found, guess=FINITE, truth=FINITE)
+        return found
 
 
 @dataclass(frozen=True)
@@ -113,6 +168,12 @@ class InverseProblem(Problem):
 
     unknowns: Mapping[str, Unknown] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings.check(
+            self, unknowns=named(instance(Unknown, "an Unknown, Unknown(guess=1.0, truth=0.5)"))
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -125,6 +186,23 @@ class Batch:
 
     terms: Mapping[str, Term] = field(repr=False)
     points: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        settings.check(self, terms=named(TERM), points=named(TENSOR))
+
+    def share(self, processes: Group) -> Batch:
+        """The part of one process, where several have the same batch.
+
+        Raises:
+            ValueError: for a term of fewer points than processes.
+        """
+        for name, x in self.points.items():
+            if len(x) < processes.count:
+                raise ValueError(
+                    f"the term {name!r} has {len(x)} points for {processes.count} processes: give "
+                    "each of them one, at least"
+                )
+        return replace(self, points={name: processes.share(x) for name, x in self.points.items()})
 
     def residuals(self, u: Function) -> Callable[[], dict[str, Any]]:
         """The closure an optimizer takes: called without arguments it returns r_k(u) by name."""
@@ -145,8 +223,8 @@ def relative_l2(u: Function, solution: Function, x: Tensor) -> float:
     Raises:
         ValueError: if u(x) and u*(x) differ in shape (N, 1) against (N,) would broadcast.
     """
-    found, expected = _values(u, solution, x)
-    return float((found - expected).norm() / expected.norm())
+    error, size = squares(u, solution, x)
+    return float((error / size).sqrt())
 
 
 def root_mean_square_error(u: Function, solution: Function, x: Tensor) -> float:
@@ -155,12 +233,15 @@ def root_mean_square_error(u: Function, solution: Function, x: Tensor) -> float:
     Raises:
         ValueError: if u(x) and u*(x) differ in shape.
     """
-    found, expected = _values(u, solution, x)
-    return float((found - expected).square().mean().sqrt())
+    return float((squares(u, solution, x)[0] / solution(x).numel()).sqrt())
 
 
-def _values(u: Function, solution: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    """u(x) and u*(x) without gradients."""
+def squares(u: Function, solution: Function, x: Tensor) -> Tensor:
+    """||u - u*||^2 and ||u*||^2 over the points x (N, d), (2,).
+
+    Raises:
+        ValueError: if u(x) and u*(x) differ in shape.
+    """
     with torch.no_grad():
         found, expected = u(x), solution(x)
     if found.shape != expected.shape:
@@ -168,7 +249,7 @@ def _values(u: Function, solution: Function, x: Tensor) -> tuple[Tensor, Tensor]
             f"the model returned shape {tuple(found.shape)} and the solution "
             f"{tuple(expected.shape)}; return (N, 1) from both"
         )
-    return found, expected
+    return torch.stack([(found - expected).square().sum(), expected.square().sum()])
 
 
 def named_equations(name: str, residual: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kfac_pinn.pinn.domains import TimeSpace
 from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.settings import FINITE, MODULE, many
 from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.operators import taylor
 
@@ -81,14 +82,20 @@ class Windows(nn.Module):
         pieces: one network of (t, x) a window.
 
     Raises:
-        ValueError: for another number of ends than of pieces.
+        TypeError: for ends that are no numbers, or pieces that are no modules.
+        ValueError: for another number of ends than of pieces, or ends out of order.
     """
 
     def __init__(self, ends: Iterable[float], pieces: Iterable[nn.Module]) -> None:
         super().__init__()
+        ends, pieces = held(ends), held(pieces)
+        many(FINITE)("Windows: ends", ends)
+        many(MODULE)("Windows: pieces", pieces)
         self.ends, self.pieces = tuple(ends), nn.ModuleList(pieces)
         if len(self.ends) != len(self.pieces):
             raise ValueError(f"{len(self.ends)} ends of {len(self.pieces)} windows: one a window")
+        if not all(a < b for a, b in pairwise(self.ends)):
+            raise ValueError(f"Windows: ends must increase, found {self.ends}")
 
     def forward(self, x: Any) -> Any:
         """u at points (t, x) of shape (N, 1 + d), or at a jet of them, each by its own window:
@@ -99,6 +106,15 @@ class Windows(nn.Module):
         places = torch.bucketize(times, times.new_tensor(self.ends[:-1]))[:, None]
         # All windows at all points: choosing rows would tear a jet's points apart
         return sum(u(x) * (places == i).to(times) for i, u in enumerate(self.pieces))
+
+
+def held(values: Any) -> Any:
+    """An iterable's values, to be looked at more than once; anything else as it is."""
+    return (
+        list(values)
+        if isinstance(values, Iterable) and not isinstance(values, (str, bytes))
+        else values
+    )
 
 
 def march(

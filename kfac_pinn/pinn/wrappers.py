@@ -9,7 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from kfac_pinn import settings
 from kfac_pinn.pinn.domains import Box
+from kfac_pinn.settings import FINITE, FUNCTION, MODULE, instance, named
 
 __all__ = ["HardConstraint", "Normalized", "SideBySide", "WithUnknowns", "wall_distance"]
 
@@ -17,13 +19,23 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Normalized(nn.Module):
-    """Scales a box to [-1, 1]^d, to stand in front of a network: x -> slope x + shift."""
+    """Scales a box to [-1, 1]^d, to stand in front of a network.
+
+    x -> slope x + shift, from (N, d) to (N, d).
+
+    Args:
+        box: of the points.
+
+    Raises:
+        TypeError: for what is no `Box`.
+    """
 
     slope: Tensor
     shift: Tensor
 
     def __init__(self, box: Box) -> None:
         super().__init__()
+        instance(Box, "a Box, e.g. Box((0.0, 0.0), (1.0, 1.0))")("Normalized: box", box)
         lower, upper = torch.tensor(box.lower).double(), torch.tensor(box.upper).double()
         self.register_buffer("slope", 2 / (upper - lower))
         self.register_buffer("shift", -(upper + lower) / (upper - lower))
@@ -41,19 +53,19 @@ class HardConstraint(nn.Module):
         factor: phi, points -> (N, 1), zero where the condition holds; `wall_distance(box)`, say.
 
     Raises:
-        TypeError: for a value or factor that is no function.
+        TypeError: for a network that is no module, a value or factor that is no function.
     """
 
     def __init__(self, network: nn.Module, value: Activation, factor: Activation) -> None:
         super().__init__()
         if not (callable(value) and callable(factor)):
             raise TypeError(
-                "value and factor are functions of the points: wall_distance(box) for the walls "
+                "HardConstraint: value and factor are functions of the points, found "
+                f"{value!r} and {factor!r}: wall_distance(box) for the walls "
                 "of a box, lambda x: torch.zeros_like(x[:, :1]) for zero"
             )
-        self.network = network
-        self.value = value
-        self.factor = factor
+        self.network, self.value, self.factor = network, value, factor
+        settings.check(self, network=MODULE, value=FUNCTION, factor=FUNCTION)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.value(x) + self.factor(x) * self.network(x)
@@ -67,12 +79,15 @@ class SideBySide(nn.Module):
 
     Raises:
         ValueError: if there is none.
+        TypeError: for something else than modules.
     """
 
     def __init__(self, *networks: nn.Module) -> None:
         super().__init__()
         if not networks:
             raise ValueError("SideBySide needs networks: SideBySide(MLP((2, 8, 1)), ...)")
+        for network in networks:
+            MODULE("SideBySide: networks", network)
         self.networks = nn.ModuleList(networks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,19 +95,22 @@ class SideBySide(nn.Module):
 
 
 class WithUnknowns(nn.Module):
-    """A network together with numbers to be found, its attributes: `model.viscosity`.
+    """A network together with numbers to be found, its attributes: `model.viscosity`, shape ().
 
     Args:
         network: u.
         guesses: where each number starts, by its name.
 
     Raises:
+        TypeError: for a network that is no module, or guesses that are no numbers by name.
         ValueError: for a name that the module has already, or that is none.
     """
 
     def __init__(self, network: nn.Module, guesses: Mapping[str, float]) -> None:
         super().__init__()
         self.network = network
+        settings.check(self, network=MODULE)
+        named(FINITE)("WithUnknowns: guesses", guesses)
         for name, guess in guesses.items():
             if not name.isidentifier() or hasattr(self, name):
                 raise ValueError(f"{name!r} cannot be the name of an unknown: take another one")

@@ -11,7 +11,9 @@ from typing import Protocol
 
 import torch
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.settings import FINITE, INSIDE, NOT_NEGATIVE, at_least
 
 __all__ = [
     "MARQUARDT",
@@ -54,6 +56,10 @@ class Marquardt:
     rise: float = 3.0
     least: float = TINY  # a bound with a meaning depends on the units: optimizers have one
 
+    def __post_init__(self) -> None:
+        settings.check(self, low=FINITE, fall=at_least(1), rise=at_least(1), least=NOT_NEGATIVE)
+        settings.check(self, high=at_least(self.low))
+
     def __call__(self, damping: float, ratio: float) -> float:
         """The next lambda; a ratio that is not a number counts as failure."""
         # No test for nan or -inf: both comparisons are false, and lambda rises
@@ -84,6 +90,9 @@ class Towards:
     # Two steps of `gain`, since a failure costs an evaluation
     rise: float = 4.0
     least: float = TINY  # as of `Marquardt`
+
+    def __post_init__(self) -> None:
+        settings.check(self, target=INSIDE, least=NOT_NEGATIVE, gain=at_least(1), rise=at_least(1))
 
     def __call__(self, damping: float, ratio: float) -> float:
         """The next lambda; a ratio that is not a number counts as failure."""

@@ -17,11 +17,13 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.batches import closures_of
 from kfac_pinn.jacobian.closure import terms_at
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import LeastSquares
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.settings import NOT_NEGATIVE, POSITIVE, optional
 
 __all__ = ["Geodesic", "second_derivative"]
 
@@ -44,6 +46,9 @@ class Geodesic:
 
     alpha: float = 0.75
     h: float | None = None
+
+    def __post_init__(self) -> None:
+        settings.check(self, alpha=NOT_NEGATIVE, h=optional(POSITIVE))
 
     def __call__(
         self,

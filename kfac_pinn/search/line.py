@@ -13,9 +13,11 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.settings import INSIDE, POSITIVE, many, whole
 
 __all__ = ["Armijo", "ExhaustiveGrid", "FixedStep", "GridSearch", "NormConstraint", "Search"]
 
@@ -23,7 +25,7 @@ PUBLISHED_GRID = tuple(2.0**-k for k in range(31))  # Mueller & Zeinhofer (2023)
 
 
 class Search(Protocol):
-    """Chooses a step along a direction; one that never evaluates the loss has evaluates = False."""
+    """Chooses a step along a direction (P,); one that evaluates no loss has evaluates = False."""
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor
@@ -56,6 +58,9 @@ class ExhaustiveGrid:
 
     lengths: Sequence[float] = PUBLISHED_GRID
 
+    def __post_init__(self) -> None:
+        settings.check(self, lengths=many(POSITIVE))
+
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor
     ) -> Step:
@@ -78,6 +83,9 @@ class GridSearch:
 
     lengths: Sequence[float] = PUBLISHED_GRID
     patience: int = 3  # enough on all 426 published steps that were looked at
+
+    def __post_init__(self) -> None:
+        settings.check(self, lengths=many(POSITIVE), patience=whole(1))
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor
@@ -123,6 +131,9 @@ class Armijo:
     factor: float = 0.5
     trials: int = 30  # 2^-30 of a step, as far as the published grid goes
 
+    def __post_init__(self) -> None:
+        settings.check(self, c=INSIDE, factor=INSIDE, trials=whole(1))
+
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor
     ) -> Step:
@@ -150,6 +161,9 @@ class NormConstraint:
 
     evaluates: ClassVar[bool] = False
     bound: float = 1e-3  # of the source
+
+    def __post_init__(self) -> None:
+        settings.check(self, bound=POSITIVE)
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor

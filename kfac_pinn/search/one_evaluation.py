@@ -16,12 +16,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.jacobian.capture.data import same_data
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.damping import DampingLaw, Towards
 from kfac_pinn.search.model import decrease_ratio, predicted_decrease
 from kfac_pinn.search.step import Outcome, Step
+from kfac_pinn.settings import BELOW_ONE, at_least, having, whole
 
 __all__ = ["OneEvaluation", "Trial", "Unseen"]
 
@@ -160,6 +162,11 @@ class OneEvaluation:
     # Bounds of a cubic or quadratic backtracking: Dennis & Schnabel (1983), section 6.3.2
     shortest: float = 0.1
     longest: float = 0.5
+
+    def __post_init__(self) -> None:
+        settings.check(self, law=having("__call__", "Marquardt()"), retreats=whole(0))
+        settings.check(self, shortest=BELOW_ONE, longest=BELOW_ONE)
+        settings.check(self, longest=at_least(self.shortest))
 
     def __call__(
         self, objective: Objective, linearization: Linearization, direction: Tensor

@@ -9,8 +9,10 @@ from typing import TypeAlias
 
 import torch
 
+from kfac_pinn import settings
 from kfac_pinn.search.damping import Marquardt
 from kfac_pinn.search.model import Trial, decrease_ratio
+from kfac_pinn.settings import INSIDE, NOT_NEGATIVE, at_least, whole
 
 __all__ = ["Attempt", "RatioControl", "Stage", "TakenStep", "TargetSchedule"]
 
@@ -72,6 +74,9 @@ class RatioControl:
     factor: float = 1.5
     expansions: int = 3  # 1.5^3: the radius changes by three and a half in a step, at most
     bisections: int = 4  # 1.5^(1/16): the target's radius to three percent
+
+    def __post_init__(self) -> None:
+        settings.check(self, factor=at_least(1), expansions=whole(0), bisections=whole(0))
 
     def __call__(self, attempt: Attempt, radius: float, target: float) -> Trial:
         """The longest trial that meets the target; the shortest tried, if none does.
@@ -166,6 +171,11 @@ class TargetSchedule:
     impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps
     horizon: int = 12
+
+    def __post_init__(self) -> None:
+        settings.check(self, least=INSIDE, low=INSIDE, high=INSIDE, change=INSIDE)
+        settings.check(self, low=at_least(self.least), rounding=NOT_NEGATIVE)
+        settings.check(self, patience=whole(1), impatience=whole(1), horizon=whole(1))
 
     def target(self, stage: Stage) -> float:
         """The target of the next step."""

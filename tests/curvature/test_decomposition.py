@@ -50,6 +50,27 @@ def test_step_is_the_dense_damped_solve(shape, seed, damping, with_excess):
     assert (found - expected).norm() <= 1e-14 * condition * expected.norm()
 
 
+@given(st.sampled_from([(12, 5), (7, 7), (4, 9)]), seeds, st.floats(-3, 1), flags)
+def test_units_of_parameters_are_those_of_the_damping(shape, seed, exponent, with_excess):
+    """The minimiser of 1/2 ||J p + r||^2 + e.p + lambda/2 ||D p||^2, by dense algebra."""
+    J, r, e = draw(shape, seed, with_excess)
+    units = torch.linspace(0.1, 3, shape[1], dtype=torch.float64)
+    gradient, damping = J.mT @ r + (0 if e is None else e), 10**exponent
+    expected = -torch.linalg.solve(J.mT @ J + damping * units.square().diag(), gradient)
+    kinds = [Decomposition(J, r, e, lambda squares: units)]
+    if shape[0] < shape[1]:
+        kinds.append(KernelDecomposition(J, r, e, lambda squares: units))
+    else:
+        kinds.append(GramianDecomposition(J.mT @ J, gradient, lambda squares: units))
+    for found in kinds:
+        torch.testing.assert_close(found.step(damping), expected)
+        torch.testing.assert_close(found.solver(gradient)(damping), expected)
+        length = float((units * expected).norm())
+        assert float(found.norm(torch.tensor(damping))) == pytest.approx(length)
+        assert found.damping(length) == pytest.approx(damping, rel=1e-6)
+        assert found.decrease(damping) == pytest.approx(-float(model(J, r, e, expected)))
+
+
 @given(st.sampled_from([(12, 5), (7, 7), (6, 1)]), seeds, st.floats(-6, 2), flags)
 def test_the_gramian_serves_while_the_damping_is_large(shape, seed, exponent, with_excess):
     J, r, linear_term = draw(shape, seed, with_excess)

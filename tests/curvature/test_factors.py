@@ -209,7 +209,7 @@ def test_average() -> None:
     assert torch.equal(Average(0.5, start=0.0)(None, M), M / 2)
     assert torch.equal(Average(0.5, start=None)(None, M), M)
     torch.testing.assert_close(Average(0.75)(torch.eye(2), M), 0.75 * torch.eye(2) + 0.25 * M)
-    with pytest.raises(ValueError, match="periods"):
+    with pytest.raises(ValueError, match="every must be a whole number"):
         Factors(every=0)
 
 

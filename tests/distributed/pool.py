@@ -24,7 +24,9 @@ class Pool:
     """
 
     def __init__(self, count: int) -> None:
-        context, port = mp.get_context("spawn"), free_port()
+        context, port = mp.get_context("forkserver"), free_port()
+        # Imported once, for all processes
+        context.set_forkserver_preload(["tests.distributed.fits", "torch._dynamo"])
         ends = [context.Pipe() for _ in range(count)]
         self.pipes = [here for here, _ in ends]
         self.processes = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from random_matrices import normal, psd, seeds, sizes
+from torch import Tensor
 
 from kfac_pinn.linalg import (
     damped_inverse,

@@ -25,6 +25,7 @@ from kfac_pinn import (
     LevenbergMarquardt,
     laplacian,
 )
+from kfac_pinn.curvature.compression import Sketch
 from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.curvature.preconditioners import NystromPreconditioner
 from kfac_pinn.optimizers.engd import Diagonal, Full, PerLayer, SampleSpace
@@ -104,6 +105,55 @@ def test_the_order_of_points_parameters_and_terms_does_not_matter(
 ) -> None:
     found, expected = trained(name, seed, order), trained(name, seed, Order())
     assert relative(found, expected) <= TOLERANCE.get(name, 1e-9)
+
+
+class Spring(nn.Module):
+    """u(t) and k / unit, a number that the model keeps in a unit of its choice."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.u, self.unit = network(1, 5, 4, 1), unit
+        self.kept = nn.Parameter(torch.tensor([2.0 / unit], dtype=torch.float64))
+
+    def residuals(self, t: Tensor, data: Tensor) -> list[Tensor]:
+        stiffness = self.kept * self.unit
+        return [laplacian(self.u, t) + stiffness * self.u(t), self.u(data) - torch.cos(3 * data)]
+
+
+@pytest.mark.parametrize("rows", [None, 12], ids=["all of J", "sketched"])
+@pytest.mark.parametrize("search", [None, OneEvaluation()], ids=["trials", "one evaluation"])
+@settings(max_examples=4)
+@given(exponent=st.integers(-8, 8))
+def test_the_unit_of_an_unknown_does_not_matter(
+    rows: int | None, search: OneEvaluation | None, exponent: int
+) -> None:
+    """N/m or kN/m: what is damped is the unknown in units of what the residual says of it."""
+
+    def path(unit: float) -> Tensor:
+        model, t, data = Spring(unit), points(20, 1), points(6, 1, seed=1)
+        optimizer = GaussNewton(model.parameters(), compression=Sketch(rows), search=search)
+        for _ in range(3):
+            optimizer.step(lambda: model.residuals(t, data))
+        with torch.no_grad():
+            model.kept.mul_(unit)
+        return flat(model)
+
+    # A power of two, which rounds nothing
+    assert relative(path(2.0**exponent), path(1.0)) < TOLERANCE["GaussNewton"]
+
+
+def test_models_without_layers_compare_their_tensors() -> None:
+    """y = a x + b, with b in another unit: the same line after one step."""
+    x = points(9, 1)
+
+    def line(unit: float) -> Tensor:
+        a, b = nn.Parameter(torch.ones(1).double()), nn.Parameter(torch.ones(1).double() / unit)
+        optimizer = GaussNewton([a, b])
+        optimizer.step(lambda: (a * x + b * unit).tanh() - 0.3)
+        return torch.cat([a, b * unit]).detach()
+
+    assert relative(line(1024.0), line(1.0)) < 1e-9
+    assert not torch.equal(line(1.0), torch.ones(2).double())
 
 
 @pytest.mark.parametrize("search", [None, OneEvaluation()], ids=["trials", "one evaluation"])

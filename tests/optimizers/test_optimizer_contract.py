@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
 import kfac_pinn
 from kfac_pinn import Linearization, laplacian, linearize, total_loss
+from kfac_pinn.curvature.compression import units_of
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
 from kfac_pinn.optimizers.damped import DampedOptimizer, ModelOptimizer
@@ -155,7 +156,9 @@ def test_damped_steps_keep_what_they_say(make: Any, damping: float) -> None:
     assert model.decrease(p) == pytest.approx(decrease, rel=1e-10)
     assert model.decrease(0.3 * p) == pytest.approx(-float(0.3 * g @ p + 0.045 * p @ G @ p))
     if make in (kfac_pinn.GaussNewton, kfac_pinn.LevenbergMarquardt):
-        exact = -torch.linalg.solve(G + damping * torch.eye(len(g)).to(g), g)
+        scale = units_of(linearization) if make is kfac_pinn.GaussNewton else None
+        units = torch.ones_like(g) if scale is None else scale(G.diagonal())
+        exact = -torch.linalg.solve(G + damping * units.square().diag(), g)
         torch.testing.assert_close(p, exact, rtol=1e-8, atol=1e-10)
 
 

@@ -79,9 +79,9 @@ MISUSED = {
     "floor": (lambda: by_residual(torch.rand(2, 1), torch.rand(2), 1, floor=0.0), "above 0"),
     "RAD floor": (lambda: RAD(floor=0.0), "floor > 0"),
     "RAD power": (lambda: RAD(power=-0.1), "power >= 0"),
-    "RAD every": (lambda: RAD(every=0), "every must be 1, 2"),
+    "RAD every": (lambda: RAD(every=0), "every must be a whole number"),
     "RAD text": (lambda: RAD(terms="interior"), "a list of names"),
-    "R3 every": (lambda: R3(every=1.5), "every must be 1, 2"),
+    "R3 every": (lambda: R3(every=1.5), "every must be a whole number"),
     "Causal": (lambda: Causal(tolerance=-1.0), "tolerance >= 0"),
     "pieces": (lambda: Causal(pieces=0), "pieces must be"),
 }

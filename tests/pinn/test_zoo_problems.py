@@ -113,7 +113,7 @@ def test_wrong_unknowns_are_seen(case):
         return
     for name, unknown in problem.unknowns.items():
         u = exact(problem)
-        setattr(u, name, unknown.truth + 0.1)
+        setattr(u, name, 1.1 * unknown.truth)
         assert any(r.abs().max() > 1e-3 for r in draw(problem).residuals(u)().values())
         assert unknown.guess != unknown.truth
 

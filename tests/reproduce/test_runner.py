@@ -120,7 +120,7 @@ def test_report_fills_every_page_and_says_what_is_missing(
     assert "with 449 parameters sgd (8.4e-03), adam (1.0e-03)" in page
     assert "--network 64-64-48-48 --seconds 99 --steps 2 --seeds 2 --folder mine" in page
     assert "No run is committed yet" in (docs / "experiments" / "poisson_100d.md").read_text()
-    assert re.search(r"heat_4d .* 99 s .* adam .* \(2\)", (docs / "choosing.md").read_text())
+    assert re.search(r"4\+1d heat .* 99 s .* Adam .* \(2\)", (docs / "choosing.md").read_text())
     line = r"\| 4\+1d heat \| 10,065 \| 99 \| 2 \| \S+ \| – \| \S+ \| – \| – \|"
     assert re.search(line, (docs / "experiments" / "index.md").read_text())
     assert (docs / "figures" / "headline.png").exists()

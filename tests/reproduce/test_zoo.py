@@ -54,32 +54,46 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
     first = call("measure", *marks)
     assert first.exit_code == 0, first.output
     assert len(list(tmp_path.glob("*.json"))) == 8 and not list(tmp_path.glob("*.part"))
-    found = json.loads((tmp_path / "zz_small-KFACPINN-0.json").read_text())
+    found = json.loads((tmp_path / "zz_small-tanh-KFACPINN-0.json").read_text())
     assert list(found["errors"]) == ["2", "4"] and found["steps"] == 4
     assert found["errors"]["4"] > 0 and found["reason"] == "4.0 seconds are spent"
     assert call("measure", *marks).output == ""  # nothing is left to do
-    assert call("measure", *marks, "--seeds", "2").output.count("seed 1") == 8
+    assert call("measure", *marks, "--seeds", "2").output.count("-1: ") == 8
     page = tmp_path / "page.md"
     page.write_text("# Zoo\n<!-- measured -->\nold\n<!-- end -->\nrest\n")
     assert call("report", "--folder", str(tmp_path), "--page", str(page)).exit_code == 0
     text = page.read_text()
     assert (
-        "old" not in text and text.endswith("rest\n") and "| zz_small | 2-4-1 | KFACPINN |" in text
+        "old" not in text
+        and text.endswith("rest\n")
+        and "| zz_small | 2-4-1 tanh | KFACPINN |" in text
     )
-    assert "| zz_broken | 2-4-1 | Adam | – | – | 2 |" in text
-    assert "zz_broken, Adam, seed 1: ArithmeticError: no residual today" in text
+    assert "| zz_broken | 2-4-1 tanh | Adam | – | – | 2 |" in text
+    assert "zz_broken, Adam, 2-4-1 tanh, seed 1: ArithmeticError: no residual today" in text
 
 
 @pytest.mark.parametrize(
-    "args", [("--only", "nothing"), ("--optimizer", "SGD"), ("--seconds", "3,2")]
+    "args",
+    [("--only", "nothing"), ("--optimizer", "SGD"), ("--network", "tan"), ("--seconds", "3,2")],
 )
 def test_misuse_is_named(args, tmp_path: Path) -> None:
     assert call("measure", *args, "--folder", str(tmp_path)).exit_code == 2
 
 
-def test_models_carry_what_is_unknown() -> None:
+@pytest.mark.parametrize("network", ["tanh", "sine", "Fourier", "modified", "Pirate"])
+def test_models_carry_what_is_unknown(network: str) -> None:
     zoo = load("zoo")
-    model = zoo.model_of(PROBLEMS["oscillator_inverse"]())
+    problem = PROBLEMS["oscillator_inverse"]()
+    model = zoo.Runner("oscillator_inverse", "GaussNewton", network, "6-6").model(problem)
     assert {"friction", "stiffness"} <= dict(model.named_parameters()).keys()
-    assert zoo.model_of(PROBLEMS["inverse_heat"]()).diffusivity.item() == 1.0
+    assert model(torch.rand(3, 1)).shape == (3, 1)
+    field = zoo.Runner("inverse_heat", "GaussNewton", network)
+    assert field.model(PROBLEMS["inverse_heat"]()).diffusivity.item() == 1.0
     assert set(zoo.PUBLISHED) <= set(PROBLEMS)
+
+
+def test_points_are_scaled_by_the_box_around_them() -> None:
+    box = load("zoo").box_of(PROBLEMS["convection"]())
+    torch.testing.assert_close(
+        torch.tensor(box.upper), torch.tensor([1.0, 6.28]), atol=0.02, rtol=0
+    )

@@ -80,4 +80,6 @@ def panel(axis: plt.Axes, rows: pd.DataFrame, order: list[str], label: str) -> N
 def medians(table: pd.DataFrame) -> pd.DataFrame:
     """Over the seeds."""
     groups = table.groupby(["batch", "kept", "ema"])
-    return groups[["step", "loss", "held_out_loss", "relative_l2"]].median().reset_index()
+    named = {"kept": "batch kept", "ema": "EMA", "step": "steps", "held_out_loss": "held-out loss"}
+    found = groups[["step", "loss", "held_out_loss", "relative_l2"]].median().reset_index()
+    return found.rename(columns={"batch": "points", "relative_l2": "relative L2", **named})

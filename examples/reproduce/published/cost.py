@@ -25,7 +25,7 @@ from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.problems.poisson_equation import poisson
 from kfac_pinn.pinn.training import Fixed, Run
 from kfac_pinn.pinn.training.clock import now
-from published.figures import write
+from published.figures import NAMES, STYLES, write
 from published.recipes import OPTIMIZERS
 
 __all__ = ["AXES", "Size", "constants", "draw", "fitted", "formulas", "measure", "measure_all"]
@@ -181,7 +181,7 @@ def constants(rows: pd.DataFrame) -> pd.DataFrame:
     """The constants, and how far the formulas are off."""
     lines = []
     for name, runs in rows.groupby("optimizer"):
-        entry: dict[str, object] = {"optimizer": name, "measurements": len(runs)}
+        entry: dict[str, object] = {"optimizer": NAMES[name], "measurements": len(runs)}
         for measured, unit in (("ms", "ms per 1e9 multiply-adds"), ("MiB", "times the formula")):
             overhead, slope = line(runs[MODELS[measured]], runs[measured])
             off = runs[measured] / (overhead + slope * runs[MODELS[measured]])
@@ -200,10 +200,11 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         others = [name for name in base if name != axis_name]
         part = rows[(rows[others] == pd.Series(base)[others]).all(axis=1)].sort_values(axis_name)
         x = "parameters" if axis_name in ("width", "layers") else axis_name
-        for number, (name, runs) in enumerate(part.groupby("optimizer")):
+        for name, runs in part.groupby("optimizer"):
+            color, known = STYLES[name][0], NAMES[name]
             for axis, measured in zip(column, MODELS, strict=True):
-                axis.plot(runs[x], runs[measured], "o", color=f"C{number}", label=name)
-                axis.plot(runs[x], lines[measured][runs.index], color=f"C{number}", alpha=0.6)
+                axis.plot(runs[x], runs[measured], "o", color=color, label=known)
+                axis.plot(runs[x], lines[measured][runs.index], color=color, alpha=0.6)
         labels = {"dim": "input dimension", "points": "points", "width": "parameters (by width)"}
         column[1].set_xlabel(labels.get(axis_name, "parameters (by depth)"))
         for axis in column:

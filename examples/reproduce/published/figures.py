@@ -51,6 +51,9 @@ STYLES = {
 }
 
 
+LONGER = 2.0  # times the run that was cut short first
+
+
 def errors(rows: pd.DataFrame, path: Path) -> None:
     """Held-out errors, a column a network: against seconds, and against steps with the published
     runs as crosses.
@@ -95,7 +98,7 @@ def write(figure: plt.Figure, path: Path) -> None:
 
 def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
     """Median and quartiles over the seeds, interpolated to common times; thin lines where only
-    some of the seeds were trained for longer.
+    some of the seeds were trained for much longer.
     """
     for optimizer, runs in seeds_of(rows):
         shared = shared_end(runs, unit)
@@ -103,6 +106,8 @@ def against(axis: plt.Axes, rows: pd.DataFrame, unit: str) -> None:
         axis.plot(times, middle, **style(optimizer))
         axis.fill_between(times, low, high, color=STYLES[optimizer][0], alpha=0.2, linewidth=0)
         for _, run in runs[runs[unit] >= shared].groupby("seed"):
+            if run[unit].max() < LONGER * shared:
+                continue  # steps differ a little where seconds are given
             error = run["relative_l2"].clip(1e-17, 10)
             axis.plot(run[unit], error, **style(optimizer), linewidth=0.8)
 

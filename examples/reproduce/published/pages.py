@@ -166,22 +166,24 @@ def command(run: Any) -> str:
 
 
 def winners(rows: pd.DataFrame, places: int = 3) -> str:
-    """A table of the optimizers with the smallest median error at every budget of every network."""
+    """A table of the optimizers with the smallest median error at every budget of every network:
+    each with the best of its settings and samplings.
+    """
     lines = []
     keys = ["problem", "parameters", "dtype", "device", "unit", "budget"]
     for (problem, parameters, dtype, device, unit, budget), runs in summary(rows).groupby(keys):
-        best = runs.nsmallest(places, "relative L2")
-        named = zip(best["optimizer"], best["relative L2"], best["seeds"], strict=True)
+        best = runs.sort_values("relative L2").drop_duplicates("optimizer")
+        named = best.head(places)[["optimizer", "relative L2", "seeds"]]
+        other = [x for x in (dtype, device) if x not in ("float64", "cpu")]
         lines.append(
             {
-                "problem": problem,
-                "parameters": parameters,
-                "points": "; ".join(sorted(runs["points"].unique())),
-                "dtype": dtype,
-                "device": device,
-                "budget": f"{budget:g} {'s' if unit == 'seconds' else 'steps'}",
-                "smallest errors (seeds)": ", ".join(f"{n} {e:.1e} ({k})" for n, e, k in named),
-                "of": runs["optimizer"].nunique(),
+                "problem": PROBLEMS[problem]().name,
+                "parameters": f"{parameters:,}",
+                "budget": " ".join([f"{budget:g} {'s' if unit == 'seconds' else 'steps'}", *other]),
+                "smallest errors (runs)": ", ".join(
+                    f"{NAMES[name]} {error:.1e} ({k})" for name, error, k in named.to_numpy()
+                ),
+                "of": len(best),
             }
         )
     return markdown(pd.DataFrame(lines))

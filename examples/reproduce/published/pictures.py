@@ -11,13 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem, relative_l2
 from kfac_pinn.pinn.problems.poisson_equation import poisson
 from kfac_pinn.pinn.training import Callback, Run, fit
-from published.figures import write
+from published.figures import NAMES, write
 from published.recipes import OPTIMIZERS
 
 __all__ = ["draw", "errors", "measure", "poisson_waves"]
@@ -113,17 +114,23 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         len(names), 3 * times, figsize=size, squeeze=False, layout="constrained"
     )
     exact = poisson_waves().solution(grid()).numpy().reshape(SIDE, SIDE).T
+    images: list[AxesImage] = []
     for name, row in zip(names, axes, strict=True):
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(NAMES[name])
         states = table[table["optimizer"] == name].iloc[1:]
         for state, cells in zip(states.itertuples(), row.reshape(times, 3), strict=True):
             u, residual = maps(state.u), maps(state.residual)
-            picture(cells[0], u, None)
-            picture(cells[1], abs(u - exact), 1.0)
-            picture(cells[2], abs(residual), 100.0)
+            images = [
+                picture(cells[0], u, None),
+                picture(cells[1], abs(u - exact), 1.0),
+                picture(cells[2], abs(residual), 100.0),
+            ]
             cells[0].set_title(f"u, {state.seconds:g} s", fontsize=8)
             cells[1].set_title(f"error {state.relative_l2:.1e}", fontsize=8)
             cells[2].set_title(f"residual, loss {state.loss:.0e}", fontsize=8)
+    labels = ["u", *(f"$\\log_{{10}}$ |{name}|" for name in ("error", "residual"))]
+    for image, of in zip(images, labels, strict=True):
+        figure.colorbar(image, ax=axes, label=of, pad=0.005, aspect=40, shrink=0.7)
     write(figure, path)
 
 
@@ -132,19 +139,18 @@ def maps(text: str) -> np.ndarray:
     return np.array(json.loads(text)).reshape(SIDE, SIDE).T
 
 
-def picture(axis: plt.Axes, values: np.ndarray, bound: float | None) -> None:
+def picture(axis: plt.Axes, values: np.ndarray, bound: float | None) -> AxesImage:
     """u between -1 and 1; errors and residuals on a logarithmic scale of six decades."""
-    if bound is None:
-        axis.imshow(values, origin="lower", cmap="RdBu_r", vmin=-1, vmax=1)
-    else:
-        logs = np.log10(values.clip(1e-12))
-        top = np.log10(bound)
-        axis.imshow(logs, origin="lower", cmap="magma", vmin=top - 6, vmax=top)
     axis.set(xticks=[], yticks=[])
+    if bound is None:
+        return axis.imshow(values, origin="lower", cmap="RdBu_r", vmin=-1, vmax=1)
+    logs, top = np.log10(values.clip(1e-12)), np.log10(bound)
+    return axis.imshow(logs, origin="lower", cmap="magma", vmin=top - 6, vmax=top)
 
 
 def errors(table: pd.DataFrame) -> pd.DataFrame:
     """The table without its maps."""
     settings = table["settings"].str.replace(r'[{}"]', "", regex=True)
     columns = ["optimizer", "settings", "seconds", "step", "loss", "relative_l2"]
-    return table.assign(settings=settings)[columns]
+    named = table.assign(settings=settings, optimizer=table["optimizer"].map(NAMES))[columns]
+    return named.rename(columns={"step": "steps", "relative_l2": "relative L2"})

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -288,7 +289,11 @@ def markdown(table: pd.DataFrame) -> str:
 def shown(value: Any) -> str:
     """A cell."""
     if not isinstance(value, float):
-        return str(value)
+        return re.sub(r"(?<!\\)\*", r"\\*", str(value))  # K-FAC* begins no emphasis
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e7 else f"{value:.1e}"
+    if value == round(value) and abs(value) < 1e7:
+        return f"{value:.0f}"
+    if 100 <= abs(value) < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if 0.1 <= abs(value) < 100 else f"{value:.1e}"

@@ -100,6 +100,16 @@ def block_diagonal(linearization: Linearization, dense: Dense) -> Tensor:
     return out
 
 
+#: The columns of the table, as a legend has them.
+WORDS = {
+    "gramian": "Gramian $G$",
+    "blocks": "blocks of $G$",
+    "kronecker": "Kronecker approximation $F$",
+    "preconditioned gramian": "$F^{-1/2}\\,G\\,F^{-1/2}$",
+    "preconditioned blocks": "the same of the blocks",
+}
+
+
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """A panel a step: above the three matrices, below what preconditioning leaves."""
     groups = list(rows.groupby(["step", "loss"]))
@@ -107,9 +117,9 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(2, len(groups), figsize=size, squeeze=False, layout="constrained")
     for (above, below), ((step, loss), runs) in zip(axes.T, groups, strict=True):
         for name in ("gramian", "blocks", "kronecker"):
-            above.plot(runs["index"], runs[name], label=name)
+            above.plot(runs["index"], runs[name], label=WORDS[name])
         for name in ("preconditioned gramian", "preconditioned blocks"):
-            below.plot(runs["index"], runs[name], label=name)
+            below.plot(runs["index"], runs[name], label=WORDS[name])
         above.set(title=f"step {step}, loss {loss:.1e}", yscale="log", ylim=(1e-22, 1e5))
         below.set(yscale="log", xlabel="index", ylim=(1e-16, 1e3))
         for axis in (above, below):

@@ -45,8 +45,8 @@ SPECTRA = (
     "preconditioned Gramian at several steps: K-FAC leaves a few orders of magnitude"
 )
 PICTURES = (
-    "Maps of solution, error and residual at four times: Adam and SGD miss what K-FAC* "
-    "and KFACPINN find"
+    "Maps of solution, error and residual at three times: Adam and SGD miss the solution that "
+    "K-FAC* and KFACPINN find"
 )
 COST = (
     "Milliseconds and memory of a step of Adam, K-FAC* and KFACPINN against dimension, points, "

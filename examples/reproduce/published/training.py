@@ -119,7 +119,8 @@ class Bar(Callback):
     def draw(self, run: Run) -> None:
         """The state now."""
         done = run.step if self.by_steps else round(run.seconds, 1)
-        self.bar.set_postfix_str(", ".join(state_of(run)), refresh=False)
+        left = run.seconds * (self.bar.total / done - 1) if done else 0.0
+        self.bar.set_postfix_str(", ".join([*state_of(run), f"{left:.0f} s left"]), refresh=False)
         self.bar.update(min(done, self.bar.total) - self.bar.n)
         self.drawn = time.monotonic()
 

@@ -11,9 +11,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kfac_pinn.pinn.domains.samplers import Fill, Sampler, uniform
+from kfac_pinn import settings
+from kfac_pinn.pinn.domains.samplers import Fill, Sampler, is_fill, uniform
 from kfac_pinn.pinn.domains.shapes import Shape, corner
 from kfac_pinn.pinn.domains.solids import Box
+from kfac_pinn.settings import accept, many
 
 __all__ = ["Polygon"]
 
@@ -37,9 +39,12 @@ class Polygon(Shape):
     fill: Fill = uniform
 
     def __post_init__(self) -> None:
+        settings.check(self, corners=many(accept, 0), fill=is_fill)
         corners = tuple(corner("a Polygon's corner", each) for each in self.corners)
         if len(corners) < 3 or any(len(each) != 2 for each in corners):
-            raise ValueError(f"a Polygon needs three corners (x, y) or more, found {self.corners}")
+            raise ValueError(
+                f"a Polygon needs three corners (x, y) or more: corners are {self.corners}"
+            )
         sides: list[Side] = list(zip(corners, (*corners[1:], corners[0]), strict=True))
         if any(_touch(*pair) for pair in _apart(sides)) or any(
             map(_folds, sides, sides[1:] + sides)

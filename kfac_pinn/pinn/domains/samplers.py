@@ -9,7 +9,20 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["Device", "Fill", "Sampler", "check_count", "grid", "sobol", "together", "uniform"]
+from kfac_pinn import settings
+from kfac_pinn.settings import FUNCTION, optional, whole
+
+__all__ = [
+    "Device",
+    "Fill",
+    "Sampler",
+    "check_count",
+    "grid",
+    "is_fill",
+    "sobol",
+    "together",
+    "uniform",
+]
 
 Device: TypeAlias = "torch.device | str | None"
 Fill: TypeAlias = Callable[[int, int, "Generator | None", torch.dtype], Tensor]
@@ -55,6 +68,12 @@ def grid(n: int, d: int, generator: Generator | None, dtype: torch.dtype) -> Ten
     return points if generator is None else points.to(generator.device)
 
 
+def is_fill(name: str, value: Any) -> None:
+    """A function that fills the unit cube, as a rule of `settings`."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"{name} is a function: uniform, sobol or grid, not {value!r}")
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws points: fills the unit cube of so many coordinates, places it, and keeps some.
@@ -70,6 +89,10 @@ class Sampler:
     coordinates: int
     fill: Fill = uniform
     keep: Keep | None = None
+
+    def __post_init__(self) -> None:
+        settings.check(self, place=FUNCTION, coordinates=whole(0), fill=is_fill)
+        settings.check(self, keep=optional(FUNCTION))
 
     def __call__(
         self,

@@ -289,6 +289,8 @@ def corner(name: str, numbers: object) -> tuple[float, ...]:
             f"({numbers},), for a cube Box.cube(dim, lower, upper)"
         )
     try:
+        if isinstance(numbers, (str, bytes)):
+            raise TypeError
         found = tuple(float(each) for each in numbers)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise TypeError(f"{name} must hold one number a dimension, found {numbers!r}") from None

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kfac_pinn.pinn.domains.samplers import Fill, Sampler, uniform
+from kfac_pinn import settings
+from kfac_pinn.pinn.domains.samplers import Fill, Sampler, is_fill, uniform
 from kfac_pinn.pinn.domains.shapes import Shape, corner
+from kfac_pinn.settings import POSITIVE
 
 __all__ = ["Ball", "Box"]
 
@@ -39,8 +41,7 @@ class Box(Shape):
         lower, upper = corner("a Box's lower", self.lower), corner("a Box's upper", self.upper)
         if len(lower) != len(upper) or not all(map(operator.lt, lower, upper)):
             raise ValueError(f"a Box needs lower < upper, not {self.lower} and {self.upper}")
-        if not callable(self.fill):
-            raise TypeError(f"fill is a function: uniform, sobol or grid, not {self.fill!r}")
+        settings.check(self, fill=is_fill)
         object.__setattr__(self, "lower", lower)
         object.__setattr__(self, "upper", upper)
 
@@ -153,8 +154,7 @@ class Ball(Shape):
 
     def __post_init__(self) -> None:
         corner("a Ball's center", self.center)
-        if not self.radius > 0:
-            raise ValueError(f"a Ball needs a radius > 0, not {self.radius}")
+        settings.check(self, radius=POSITIVE, fill=is_fill)
 
     @property
     def dim(self) -> int:

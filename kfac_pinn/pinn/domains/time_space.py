@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.pinn.domains.samplers import Sampler
 from kfac_pinn.pinn.domains.shapes import Domain
 from kfac_pinn.pinn.domains.solids import Box
+from kfac_pinn.settings import FINITE
 
 __all__ = ["TimeSpace"]
 
@@ -28,11 +30,12 @@ class TimeSpace:
     space: Domain
 
     def __post_init__(self) -> None:
-        if not hasattr(self.space, "interior"):
+        if isinstance(self.space, type) or not hasattr(self.space, "interior"):
             raise TypeError(
-                f"TimeSpace needs a domain of space, found {self.space!r}: "
+                f"TimeSpace: space must be a domain of space, found {self.space!r}: "
                 "TimeSpace(0.0, 1.0, Box((0.0,), (1.0,)))"
             )
+        settings.check(self, start=FINITE, end=FINITE)
         if not self.start < self.end:
             raise ValueError(f"TimeSpace needs start < end, not {self.start} and {self.end}")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kfac_pinn.pinn.domains import Box, TimeSpace, together
 from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import MODULE, POSITIVE
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["WithDiffusivity", "heat", "heat_1d", "heat_4d", "inverse_heat"]
@@ -83,10 +84,15 @@ class WithDiffusivity(nn.Module):
     Args:
         network: u, (N, 2) -> (N, 1).
         start: the first guess of kappa.
+
+    Raises:
+        TypeError, ValueError: for a network that is no module, or a guess that is not positive.
     """
 
     def __init__(self, network: nn.Module, start: float = 1.0) -> None:
         super().__init__()
+        MODULE("WithDiffusivity: network", network)
+        POSITIVE("WithDiffusivity: start", start)
         self.network = network
         self.log_kappa = nn.Parameter(torch.tensor(start).log())
 

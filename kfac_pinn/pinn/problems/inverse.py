@@ -94,7 +94,8 @@ def oscillator_inverse(sensors: int = 40, guess: Sequence[float] = (1.0, 1.0)) -
 
     def interior(u: Any, t: Tensor) -> Tensor:
         value, (first,), (second,) = taylor(u, t)
-        return second + u.friction * first + u.stiffness * value
+        # In units of u, as the measurements are: else a straight line through them has less loss
+        return (second + u.friction * first + u.stiffness * value) / frequency**2
 
     terms = {
         "interior": Term(domain.interior, interior, 400),

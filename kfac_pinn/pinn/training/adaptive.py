@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn import settings
 from kfac_pinn.pinn.domains import TimeSpace
 from kfac_pinn.pinn.problem import Batch, Function, Term, named_equations
 from kfac_pinn.pinn.training.run import Run, Sizes
+from kfac_pinn.settings import NAMES, NOT_NEGATIVE, POSITIVE, SIZES, whole
 
 __all__ = [
     "R3",
@@ -125,13 +126,8 @@ class RAD:
     sizes: Sizes = None
 
     def __post_init__(self) -> None:
-        _check_count("every", self.every)
-        _check_count("candidates", self.candidates)
-        _check_names(self.terms)
-        if not (self.power >= 0 and self.floor > 0):
-            raise ValueError(
-                f"RAD needs power >= 0 and floor > 0, found {self.power} and {self.floor}"
-            )
+        settings.check(self, every=whole(1), candidates=whole(1), terms=NAMES, sizes=SIZES)
+        settings.check(self, power=NOT_NEGATIVE, floor=POSITIVE)
 
     def __call__(self, run: Run) -> Batch | None:
         if run.step % self.every:
@@ -166,8 +162,7 @@ class R3:
     sizes: Sizes = None
 
     def __post_init__(self) -> None:
-        _check_count("every", self.every)
-        _check_names(self.terms)
+        settings.check(self, every=whole(1), terms=NAMES, sizes=SIZES)
 
     def __call__(self, run: Run) -> Batch | None:
         if run.step == 0:
@@ -214,11 +209,8 @@ class Causal:
     sizes: Sizes = None
 
     def __post_init__(self) -> None:
-        for name in ("every", "pieces", "candidates"):
-            _check_count(name, getattr(self, name))
-        _check_names(self.terms)
-        if not self.tolerance >= 0:
-            raise ValueError(f"Causal needs tolerance >= 0, found {self.tolerance}")
+        settings.check(self, every=whole(1), pieces=whole(1), candidates=whole(1))
+        settings.check(self, tolerance=NOT_NEGATIVE, terms=NAMES, sizes=SIZES)
 
     def __call__(self, run: Run) -> Batch | None:
         if not isinstance(run.problem.domain, TimeSpace):
@@ -262,13 +254,3 @@ def _changed(run: Run, batch: Batch, names: Sequence[str], choose: Choice) -> Ba
     for name in names:
         points[name] = choose(run, batch.terms[name], points[name], name)
     return replace(batch, points=points)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be 1, 2, ..., found {value!r}")
-
-
-def _check_names(terms: Any) -> None:
-    if isinstance(terms, str) or not all(isinstance(name, str) for name in terms):
-        raise TypeError(f"terms must be a list of names, ['interior'], found {terms!r}")

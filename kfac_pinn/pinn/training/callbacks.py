@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from kfac_pinn import settings
 from kfac_pinn.pinn.training.run import Callback, Run
+from kfac_pinn.settings import ANY_SIZE, is_count, optional, whole
 
 __all__ = ["Patience", "Progress", "Schedule", "StopAtError"]
 
@@ -18,6 +20,9 @@ class StopAtError(Callback):
     """Stops at the first row of the history whose relative L2 error is at most the target."""
 
     target: float
+
+    def __post_init__(self) -> None:
+        settings.check(self, target=ANY_SIZE)
 
     def on_step(self, run: Run) -> None:
         error = run.rows[-1].get("relative_l2", math.inf)
@@ -29,11 +34,11 @@ class Patience(Callback):
     """Stops when the held-out loss of the history has not improved for so many steps.
 
     Raises:
-        ValueError: unless that is a whole number of at least one.
+        TypeError, ValueError: unless that is a whole number of at least one.
     """
 
     def __init__(self, steps: int) -> None:
-        if not isinstance(steps, int) or steps < 1:
+        if not is_count(steps):
             raise ValueError(f"Patience needs a number of steps, found {steps!r}")
         self.steps, self.best, self.since = steps, math.inf, 0
 
@@ -92,16 +97,17 @@ class Schedule(Callback):
 
 
 class Progress(Callback):
-    """A progress bar over the budget, with the loss and the last row's error.
+    """A progress bar over the budget: loss, the last row's error, steps, and the seconds left.
 
     Args:
         total: steps of the whole run; those (else the seconds) of `fit`'s budget by default.
     """
 
-    ends = False
+    ends, alone = False, True
 
     def __init__(self, total: int | None = None) -> None:
         self.total = total
+        settings.check(self, total=optional(whole(1)))
 
     def on_start(self, run: Run) -> None:
         from tqdm.auto import tqdm  # only where a bar is wanted: it takes a while to import
@@ -115,7 +121,11 @@ class Progress(Callback):
         done = run.step
         if self.by_seconds:
             done = min(round(run.seconds, 1), self.bar.total)
-        self.bar.set_postfix_str(f"loss {run.loss:.2e}, {_error(run)}", refresh=False)
+        text = f"loss {run.loss:.2e}, {_error(run)}"
+        if self.by_seconds:
+            left = self.bar.total - done
+            text = f"{text}, step {run.step}, {left:.0f} s left"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(done - self.bar.n)
 
     def on_end(self, run: Run) -> None:

@@ -29,7 +29,8 @@ Facts: TypeAlias = Iterator[tuple[str, str]]
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, range)
 _LONG = 200  # characters of a sequence that are shown
 _LIBRARIES = ("kfac_pinn", "hyperlora_ext", "torch")  # a later version of them may go on
-_OF_A_RUN = {"state", "param_groups", "defaults", "stats", "step"}  # attributes of an optimizer
+# Attributes of an optimizer; a run may go on in another number of processes
+_OF_A_RUN = {"state", "param_groups", "defaults", "stats", "step", "processes"}
 
 
 def facts_of(problem: Problem, model: nn.Module, optimizer: Optimizer) -> dict[str, str]:

@@ -32,6 +32,10 @@ def fit(
 ) -> History:
     """Train the model until the steps or the seconds are spent, or a callback stops.
 
+    With an optimizer of several `processes`, every process calls `fit` alike. All draw the same
+    points, those of one process with this seed, and each trains on its share of them: the run is
+    that of one process, to rounding, on any number of them.
+
     Args:
         model: u, points (N, d) -> (N, 1); its first parameter says dtype and device.
         problem: what to solve.
@@ -57,18 +61,16 @@ def fit(
         sampling = Fixed() if k is None else Every(k)
     run = Run(model, problem, optimizer, sampling, Generator().manual_seed(seed))
     run.budget, run.callbacks = budget, tuple(sorted(callbacks, key=lambda c: c.last))
-    for callback in run.callbacks:
-        callback.on_start(run)
+    run.processes.alike(f"{budget} {every} {seed}", "fit was called with other arguments there")
+    run.each(lambda callback: callback.on_start(run))
     if not run.rows:
         _record_first(run)
-    while not (reason := run.stopped or budget.spent(run)):
+    while not (reason := run.processes.said(run.stopped) or budget.spent(run)):
         run.advance()
         if run.step % every == 0:
             run.record()
-        for callback in run.callbacks:
-            callback.on_step(run)
-    for callback in run.callbacks:
-        callback.on_end(run)
+        run.each(lambda callback: callback.on_step(run))
+    run.each(lambda callback: callback.on_end(run))
     return _history(run, reason)
 
 

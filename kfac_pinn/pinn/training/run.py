@@ -12,10 +12,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
+from kfac_pinn import settings
+from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.pinn.problem import Batch, Problem, relative_l2
+from kfac_pinn.pinn.problem import Batch, Problem, squares
 from kfac_pinn.pinn.training import clock
+from kfac_pinn.processes import ALONE, Group
+from kfac_pinn.settings import SIZES, is_count
 
 __all__ = ["Budget", "Callback", "Every", "Fixed", "Row", "Run", "Sampling"]
 
@@ -45,11 +49,13 @@ class Run:
     Attributes:
         model, problem, optimizer: as given to `fit`.
         sampling: called before every step: the new batch, or None to keep the old one.
-        batch: the points trained on.
+        processes: those of the optimizer. All draw the same points, and each trains on its share.
+        batch: the points trained on, of all processes.
         held_out: points never trained on, for the loss; drawn first, like all by the seed.
         places, reference: points (N, d) and the solution there, (N, 1) or None, for the errors.
         step: steps taken.
-        seconds: spent in them (drawing points included, evaluation not), as `clock` counts.
+        seconds: spent in them (drawing points included, evaluation not), as `clock` counts; of
+            several processes the most.
         budget: of steps and seconds, for the whole run.
         loss: before the last step.
         rows: of the history so far.
@@ -66,6 +72,7 @@ class Run:
     ) -> None:
         self.model, self.problem, self.optimizer = model, problem, optimizer
         self.sampling, self.generator = sampling, generator
+        self.processes: Group = getattr(optimizer, "processes", ALONE)
         self.callbacks: tuple[Callback, ...] = ()
         self.budget = Budget()
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
@@ -80,6 +87,13 @@ class Run:
         """New points for every term, in the model's dtype and on its device."""
         return self._place(self.problem.sample, sizes)
 
+    def each(self, call: Callable[[Callback], None]) -> None:
+        """Call a hook of every callback; what one raises, all processes raise."""
+        for callback in self.callbacks:
+            with self.processes.together():
+                if self.processes.rank == 0 or not callback.alone:
+                    call(callback)
+
     def stop(self, reason: str) -> None:
         """End the run after this step."""
         self.stopped = reason
@@ -90,7 +104,7 @@ class Run:
         if self.step > 0:
             self.batch = self.sampling(self) or self.batch
         self.loss = _plain(self.optimizer.step(self._closure()))
-        self.seconds += clock.now(self._parameter.device) - start
+        self.seconds += self.processes.most(clock.now(self._parameter.device) - start)
         self.step += 1
         if not math.isfinite(self.loss):
             self.stop("the loss is not finite")
@@ -107,11 +121,12 @@ class Run:
         """
         row: Row = {"step": self.step, "seconds": self.seconds}
         with self._unchanged():
-            row["loss"] = _plain(total_loss(self.batch.residuals(self.model)()))
-            row["held_out_loss"] = _plain(total_loss(self.held_out.residuals(self.model)()))
-            if (reference := self.reference) is not None:
-                row["relative_l2"] = relative_l2(self.model, lambda _: reference, self.places)
-                row["rms"] = row["relative_l2"] * reference.square().mean().sqrt().item()
+            row["loss"] = self._loss_on(self.batch)
+            row["held_out_loss"] = self._loss_on(self.held_out)
+            if self.reference is not None:
+                error, size = self._squares(self.reference)
+                row["relative_l2"] = math.sqrt(error / size) if size else math.inf
+                row["rms"] = math.sqrt(error / self.reference.numel())
         stats = getattr(self.optimizer, "stats", {})
         return row | {name: _plain(stats[name]) for name in stats if name not in row}
 
@@ -121,7 +136,7 @@ class Run:
             return False
         with self._unchanged():
             try:
-                return math.isfinite(_plain(total_loss(self.batch.residuals(self.model)())))
+                return math.isfinite(self._loss_on(self.batch))
             except FloatingPointError:
                 return False
 
@@ -174,6 +189,20 @@ class Run:
                     f"there are {[type(c).__name__ for c in self.callbacks]}: add it"
                 )
 
+    def _loss_on(self, batch: Batch) -> float:
+        """L on a batch, of which each process evaluates its share."""
+        with self.processes.together():
+            residuals = batch.share(self.processes).residuals(self.model)
+            part = evaluate(residuals, processes=self.processes)
+        return _plain(self.processes.sum(part.detach())[0])
+
+    def _squares(self, reference: Tensor) -> list[float]:
+        """||u - u*||^2 and ||u*||^2 at all places."""
+        with self.processes.together():
+            places, known = self.processes.share(self.places), self.processes.share(reference)
+            part = squares(self.model, lambda _: known, places)
+        return self.processes.sum(part)[0].tolist()
+
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Measuring leaves the run as it is: no random number is used up, no buffer renewed."""
@@ -195,7 +224,7 @@ class Run:
 
     def _closure(self) -> Callable[[], Any]:
         """What the optimizer's step takes: residuals for ours, the loss for torch's."""
-        residuals = self.batch.residuals(self.model)
+        residuals = self.batch.share(self.processes).residuals(self.model)
         if isinstance(self.optimizer, LeastSquaresOptimizer):
             return residuals
 
@@ -213,11 +242,14 @@ class Callback:
 
     Attributes:
         last: called after all others, wherever it stands in the list: it stores what they did.
+        alone: of several processes, only the first calls it: it writes or draws. All others are
+            called by every process, since what changes the run must change it everywhere.
         ends: may stop the run, which then needs no budget.
     """
 
     last: ClassVar[bool] = False
     ends: ClassVar[bool] = True
+    alone: ClassVar[bool] = False
 
     def on_start(self, run: Run) -> None:
         """Before the first step."""
@@ -242,6 +274,9 @@ class Fixed:
 
     sizes: Sizes = None
 
+    def __post_init__(self) -> None:
+        settings.check(self, sizes=SIZES)
+
     def __call__(self, run: Run) -> Batch | None:
         return run.draw(self.sizes) if run.step == 0 else None
 
@@ -255,15 +290,16 @@ class Every:
         sizes: numbers of points by term, in place of the problem's.
 
     Raises:
-        ValueError: unless steps is a whole number of at least one.
+        TypeError, ValueError: unless steps is a whole number of at least one, and sizes are too.
     """
 
     steps: int
     sizes: Sizes = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"new points every {self.steps!r} steps: give 1, 2, ..., or Fixed()")
+        if not is_count(self.steps):
+            raise ValueError(f"Every: {self.steps!r} steps: give 1, 2, ..., or Fixed()")
+        settings.check(self, sizes=SIZES)
 
     def __call__(self, run: Run) -> Batch | None:
         return run.draw(self.sizes) if run.step % self.steps == 0 else None
