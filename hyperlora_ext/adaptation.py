@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from hyperlora_ext.base_check import warn_unsolved
+from hyperlora_ext.base_check import PROBLEM, warn_unsolved
 from hyperlora_ext.directions import towards
 from hyperlora_ext.lora import LoRALinear, start_of
 from hyperlora_ext.ranks import Ranks, ranks_for
 from hyperlora_ext.rewiring import rewired
 from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.settings import optional
 
 __all__ = ["adapt"]
 
@@ -54,6 +55,7 @@ def adapt(
         RuntimeError: when the model uses the weight of a layer otherwise than by calling it.
     """
     ranks = ranks_for(model, rank, cap)
+    optional(PROBLEM)("adapt: solves", solves)
     if solves is not None:
         warn_unsolved(model, solves)
     rows = towards(aimed, model) if isinstance(aimed, Problem) else aimed or {}

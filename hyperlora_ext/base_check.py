@@ -9,9 +9,11 @@ from torch import Generator, nn
 
 from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.settings import instance
 
-__all__ = ["SOLVED", "unsolved", "warn_unsolved"]
+__all__ = ["PROBLEM", "SOLVED", "unsolved", "warn_unsolved"]
 
+PROBLEM = instance(Problem, "a Problem, e.g. family.problem(task)")
 # A loss is a square: errors of about three per cent, from which adapters still find their way
 SOLVED = 1e-3
 POOR = (

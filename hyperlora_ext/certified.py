@@ -19,6 +19,7 @@ from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.pinn.problem import Batch, Problem
 from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now
+from kfac_pinn.settings import POSITIVE, at_least, check, whole
 
 __all__ = ["Calibration", "Solved", "held_out_loss", "solve"]
 
@@ -39,10 +40,11 @@ class Calibration:
     spread: float
     pairs: int
 
+    def __post_init__(self) -> None:
+        check(self, ratio=POSITIVE, spread=at_least(1.0), pairs=whole(1))
+
     def error(self, loss: float) -> float:
-        """The relative L2 error that is to be expected, ratio sqrt(loss); spread times that is
-        the worst seen.
-        """
+        """The relative L2 error to be expected, ratio sqrt(loss); at worst it was spread times."""
         return self.ratio * math.sqrt(loss)
 
 

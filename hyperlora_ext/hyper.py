@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperlora_ext.base_check import warn_unsolved
+from hyperlora_ext.base_check import PROBLEM, warn_unsolved
 from hyperlora_ext.emitted_layers import LowRank, TaskLinear, Whole
 from hyperlora_ext.lora import frozen
 from hyperlora_ext.ranks import Ranks, ranks_for
@@ -72,6 +72,7 @@ class HyperLoRA(nn.Module):
         FLAG("HyperLoRA: cap", cap)
         many(whole(1), 0)("HyperLoRA: hidden", hidden)
         optional(FUNCTION)("HyperLoRA: network", network)
+        optional(PROBLEM)("HyperLoRA: solves", solves)
         if solves is not None:
             warn_unsolved(base, solves)
         self.space = space

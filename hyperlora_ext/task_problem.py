@@ -119,6 +119,20 @@ class TaskProblem(Problem):
         )
 
 
+def counted(tasks: Any) -> int:
+    """How many tasks a batch has: any whole number from one."""
+    try:
+        count = index(tasks)
+    except TypeError:
+        raise ValueError(
+            f"TaskProblem: tasks is {tasks!r}: give a whole number of new tasks for each batch, a "
+            "fixed set of them as a tensor (T, p), or a function of the generator that draws them"
+        ) from None
+    if count < 1 or isinstance(tasks, bool):
+        raise ValueError(f"TaskProblem: {tasks} tasks in a batch: give at least 1")
+    return count
+
+
 def checked_tasks(family: Family, tasks: Any) -> Tensor:
     """A fixed set of tasks, (T, p)."""
     try:
@@ -128,20 +142,6 @@ def checked_tasks(family: Family, tasks: Any) -> Tensor:
         raise kind(
             f"TaskProblem: tasks are none of this family, found {tasks!r}: {error}"
         ) from None
-
-
-def counted(tasks: Any) -> int:
-    """How many tasks a batch has: any whole number from one."""
-    try:
-        count = index(tasks)
-    except TypeError:
-        raise ValueError(
-            f"tasks={tasks!r}: give a whole number of new tasks for each batch, a fixed set of "
-            "them as a tensor (T, p), or a function of the generator that draws them"
-        ) from None
-    if count < 1 or isinstance(tasks, bool):
-        raise ValueError(f"{tasks} tasks in a batch: give at least 1")
-    return count
 
 
 def shared(terms: Mapping[str, Condition], points: int) -> Sizes:

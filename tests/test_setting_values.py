@@ -75,6 +75,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Ball": ((0.0, 0.0),),
     "Batch": ({"pde": TERM}, {"pde": torch.zeros(2, 1)}),
     "Box": ((0.0,), (1.0,)),
+    "Calibration": (1.0, 2.0, 16),
     "Checkpoint": ("run.pt",),
     "Condition": (BOX.interior, residual, 5),
     "ConvexLoss": (torch.ones(3), torch.exp),

@@ -2,10 +2,10 @@
 
 from hyperlora_ext.problems.coupled_burgers import burgers2d, in_front, step_function
 from hyperlora_ext.problems.navier_stokes import kovasznay
-from hyperlora_ext.problems.ring import convection, transport
 from hyperlora_ext.problems.scalar_burgers import burgers1d, burgers1d_published
 from hyperlora_ext.problems.spectral import Trajectory, solve_burgers
 from hyperlora_ext.problems.splitting import solve_transport
+from hyperlora_ext.problems.transport_equation import convection, transport
 from hyperlora_ext.problems.waves import helmholtz
 
 __all__ = [

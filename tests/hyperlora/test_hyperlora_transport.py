@@ -9,7 +9,7 @@ import torch
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
-from hyperlora_ext.problems.ring import LENGTH, Terms, corner_at, gaussian
+from hyperlora_ext.problems.transport_equation import LENGTH, Terms, corner_at, gaussian
 from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
