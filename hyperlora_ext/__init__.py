@@ -30,9 +30,10 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.growth import grow
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import merge
+from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.serialization import load, save
 from hyperlora_ext.task_problem import TaskProblem
-from hyperlora_ext.task_spaces import GaussianField, Interval, Intervals
+from hyperlora_ext.task_spaces import Interval, Intervals
 
 __all__ = [
     "Calibration",

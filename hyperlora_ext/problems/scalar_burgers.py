@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems.spectral import solve_burgers
-from hyperlora_ext.task_spaces import GaussianField
+from hyperlora_ext.random_fields import GaussianField
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
 from kfac_pinn.taylor_mode.operators import taylor
 

@@ -25,8 +25,8 @@ from hyperlora_ext.problems import (
 from hyperlora_ext.problems.coupled_burgers import front
 from hyperlora_ext.problems.navier_stokes import kovasznay_flow
 from hyperlora_ext.problems.scalar_burgers import heat_flow
+from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.task_problem import TaskProblem
-from hyperlora_ext.task_spaces import GaussianField
 from kfac_pinn.pinn.networks import MLP
 
 F64 = torch.float64

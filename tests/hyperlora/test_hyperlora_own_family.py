@@ -26,10 +26,11 @@ from hyperlora_ext.problems import (
     kovasznay,
 )
 from hyperlora_ext.problems.scalar_burgers import heat_flow
+from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.schedules import LevenbergSchedule
 from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_residuals import TaskResiduals
-from hyperlora_ext.task_spaces import GaussianField, Interval, Intervals
+from hyperlora_ext.task_spaces import Interval, Intervals
 from kfac_pinn import linearize
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures

@@ -18,8 +18,8 @@ from hyperlora_ext.problems import (
     kovasznay,
     step_function,
 )
+from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
-from hyperlora_ext.task_spaces import GaussianField
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 __all__ = ["CONFIGS", "Config"]
