@@ -18,7 +18,7 @@ from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, whole
+from kfac_pinn.settings import FLAG, MAKER, MODULE, having, many, optional, whole
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
@@ -71,7 +71,7 @@ class HyperLoRA(nn.Module):
         having("embed", "Interval(0.0, 1.0)")("HyperLoRA: space", space)
         FLAG("HyperLoRA: cap", cap)
         many(whole(1), 0)("HyperLoRA: hidden", hidden)
-        optional(FUNCTION)("HyperLoRA: network", network)
+        optional(MAKER)("HyperLoRA: network", network)
         optional(PROBLEM)("HyperLoRA: solves", solves)
         if solves is not None:
             warn_unsolved(base, solves)

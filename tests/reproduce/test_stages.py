@@ -24,7 +24,7 @@ def test_runs_part_at_the_first_return(tmp_path: Path, monkeypatch: pytest.Monke
     call = partial(CliRunner().invoke, stages.app)
     folder = ("--folder", str(tmp_path))
     assert call(["measure", *folder]).exit_code == 0
-    assert call(["measure", *folder]).output == ""  # nothing is left to do
+    assert call(["measure", *folder]).stdout == ""  # nothing is left to do
     found = json.loads((tmp_path / "small-0.json").read_text())
     begun, back = found["changes"][:2]
     both, without = found["with_return"], found["without"]
