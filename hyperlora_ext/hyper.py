@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ class HyperLoRA(nn.Module):
         having("embed", "Interval(0.0, 1.0)")("HyperLoRA: space", space)
         FLAG("HyperLoRA: cap", cap)
         many(whole(1), 0)("HyperLoRA: hidden", hidden)
-        optional(FUNCTION)("HyperLoRA: network", network)
+        if not is_maker(network):
+            optional(FUNCTION)("HyperLoRA: network", network)
         optional(PROBLEM)("HyperLoRA: solves", solves)
         if solves is not None:
             warn_unsolved(base, solves)
@@ -177,6 +179,17 @@ NETWORK = (
     "the hypernetwork {found}: map (T, inputs) to (T, size), here to {expected}, one row a task. "
     "Given as a function of (inputs, size) instead of a module, it is told both"
 )
+
+
+def is_maker(network: Any) -> bool:
+    """Whether it is a class of modules made of (inputs, size); Tanh, which is not, is refused."""
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        return False
+    try:
+        inspect.signature(network).bind(1, 1)
+    except TypeError:
+        return False
+    return True
 
 
 def tanh_network(hidden: Sequence[int]) -> Maker:

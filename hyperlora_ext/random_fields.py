@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from hyperlora_ext.task_spaces import Task, warn_outside, stacked
+from hyperlora_ext.task_spaces import Task, stacked, warn_outside
 from kfac_pinn.settings import (
     FLAG,
     NOT_NEGATIVE,

@@ -20,7 +20,7 @@ from kfac_pinn.settings import (
     many,
 )
 
-__all__ = ["Interval", "Intervals", "Task", "TaskSpace", "warn_outside", "single", "stacked"]
+__all__ = ["Interval", "Intervals", "Task", "TaskSpace", "single", "stacked", "warn_outside"]
 
 Task: TypeAlias = Tensor | float
 
