@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -72,7 +71,8 @@ class HyperLoRA(nn.Module):
         having("embed", "Interval(0.0, 1.0)")("HyperLoRA: space", space)
         FLAG("HyperLoRA: cap", cap)
         many(whole(1), 0)("HyperLoRA: hidden", hidden)
-        if not is_maker(network):
+        # A class of modules makes one, too
+        if not (isinstance(network, type) and issubclass(network, nn.Module)):
             optional(FUNCTION)("HyperLoRA: network", network)
         optional(PROBLEM)("HyperLoRA: solves", solves)
         if solves is not None:
@@ -83,7 +83,7 @@ class HyperLoRA(nn.Module):
         # A buffer: it moves with the module, is saved, and is not trained
         self.register_buffer("start", start)
         if not isinstance(network, nn.Module):
-            network = (network or tanh_network(hidden))(space.inputs, len(start))
+            network = made(network or tanh_network(hidden), space.inputs, len(start))
         self.network = network.to(start)
         self._check()
 
@@ -181,15 +181,16 @@ NETWORK = (
 )
 
 
-def is_maker(network: Any) -> bool:
-    """Whether it is a class of modules made of (inputs, size); Tanh, which is not, is refused."""
-    if not (isinstance(network, type) and issubclass(network, nn.Module)):
-        return False
+def made(maker: Maker, inputs: int, size: int) -> nn.Module:
+    """The hypernetwork that a function or a class of modules makes."""
     try:
-        inspect.signature(network).bind(1, 1)
-    except TypeError:
-        return False
-    return True
+        return maker(inputs, size)
+    except TypeError as error:
+        name = getattr(maker, "__name__", type(maker).__name__)
+        raise TypeError(
+            f"HyperLoRA: network is {name}, which cannot be called as {name}({inputs}, {size}): "
+            f"{error}. Give a module, or what makes one of (inputs, size)"
+        ) from error
 
 
 def tanh_network(hidden: Sequence[int]) -> Maker:
