@@ -18,7 +18,7 @@ from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.settings import FLAG, MAKER, MODULE, having, many, optional, whole
+from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, whole
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
@@ -71,7 +71,9 @@ class HyperLoRA(nn.Module):
         having("embed", "Interval(0.0, 1.0)")("HyperLoRA: space", space)
         FLAG("HyperLoRA: cap", cap)
         many(whole(1), 0)("HyperLoRA: hidden", hidden)
-        optional(MAKER)("HyperLoRA: network", network)
+        # A class of modules makes one, too
+        if not (isinstance(network, type) and issubclass(network, nn.Module)):
+            optional(FUNCTION)("HyperLoRA: network", network)
         optional(PROBLEM)("HyperLoRA: solves", solves)
         if solves is not None:
             warn_unsolved(base, solves)
@@ -81,7 +83,7 @@ class HyperLoRA(nn.Module):
         # A buffer: it moves with the module, is saved, and is not trained
         self.register_buffer("start", start)
         if not isinstance(network, nn.Module):
-            network = (network or tanh_network(hidden))(space.inputs, len(start))
+            network = made(network or tanh_network(hidden), space.inputs, len(start))
         self.network = network.to(start)
         self._check()
 
@@ -177,6 +179,18 @@ NETWORK = (
     "the hypernetwork {found}: map (T, inputs) to (T, size), here to {expected}, one row a task. "
     "Given as a function of (inputs, size) instead of a module, it is told both"
 )
+
+
+def made(maker: Maker, inputs: int, size: int) -> nn.Module:
+    """The hypernetwork that a function or a class of modules makes."""
+    try:
+        return maker(inputs, size)
+    except TypeError as error:
+        name = getattr(maker, "__name__", type(maker).__name__)
+        raise TypeError(
+            f"HyperLoRA: network is {name}, which cannot be called as {name}({inputs}, {size}): "
+            f"{error}. Give a module, or what makes one of (inputs, size)"
+        ) from error
 
 
 def tanh_network(hidden: Sequence[int]) -> Maker:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Number
-from operator import index
+from numbers import Integral
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -77,8 +76,9 @@ class TaskProblem(Problem):
         named(CONDITION)("TaskProblem: terms", family.conditions if terms is None else terms)
         SIZES("TaskProblem: sizes", sizes)
         super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
-        if isinstance(tasks, Number):
-            tasks = counted(tasks)
+        # 20, but also an integer of NumPy; 20.0 is the task itself
+        if isinstance(tasks, Integral):
+            tasks = counted(int(tasks), isinstance(tasks, bool))
         elif callable(tasks):
             FUNCTION("TaskProblem: tasks", tasks)
         else:
@@ -119,17 +119,12 @@ class TaskProblem(Problem):
         )
 
 
-def counted(tasks: Any) -> int:
+def counted(count: int, is_flag: bool) -> int:
     """How many tasks a batch has: any whole number from one."""
-    try:
-        count = index(tasks)
-    except TypeError:
+    if count < 1 or is_flag:
         raise ValueError(
-            f"TaskProblem: tasks is {tasks!r}: give a whole number of new tasks for each batch, a "
-            "fixed set of them as a tensor (T, p), or a function of the generator that draws them"
-        ) from None
-    if count < 1 or isinstance(tasks, bool):
-        raise ValueError(f"TaskProblem: {tasks} tasks in a batch: give at least 1")
+            f"TaskProblem: {bool(count) if is_flag else count} tasks in a batch: give at least 1"
+        )
     return count
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "FUNCTION",
     "INSIDE",
     "INTEGER",
-    "MAKER",
     "MODULE",
     "NAMES",
     "NOT_NEGATIVE",
@@ -202,15 +201,6 @@ def function(name: str, value: Any) -> None:
 
 
 FUNCTION: Rule = function
-
-
-def maker(name: str, value: Any) -> None:
-    """A function, an object that is called as one, or a class that makes what is wanted."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a class or a function, found {shown(value)}")
-
-
-MAKER: Rule = maker
 
 
 def accept(name: str, value: Any) -> None:

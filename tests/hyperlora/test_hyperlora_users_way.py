@@ -166,7 +166,7 @@ def test_a_number_of_tasks_may_be_of_any_integer_type() -> None:
     fixed = [[1.0], [2.0]]
     for tasks in (fixed, torch.tensor(fixed), numpy.array(fixed)):
         assert TaskProblem(FAMILY, tasks).sample().tasks.tolist() == fixed
-    for wrong, match in ((3.0, "give a whole number"), (0, "at least 1"), (True, "at least 1")):
+    for wrong, match in ((0, "at least 1"), (True, "at least 1")):
         with pytest.raises(ValueError, match=match):
             TaskProblem(FAMILY, wrong)
 
