@@ -227,7 +227,7 @@ def test_training_solves_the_problem(setting: Any) -> None:
 def test_bad_hyper_parameters() -> None:
     model, _ = small_case()
     make: Callable[..., ENGD] = lambda **kwargs: ENGD(model.parameters(), **kwargs)  # noqa: E731
-    with pytest.raises(ValueError, match="damping must not be negative, found -1"):
+    with pytest.raises(ValueError, match="damping must not be negative"):
         make(damping=-1.0)
     with pytest.raises(ValueError, match="lr must be positive"):
         make(lr=0.0)

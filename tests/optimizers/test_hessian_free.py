@@ -233,10 +233,17 @@ def test_the_promise_is_that_of_the_iterate_gone_back_to() -> None:
     assert earlier >= 2, "otherwise nothing was gone back to"
 
 
+def unsolved(decay: float) -> TruncatedCG:
+    """No iteration, which users are refused: the step is the start of the solve."""
+    solver = TruncatedCG(decay=decay)
+    object.__setattr__(solver, "iterations", 0)
+    return solver
+
+
 def test_a_solution_that_does_not_descend_is_replaced_by_the_gradient() -> None:
     """Its promise is none, so that the damping rises; the search follows -grad L downhill."""
     model, residuals = small_case()
-    solver = TruncatedCG(iterations=0, decay=1.0)  # the step is the start of the solve
+    solver = unsolved(decay=1.0)
     for start in ("uphill", "level", "downhill"):
         optimizer = HessianFree(model.parameters(), solver=solver)
         linearization = linearize(residuals, list(model.parameters()))
@@ -277,7 +284,7 @@ def test_reasons_to_stop() -> None:
 def test_warm_start_is_decayed() -> None:
     model, residuals = small_case()
     linearization = linearize(residuals, list(model.parameters()))
-    optimizer = HessianFree(model.parameters(), solver=TruncatedCG(iterations=0, decay=0.5))
+    optimizer = HessianFree(model.parameters(), solver=unsolved(decay=0.5))
     previous = torch.randn(linearization.size, dtype=torch.float64)
     sign = 1 if linearization.gradient @ previous < 0 else -1
     optimizer.scatter("solution", sign * previous)
@@ -300,5 +307,5 @@ def test_nystrom_saves_iterations() -> None:
 
 def test_bad_hyper_parameters() -> None:
     model, _ = small_case()
-    with pytest.raises(ValueError, match="damping must be positive, found 0"):
+    with pytest.raises(ValueError, match="damping must be positive"):
         HessianFree(model.parameters(), damping=0.0)

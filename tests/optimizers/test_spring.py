@@ -122,7 +122,7 @@ def test_one_damping_for_all_groups() -> None:
 
 def test_bad_hyper_parameters() -> None:
     model, _ = small_case()
-    with pytest.raises(ValueError, match="damping must be positive, found 0"):
+    with pytest.raises(ValueError, match="damping must be positive"):
         SPRING(model.parameters(), damping=0.0)
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), found 1"):
         SPRING(model.parameters(), momentum=1.0)
