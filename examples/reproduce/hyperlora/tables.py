@@ -22,6 +22,7 @@ from benchmark import Benchmark, Budget
 from cache import Cache, Row
 from configs import CONFIGS
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.certified import solve
@@ -157,7 +158,7 @@ def table_3(benchmark: Benchmark, methods: Collection[str] = ()) -> Iterator[Row
     yield benchmark.reference()
 
 
-def markdown(rows: Iterator[Row]) -> Iterator[str]:
+def markdown(rows: Iterable[Row]) -> Iterator[str]:
     """The rows as a table, each as soon as it is measured; a row of other columns begins anew."""
     names: list[str] = []
     for row in rows:
@@ -213,7 +214,8 @@ def main(given: Sequence[str] | None = None) -> None:
     whole = None if table == 2 else 0
     some = {} if ranks is None or table == 3 else {"ranks": [rank or whole for rank in ranks]}
     tables: dict[int, Callable[..., Iterator[Row]]] = {1: table_1, 2: table_2, 3: table_3}
-    for line in markdown(tables[table](benchmark, methods=methods, **some)):
+    rows = tqdm(tables[table](benchmark, methods=methods, **some), unit="row")
+    for line in markdown(rows):
         print(line, flush=True)
 
 
