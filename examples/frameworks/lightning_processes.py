@@ -3,9 +3,10 @@
 python examples/frameworks/lightning_processes.py 2
 """
 
-import sys
+from typing import Annotated
 
 import torch
+import typer
 from lightning_heat import Heat, exact, lightning, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -45,10 +46,15 @@ def solve(processes: int, steps: int = 20, **settings: float) -> Heat:
     return model
 
 
-if __name__ == "__main__":
-    model = solve(int(sys.argv[1]), weight_decay=1e-2)
+def main(processes: Annotated[int, typer.Argument()] = 2, steps: int = 20) -> None:
+    """KFACPINN in so many processes."""
+    model = solve(processes, steps, weight_decay=1e-2)
     grid = torch.cartesian_prod(*2 * [torch.linspace(0, 1, 50).double()])
     with torch.no_grad():
         error = float((model.net(grid) - exact(grid)).norm() / exact(grid).norm())
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     print(f"relative L2 error {error:.1e}, parameters {float(theta.norm()):.12f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

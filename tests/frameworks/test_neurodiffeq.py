@@ -18,9 +18,12 @@ def _double() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-@pytest.mark.parametrize(("kind", "goal"), [(KFACPINN, 1e-4), (GaussNewton, 1e-6)])
+@pytest.mark.parametrize(("kind", "goal"), [(KFACPINN, 1e-4), (GaussNewton, 1e-5)])
 def test_laplace_ends_far_below_adam(kind: type[Optimizer], goal: float) -> None:
-    """New points in every epoch; Adam's error is 1.6e-3 after 500 with the better of two rates."""
+    """New points in every epoch; Adam's error is 1.6e-3 after 500 with the better of two rates.
+
+    GaussNewton ends at 2.9e-7 with two threads and 1.8e-6 with one: rounding decides.
+    """
     assert laplace.solve(kind, 40, width=64, points=20) < goal
 
 
