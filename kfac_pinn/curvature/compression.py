@@ -222,7 +222,7 @@ def units_of(linearization: Linearization) -> Units | None:
 
         D = rms of the tensor's columns / rms of the layers' columns,    1 for layers,
 
-    and no step depends on whether k is counted in N/m or kN/m.
+    and no step depends on whether k is counted in N/m or kN/m. See docs/mathematics.md.
     """
     leaves = [block.place for block in linearization.blocks if isinstance(block, Leaf)]
     if not leaves:
