@@ -190,6 +190,9 @@ class TargetSchedule:
             relative: its lambda / sigma_1^2.
             before, after: the loss; of a step that failed the same.
         """
+        # Falls below the last digit of sigma_1^2 are none: they can go on for a hundred steps and
+        # bring nothing (docs/design_notes.md)
+        relative = max(relative, self.rounding)
         progressed = after < before and relative < stage.lowest / 1.5  # less than 2/3 is none
         gain = math.log(before / after) if before > after > 0 else 0.0
         known = replace(
@@ -213,14 +216,14 @@ class TargetSchedule:
             lowest: the lowest lambda / sigma_1^2 so far.
             waited: steps since it was found.
         """
-        return waited >= (self.impatience if lowest < self.rounding else self.patience)
+        return waited >= (self.impatience if lowest <= self.rounding else self.patience)
 
     def _first(self, stage: Stage, loss: float) -> Stage:
         """The first stage, or the second if the minimum is passed."""
         if not self.passed(stage.lowest, stage.waited):
             return stage
         # At the last digit the damping cannot fall; a loss below zero has no pace (an energy)
-        final = stage.lowest < self.rounding or loss <= 0
+        final = stage.lowest <= self.rounding or loss <= 0
         return replace(stage, second=True, due=-math.inf if final else stage.pace, tried=0)
 
     def _second(self, stage: Stage) -> Stage:
