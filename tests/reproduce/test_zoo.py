@@ -94,16 +94,25 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
 def test_time_windows_share_the_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROBLEMS, "zz_decaying", decaying)
     args = ("--only", "zz", "--optimizer", "GaussNewton", "--network", "periodic")
-    parts = ("--windows", "3", "--share", "0.5", "--seconds", "60,120")
+    parts = ("--windows", "3", "--points", "interior=40,initial=20", "--seconds", "60,120")
     done = call("measure", *args, *parts, "--folder", str(tmp_path))
     assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "zz_decaying-periodic-3x0.5-GaussNewton-0.json").read_text())
+    found = json.loads(
+        (
+            tmp_path / "zz_decaying-periodic-3windows-interior=40,initial=20-GaussNewton-0.json"
+        ).read_text()
+    )
     (mark,) = found["errors"]
     spent = float(found["reason"].split(" of ")[0])
     assert spent <= float(mark) <= 120 and found["steps"] == spent and found["windows"] == 3
     assert found["errors"][mark] < 1e-3
     text = load("zoo").table([found])
     assert "| zz_decaying | 2-8-1 periodic, 3 windows | GaussNewton |" in text
+
+
+def test_points_are_those_of_a_term(tmp_path: Path) -> None:
+    args = ("--only", "poisson_2d", "--points", "start=9", "--folder", str(tmp_path))
+    assert "has no {'start'}" in call("measure", *args).output
 
 
 def test_time_windows_need_a_time(tmp_path: Path) -> None:
