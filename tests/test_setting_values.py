@@ -120,6 +120,7 @@ RIGHT: dict[str, list[Any]] = {
     "InverseProblem.name": ["1"],
     "HyperLoRA.rank": [1],
     "StopAtError.target": [math.inf],
+    "Affordable.operations": [0, math.inf],
     "TaskProblem.tasks": [1],
 }
 SIGNED = {"seed", "low", "start", "end", "guess", "truth", "lower", "upper"}  # may be below zero
