@@ -122,6 +122,7 @@ RIGHT: dict[str, list[Any]] = {
     "InverseProblem.name": ["1"],
     "HyperLoRA.rank": [1],
     "StopAtError.target": [math.inf],
+    "Affordable.operations": [0, math.inf],
     "StopAtLoss.target": [math.inf],
     "TaskProblem.tasks": [1],
 }
