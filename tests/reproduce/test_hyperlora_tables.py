@@ -16,7 +16,8 @@ import pytest
 import torch
 from benchmark import Benchmark, Budget
 from cache import Cache
-from configs import CONFIGS, Config, number
+from configs import CONFIGS, Config, as_published, number
+from published_schedule import PUBLISHED_PINN
 from tables import benchmark_of, main, markdown, table_1, table_2, table_3
 
 from hyperlora_ext.family import Family
@@ -258,3 +259,18 @@ def test_one_problem_is_posed_in_two_ways() -> None:
     one = ours.errors(lambda _: zero, task)
     other = whole.errors(lambda _: ours.field(zero, task), task)
     assert torch.allclose(one.mse, other.mse) and torch.allclose(one.relative, other.relative)
+
+
+def test_a_table_in_the_papers_way(bench: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command; by seconds, which end also what is published in epochs."""
+    few = {"interior": 12, "boundary": 8}
+    published = as_published("kovasznay", bench.config, bench.config.network)
+    schedule = replace(PUBLISHED_PINN, sizes=few)
+    config = replace(published, schedule=schedule, hyper_step=few)
+    monkeypatch.setitem(CONFIGS, "kovasznay_published", lambda: config)
+    paper_way = Benchmark("kovasznay_published", TINY)
+    rows = list(table_1(paper_way, (1,), ["PINN", "F-PINN", "L-PINN 1"]))
+    assert all(math.isfinite(row["mse"]) and row["seconds"] < 3 for row in rows[:-1])
+    assert rows[2]["paper mse"] == 8.16e-7
+    row = next(table_2(paper_way, (1,), ["physics"]))
+    assert math.isfinite(row["test"]) and row["seconds"] < 3

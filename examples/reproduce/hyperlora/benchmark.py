@@ -69,7 +69,7 @@ class Benchmark:
 
     @cached_property
     def splits(self) -> Splits:
-        """The task sets: those of training whole, those that are only measured on cut to `tasks`."""
+        """The task sets: that of training whole, those that are only measured on cut to `tasks`."""
         parts, tasks = vars(self.config.family.splits()), self.budget.tasks
         return Splits(**{k: part if k == "train" else part[:tasks] for k, part in parts.items()})
 

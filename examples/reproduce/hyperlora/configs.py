@@ -24,7 +24,7 @@ from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
-__all__ = ["CONFIGS", "Config"]
+__all__ = ["CONFIGS", "Config", "as_published"]
 
 Sizes = Mapping[str, int]
 
