@@ -17,11 +17,13 @@ from hyperlora_ext.problems import (
     burgers1d_published,
     burgers2d,
     kovasznay,
+    reflection,
     step_function,
 )
 from hyperlora_ext.problems.coupled_burgers import DOMAIN
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
+from hyperlora_ext.symmetry import Symmetry
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 __all__ = ["CONFIGS", "Config", "as_published"]
@@ -51,6 +53,7 @@ class Config:
         aimed: whether adapters start along a Gauss-Newton step, instead of at random.
         fresh: whether hypernetworks by physics meet new tasks in every step, instead of the
             training set.
+        symmetry: of the family, over which predictions may be averaged.
         baselines: functions of the points to hold every error against, by name.
         printed: the paper's name of the family, where ours is another.
     """
@@ -71,6 +74,7 @@ class Config:
     schedule: Train | None = None
     aimed: bool = True
     fresh: bool = True
+    symmetry: Symmetry | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     printed: str = ""
 
@@ -146,6 +150,7 @@ def _burgers1d() -> Config:
         hyper_train=StochasticSchedule(),
         hyper_data=8,
         solved=2000,
+        symmetry=reflection(),
         baselines={"heat flow": lambda x: torch.zeros_like(x[:, :1])},
     )
 
