@@ -21,7 +21,7 @@ __all__ = ["PUBLISHED_HYPER", "PUBLISHED_PINN", "PublishedSchedule"]
 
 LR = 1e-3
 ADAM = 0.75  # of the seconds, where they bound the run; the rest is L-BFGS's
-PIECE = 20  # iterations of L-BFGS between two looks at the clock
+PIECE = 5  # iterations of L-BFGS between two looks at the clock
 
 
 @dataclass(frozen=True)
