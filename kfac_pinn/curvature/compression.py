@@ -150,6 +150,17 @@ def affordable(rows: int, columns: int) -> int:
     return min(rows, int((passes / columns) ** 0.5), int((0.3 * passes) ** (1 / 3)))
 
 
+def operations(rows: int, columns: int) -> float:
+    """Of one step with `Sketch()`, at most, eq. (35): 200 R P + 2 k m P + 10 m^3.
+
+    J is R x P, k of its rows, or of their sums, are decomposed, and have m singular values.
+    """
+    least = min(rows, columns)
+    # As `needed` decides; the steps that ask for fewer rows cost less
+    kept, m = (rows, least) if least <= CHEAP else (affordable(rows, columns),) * 2
+    return 200.0 * rows * columns + 2.0 * kept * m * columns + 10.0 * m**3
+
+
 def add_ridge(J: Tensor, roots: Tensor, generator: Generator) -> None:
     """J += S diag(roots), the sketched rows of a ridge; roots of shape (P,)."""
     sketch = CountSketch(len(roots), len(J), generator)
