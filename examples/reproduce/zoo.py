@@ -182,6 +182,18 @@ class Spent(Callback):
         self.left -= 1
 
 
+class Standing(Callback):
+    """Stops when so many steps together have not halved the loss."""
+
+    def __init__(self, steps: int = 30) -> None:
+        self.steps, self.losses = steps, list[float]()
+
+    def on_step(self, run: Run) -> None:
+        self.losses.append(run.loss)
+        if len(self.losses) > self.steps and run.loss > self.losses[-self.steps - 1] / 2:
+            run.stop(f"the loss stands at {run.loss:.1e}")
+
+
 @dataclass
 class Outcome:
     """What training came to; the attributes are those of `Result`."""
@@ -279,7 +291,7 @@ class Runner:
         return model, found
 
     def by_windows(self, problem: Problem, seconds: tuple[float, ...]) -> tuple[nn.Module, Outcome]:
-        """One network a window, until its loss is small or twice its part of the time is spent."""
+        """One network a window, until its loss is small, stands, or has taken its time."""
         domain = problem.domain
         if not isinstance(domain, TimeSpace):
             raise typer.BadParameter(f"{self.problem} has no time: leave --windows out")
@@ -288,7 +300,7 @@ class Runner:
         found, clock = Outcome({}), Spent(seconds[-1], self.windows)
 
         def train(u: nn.Module, piece: Problem) -> None:
-            history = self.fitted(u, piece, clock.share, clock, StopAtLoss(SOLVED))
+            history = self.fitted(u, piece, clock.share, clock, StopAtLoss(SOLVED), Standing())
             found.note(history)
             typer.echo(f"  {clock.used:.0f} s: {history.last['relative_l2']:.1e}")
 
