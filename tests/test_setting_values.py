@@ -101,6 +101,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Sampler": (torch.clone, 2),
     "Schedule": (SCHEDULER,),
     "SideBySide": (network(),),
+    "Corrected": (network(), network(), 1.0),
     "StopAtError": (0.1,),
     "StopAtLoss": (0.1,),
     "TaskProblem": (FAMILY,),
