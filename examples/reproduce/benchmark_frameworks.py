@@ -210,7 +210,7 @@ FRAMEWORKS: dict[str, tuple[str, dict[str, Example]]] = {
             "Poisson": Script(
                 "torchphysics_poisson",
                 "solve",
-                [*(adam(2000, lr) for lr in (1e-3, 1e-2)), *ours(50, lr=1.0)],
+                [*(adam(2000, lr) for lr in (1e-3, 1e-2)), *ours(50, 100, lr=1.0)],
             )
         },
     ),

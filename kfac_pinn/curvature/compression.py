@@ -130,12 +130,14 @@ def needed(rows: int, columns: int, free: float) -> int:
     """How many sums of rows the next step needs, if the last one fitted `free` parameters freely.
 
     A sketch keeps a subspace of that dimension with a few rows for each. All rows, where it would
-    come to half of a J whose decomposition is cheap; never more than are affordable.
+    come to a quarter of a J whose decomposition is cheap; never more than are affordable.
     """
-    least, few = min(rows, columns), max(FEWEST, ROWS_A_PARAMETER * free)
-    # From half of the rows on, all of them cost little more, and have no noise
+    least, asked = min(rows, columns), ROWS_A_PARAMETER * free
+    few = max(FEWEST, asked)
+    # From a quarter of the rows on: the noise of a sketch holds the damping up, and with it the
+    # number of rows that are asked for, where all of J would let both go on
     if least <= CHEAP:
-        return rows if few >= least / 2 else int(few)
+        return rows if asked >= least / 4 or few >= least / 2 else int(few)
     return int(min(few, affordable(rows, columns)))
 
 
