@@ -32,6 +32,7 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import merge
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.serialization import load, save
+from hyperlora_ext.symmetry import Symmetry, averaged
 from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_spaces import Interval, Intervals
 
@@ -44,8 +45,10 @@ __all__ = [
     "Interval",
     "Intervals",
     "Solved",
+    "Symmetry",
     "TaskProblem",
     "adapt",
+    "averaged",
     "calibrate",
     "grow",
     "load",

@@ -65,6 +65,7 @@ def averaged(
 
     Args:
         predict: task (p,) -> network, as `hyper.pinn`.
+        symmetry: of the family, as `hyperlora_ext.problems.reflection()`.
 
     Raises:
         ValueError: by the function, for a task that mirrored twice is another one.
