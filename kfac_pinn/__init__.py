@@ -44,6 +44,7 @@ from kfac_pinn.jacobian import (
     linearize,
     total_loss,
 )
+from kfac_pinn.linalg import BFGS, SSBFGS, SSBroyden
 from kfac_pinn.optimizers import (
     ENGD,
     GGN,
@@ -63,6 +64,7 @@ from kfac_pinn.optimizers import (
     Parameters,
     PerLayer,
     SampleSpace,
+    SelfScaledBroyden,
     TruncatedCG,
 )
 from kfac_pinn.pinn import (
@@ -155,6 +157,7 @@ from kfac_pinn.search import (
     RatioControl,
     Search,
     Step,
+    StrongWolfe,
     TargetSchedule,
 )
 from kfac_pinn.taylor_mode import (
@@ -179,6 +182,7 @@ from kfac_pinn.taylor_mode import (
 __version__ = "0.2.0"
 
 __all__ = [
+    "BFGS",
     "ENGD",
     "GGN",
     "KFAC",
@@ -189,6 +193,7 @@ __all__ = [
     "RAD",
     "SIREN",
     "SPRING",
+    "SSBFGS",
     "Armijo",
     "Average",
     "Ball",
@@ -257,16 +262,19 @@ __all__ = [
     "RatioControl",
     "Reduce",
     "Run",
+    "SSBroyden",
     "SampleSpace",
     "Sampler",
     "Schedule",
     "Search",
     "SelfLinearizing",
+    "SelfScaledBroyden",
     "Shape",
     "SideBySide",
     "Sketch",
     "Step",
     "StopAtError",
+    "StrongWolfe",
     "TargetSchedule",
     "Term",
     "TimeSpace",
