@@ -78,7 +78,7 @@ class Objective:
         """By one forward and one backward pass."""
         self.evaluations += 1
         try:
-            found = slope(self.closure, self.parameters, self.names, self.processes)
+            found = slope(self.closure, self.parameters, self.names, processes=self.processes)
         except FloatingPointError:
             nothing = [torch.full_like(p, math.nan) for p in self.parameters]
             return Slope(self.parameters, math.inf, nothing)

@@ -10,17 +10,24 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.batches import Batches
+from kfac_pinn.jacobian.capture.data import data_of
 from kfac_pinn.jacobian.check import names_of, warn_of_unused
-from kfac_pinn.jacobian.closure import linearize, named
+from kfac_pinn.jacobian.closure import linearize, linearize_loss, named
 from kfac_pinn.jacobian.dense_rows import strided
 from kfac_pinn.jacobian.layers import Block, Leaf
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.running import explained
-from kfac_pinn.jacobian.share import called, noted, refuse_infinite, tangents_of
+from kfac_pinn.jacobian.share import (
+    called,
+    noted,
+    refuse_infinite,
+    tangents_of,
+    tensors_of,
+)
 from kfac_pinn.jacobian.terms import as_terms, is_loss, total_loss
 from kfac_pinn.processes import ALONE, Alone, Group
 
-__all__ = ["Slope", "slope"]
+__all__ = ["Slope", "slope", "slope_of_losses"]
 
 
 class Slope(Linearization):
@@ -63,34 +70,59 @@ def slope(
     closure: Callable[[], Any],
     parameters: Sequence[Tensor],
     names: Sequence[str] | None = None,
+    *,
+    data: bool = False,
     processes: Group = ALONE,
 ) -> Linearization:
     """L and grad L of a closure: one forward and one backward pass.
 
     Args:
         closure: as of `linearize`; a loss need not be a sum of squares.
-        parameters, names, processes: as of `linearize`.
+        parameters, names, data, processes: as of `linearize`.
 
     Raises:
         As `linearize`, but for what only J can show.
     """
     # Terms are means over the points of all: there the residuals are asked for one by one
     if isinstance(closure, Batches) or not isinstance(processes, Alone):
-        return linearize(closure, parameters, False, names, processes=processes)
+        return linearize(closure, parameters, False, names, data=data, processes=processes)
     known = named(list(parameters), names_of(parameters, names))
     call = called(closure, known)
     with torch.enable_grad(), explained(list(known)):
-        loss = loss_in(call.output, list(known))
-        slopes = torch.autograd.grad(loss, list(known), retain_graph=True, allow_unused=True)
+        result = slope_of(loss_in(call.output, list(known)), known)
+    noted(result, call, known)
+    if data:
+        result.data = data_of(tensors_of(call.output), list(known))
+    return result
+
+
+def slope_of_losses(
+    losses: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    names: Sequence[str] | None = None,
+    processes: Group = ALONE,
+) -> Linearization:
+    """The same of losses that have been computed already, as `linearize_loss`."""
+    if not isinstance(processes, Alone):
+        return linearize_loss(losses, parameters, False, names, processes=processes)
+    known = named(list(parameters), names_of(parameters, names))
+    with torch.enable_grad(), explained(list(known)):
+        result = slope_of(torch.stack([loss.reshape(()) for loss in losses]).sum(), known)
+    result.data = data_of(losses, list(known))
+    return result
+
+
+def slope_of(loss: Tensor, known: dict[Tensor, str]) -> Slope:
+    """L and grad L of a loss with its graph."""
+    slopes = torch.autograd.grad(loss, list(known), retain_graph=True, allow_unused=True)
     result = Slope(list(known), float(loss.detach()), slopes)
-    if not any(result._used):
+    if not result.blocks:
         raise RuntimeError(
             "the loss depends on none of the optimizer's parameters. Pass the parameters of the "
             "model that it evaluates"
         )
     refuse_infinite(result, known)
     warn_of_unused(result, known, [loss])
-    noted(result, call, known)
     return result
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from kfac_pinn.jacobian.capture.data import same_data
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.jacobian.slopes import slope
 from kfac_pinn.linalg import SSBroyden, Update, updated
 from kfac_pinn.optimizers.arguments import Common, check_parts
-from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
+from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.optimizers.reading import Reading
 from kfac_pinn.search.line import Search
-from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Outcome, Step
 from kfac_pinn.search.wolfe import StrongWolfe
 
@@ -32,13 +32,15 @@ STUCK = Outcome.ASCENT, Outcome.NO_DECREASE
 
 @dataclass(frozen=True)
 class InverseHessian:
-    """H, shape (P, P); None before the first step has shown a curvature."""
+    """What is known of the curvature.
+
+    Attributes:
+        matrix: H, shape (P, P); None before the first step has shown a curvature.
+        gradient: that before a step which the next one judges, (P,).
+    """
 
     matrix: Tensor | None = None
-
-    def of_size(self, size: int) -> Tensor | None:
-        """H, unless it is that of another number of parameters."""
-        return self.matrix if self.matrix is not None and len(self.matrix) == size else None
+    gradient: Tensor | None = None
 
 
 class SelfScaledBroyden(DirectionOptimizer):
@@ -59,8 +61,8 @@ class SelfScaledBroyden(DirectionOptimizer):
         search: by default to the strong Wolfe conditions; another one costs a gradient more a step.
 
     The closure returns residuals, as for every optimizer, or any loss of shape (), whether it calls
-    `backward()` or not. A step needs a closure, for gradients at trial parameters. Where H finds no
-    descent, it is forgotten and the gradient followed.
+    `backward()` or not. Where H finds no descent, it is forgotten and the gradient followed. There
+    is no Jacobian that `check` could compare: gradients are autograd's own.
 
     Raises:
         TypeError, ValueError: for a setting of another kind or outside its range; it is named.
@@ -78,32 +80,20 @@ class SelfScaledBroyden(DirectionOptimizer):
         search: Search = WOLFE,
         **common: Unpack[Common],
     ) -> None:
-        if isinstance(search, OneEvaluation):
-            raise TypeError(UNSEEN)
-        if common.get("check") is not None:
-            raise TypeError(NO_CHECK)
         super().__init__(params, {"lr": lr}, search, **common)
         self.update, self.memory = update, InverseHessian()
         check_parts(self, "update")
 
     def read(self, reading: Reading, objective: Objective) -> Linearization:
-        """L and grad L: no residuals are needed, and no J.
-
-        Raises:
-            RuntimeError: for a step without a closure.
-        """
-        if not reading.repeatable:
-            raise RuntimeError(NO_CLOSURE)
-        found = slope(objective.closure, objective.parameters, objective.names, objective.processes)
+        """L and grad L: no residuals are needed, and no J."""
+        found = reading.slope(objective.parameters, objective.names)
         # Trials may add to the gradients of what others train
         found.others = [(leaf, gradient.clone()) for leaf, gradient in found.others]
         return found
 
     def direction(self, linearization: Linearization) -> Tensor:
-        """-H grad L; before H is known a step of unit length at most."""
-        g = linearization.gradient
-        H = self.memory.of_size(len(g))
-        return -g / max(1.0, float(g.norm())) if H is None else -(H @ g)
+        """-H grad L."""
+        return -self._times_inverse(linearization.gradient)
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The search along the direction, and what H learns from where it ends."""
@@ -112,49 +102,62 @@ class SelfScaledBroyden(DirectionOptimizer):
             self.memory = InverseHessian()
             step = super().propose(linearization, objective)
         if step.displacement is not None and step.is_finite:
-            y = objective.slope(step.displacement).gradient - linearization.gradient
-            self._learn(linearization.gradient, step.displacement, y, step.length)
+            there = objective.slope(step.displacement).gradient
+            self._learn(linearization.gradient, there, step.displacement)
         return step
 
     def leap(self, linearization: Linearization, objective: Objective) -> Step:
-        """No step without a look at trial parameters."""
-        return LeastSquaresOptimizer.leap(self, linearization, objective)
+        """As far as the quadratic model with B = H^-1 goes down, within reach of the last steps.
 
-    def _learn(self, g: Tensor, s: Tensor, y: Tensor, length: float) -> None:
-        """H after a step s that changed the gradient g by y."""
-        H, ys = self.memory.of_size(len(s)), float(y @ s)
-        if H is None:
-            if not ys > 0:
-                return
-            # The curvature of the first step for all directions: Nocedal & Wright, eq. (6.20)
-            scale = ys / float(y @ y)
-            H, sBs = scale * torch.eye(len(s), dtype=s.dtype, device=s.device), float(s @ s) / scale
-        else:
-            sBs = self._curvature(H, g, s, length)
-        found = updated(H, s, y, sBs, self.update)
-        self.memory = self.memory if found is None else InverseHessian(found)
+        H learns from the last step first, if that was judged at the same points.
+        """
+        self._look_back(linearization)
+        g = linearization.gradient
+        self.memory = InverseHessian(self.memory.matrix, g)
+        direction = self.direction(linearization) * self.expand("lr")
+        slope = float(g @ direction)
+        if not slope < 0:
+            self.memory = InverseHessian()
+            return Step.stay(Outcome.ASCENT if math.isfinite(slope) else Outcome.NOT_FINITE)
+        curvature = self._curvature(g, direction)
+        length = min(self.unseen.reach, -slope / curvature if curvature > 0 else math.inf)
+        promised = -length * (slope + 0.5 * length * curvature)
+        return Step(length * direction, length=length, predicted=promised)
 
-    def _curvature(self, H: Tensor, g: Tensor, s: Tensor, length: float) -> float:
-        """s.B s, B = H^-1."""
-        rates = {float(group["lr"]) for group in self.param_groups}
-        if len(rates) == 1:
-            return -length * rates.pop() * float(s @ g)  # B s = -length lr g
+    def _look_back(self, there: Linearization) -> None:
+        """What H learns from a step that was taken unseen, and has been judged by now."""
+        trial, before = self.unseen.trial, self.memory.gradient
+        if trial is None or before is None or len(before) != there.size:
+            return
+        if trial.data is None or there.data is None or same_data(trial.data, there.data):
+            self._learn(before, there.gradient, trial.displacement)
+
+    def _learn(self, before: Tensor, after: Tensor, s: Tensor) -> None:
+        """H after a step s that changed the gradient."""
+        y, H = after - before, self._matrix(len(s))
+        if H is None and float(y @ s) > 0:
+            # The curvature of the first step in all directions: Nocedal & Wright, eq. (6.20)
+            H = float(y @ s / (y @ y)) * torch.eye(len(s), dtype=s.dtype, device=s.device)
+            self.memory = InverseHessian(H)
+        if H is not None:
+            found = updated(H, s, y, self._curvature(before, s), self.update)
+            self.memory = self.memory if found is None else InverseHessian(found)
+
+    def _matrix(self, size: int) -> Tensor | None:
+        """H, unless it is that of another number of parameters."""
+        H = self.memory.matrix
+        return H if H is not None and len(H) == size else None
+
+    def _times_inverse(self, g: Tensor) -> Tensor:
+        """H g; before H is known a step of unit length at most."""
+        H = self._matrix(len(g))
+        return g / max(1.0, float(g.norm())) if H is None else H @ g
+
+    def _curvature(self, g: Tensor, s: Tensor) -> float:
+        """s.B s of a step s that follows from the gradient g, B = H^-1."""
+        H = self._matrix(len(g))
+        if H is None or len({float(group["lr"]) for group in self.param_groups}) == 1:
+            # B s is parallel to g where s is parallel to H g
+            return float((s @ g) ** 2 / (g @ self._times_inverse(g)))
         factor, failed = torch.linalg.cholesky_ex(H)
-        if failed:
-            return 0.0
-        return float(s @ torch.cholesky_solve(s[:, None], factor)[:, 0])
-
-
-UNSEEN = (
-    "SelfScaledBroyden reads gradients at trial parameters, which search=OneEvaluation() would not "
-    "look at: leave search out, or take KFACPINN or GaussNewton with it"
-)
-NO_CHECK = (
-    "SelfScaledBroyden has no check: its gradients are autograd's own, and there is no Jacobian to "
-    "compare; leave it out"
-)
-NO_CLOSURE = (
-    "SelfScaledBroyden reads gradients at trial parameters, for which step() needs a closure: "
-    "write `optimizer.step(closure)`, with one that returns the loss, or take KFACPINN or "
-    "GaussNewton, which step without"
-)
+        return 0.0 if failed else float(s @ torch.cholesky_solve(s[:, None], factor)[:, 0])

@@ -36,7 +36,8 @@ class StrongWolfe:
         f(t) <= f(0) + c t f'(0),     |f'(t)| <= flatness |f'(0)|
 
     It lengthens until a minimum is bracketed and then goes to that of the cubic through both ends.
-    A trial costs a gradient. y.s > 0 follows, which updates of an inverse Hessian need.
+    A trial costs an evaluation, and a gradient where the loss has fallen enough. y.s > 0 follows,
+    which updates of an inverse Hessian need.
 
     Args:
         c: the fraction of the slope that must be realised, in (0, 1).
@@ -63,9 +64,8 @@ class StrongWolfe:
             return Step.stay(Outcome.ASCENT)
         low, high, length = start, None, 1.0
         for number in range(self.trials):
-            found = objective.slope(length * direction)
-            there = Trial(length, found.loss, float(found.gradient @ direction))
-            if self._too_far(there, start, low):
+            there = self._at(length, objective, direction, start, low)
+            if there.loss >= low.loss or not math.isfinite(there.slope):
                 high = there
             elif abs(there.slope) <= -self.flatness * start.slope:
                 return Step(length * direction, there.loss, length, number)
@@ -81,10 +81,16 @@ class StrongWolfe:
             return Step.stay(Outcome.NO_DECREASE)
         return Step(low.length * direction, low.loss, low.length, self.trials)
 
-    def _too_far(self, there: Trial, start: Trial, low: Trial) -> bool:
-        """Whether a minimum lies before it; a loss that is not finite is inf."""
-        enough = there.loss <= start.loss + self.c * there.length * start.slope
-        return not enough or there.loss >= low.loss or not math.isfinite(there.slope)
+    def _at(
+        self, length: float, objective: Objective, direction: Tensor, start: Trial, low: Trial
+    ) -> Trial:
+        """A trial; where the loss has not fallen enough a gradient is not worth its price."""
+        loss = objective(length * direction)
+        enough = start.loss + self.c * length * start.slope
+        if not loss <= enough or loss >= low.loss:
+            return Trial(length, loss, math.nan)
+        there = objective.slope(length * direction)
+        return Trial(length, there.loss, float(there.gradient @ direction))
 
 
 def longer(last: Trial, start: Trial) -> float:
@@ -97,8 +103,15 @@ def longer(last: Trial, start: Trial) -> float:
 def within(low: Trial, high: Trial) -> float:
     """The minimum of the cubic through both ends with their slopes, away from the ends."""
     width = high.length - low.length
-    at = cubic(low, high) if math.isfinite(high.loss + high.slope) else 0.5
+    at = (cubic if math.isfinite(high.slope) else parabola)(low, high)
     return low.length + width * min(max(at, WITHIN), 1 - WITHIN)
+
+
+def parabola(low: Trial, high: Trial) -> float:
+    """The minimum of the parabola with both losses and the slope at low, as a fraction."""
+    slope = low.slope * (high.length - low.length)
+    rise = high.loss - low.loss - slope
+    return -slope / (2 * rise) if 0 < rise < math.inf else 0.5
 
 
 def cubic(low: Trial, high: Trial) -> float:
