@@ -102,6 +102,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Schedule": (SCHEDULER,),
     "SideBySide": (network(),),
     "StopAtError": (0.1,),
+    "StopAtLoss": (0.1,),
     "TaskProblem": (FAMILY,),
     "Term": (BOX.interior, residual, 5),
     "TimeSpace": (0.0, 1.0, BOX),
@@ -120,6 +121,7 @@ RIGHT: dict[str, list[Any]] = {
     "InverseProblem.name": ["1"],
     "HyperLoRA.rank": [1],
     "StopAtError.target": [math.inf],
+    "StopAtLoss.target": [math.inf],
     "TaskProblem.tasks": [1],
 }
 SIGNED = {"seed", "low", "start", "end", "guess", "truth", "lower", "upper"}  # may be below zero

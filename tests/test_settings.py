@@ -21,6 +21,7 @@ COMPUTED = {
     *("Product", "Factor", "Unknown", "Owners"),  # what is read from a graph
     *("ProgramMemory", "GraphMemory"),  # what earlier runs of a program left
     "StopAtError",  # a callback counts
+    "StopAtLoss",
 }
 
 

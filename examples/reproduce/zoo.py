@@ -3,11 +3,15 @@
     python examples/reproduce/zoo.py measure                       # all that is not done yet
     python examples/reproduce/zoo.py measure --only helmholtz --seeds 3
     python examples/reproduce/zoo.py measure --only convection --network sine --hidden 32-32
+    python examples/reproduce/zoo.py measure --only kdv --network periodic --hidden 20-20 \
+        --windows 25 --points interior=1350,initial=150,periodic=10
     python examples/reproduce/zoo.py report                        # fills docs/experiments/zoo.md
 
 One run is one JSON file in results/zoo: the error (relative L2 on points held out) after 30, 100
-and 300 seconds of `fit`, whose seconds are those of the training thread. A run that fails leaves
-its reason; a run that was interrupted is made again. Float64, one thread, nothing tuned.
+and 300 seconds of `fit`, whose seconds are those of the training thread. By time windows (`march`)
+there is one error, at the end: it stands under the first of these seconds that all windows together
+kept to. A run that fails leaves its reason; a run that was interrupted is made again. Float64, one
+thread, nothing tuned.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import statistics
 import subprocess
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,16 +41,23 @@ from kfac_pinn import (
     Callback,
     FourierFeatures,
     GaussNewton,
+    History,
     InverseProblem,
     ModifiedMLP,
     Normalized,
+    PeriodicFeatures,
     PirateNet,
     Problem,
     Progress,
     Run,
     SelfScaledBroyden,
+    StopAtLoss,
+    TimeSpace,
     WithUnknowns,
     fit,
+    march,
+    relative_l2,
+    window,
 )
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -54,6 +65,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "zoo"
 PAGE = HERE.parents[1] / "docs" / "experiments" / "zoo.md"
 SECONDS = (30.0, 100.0, 300.0)
+SOLVED = 1e-12  # the loss of a window that needs no more
 LEFT_OUT = {"poisson_ritz"}  # an energy, whose minimum is off the solution
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -68,10 +80,14 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 Sizes = tuple[int, ...]
 
-# After the points are scaled to [-1, 1]^d, all but the first: frequencies mean the same everywhere
+# After the points are scaled to [-1, 1]^d, all but the first: frequencies mean the same everywhere,
+# and any interval of x is two long ("periodic", of points (t, x))
 NETWORKS: dict[str, Callable[[Sizes], nn.Module]] = {
     "tanh": MLP,
     "sine": lambda sizes: SIREN(sizes, omega=8.0),
+    "periodic": lambda sizes: nn.Sequential(
+        PeriodicFeatures((None, 2.0)), MLP((sizes[0] + 1, *sizes[1:]))
+    ),
     "Fourier": lambda sizes: nn.Sequential(
         FourierFeatures(sizes[0], sizes[1], scale=2.0), MLP(sizes[1:])
     ),
@@ -113,6 +129,7 @@ class Result:
         unknowns: of an inverse problem, the relative errors of the numbers at the end.
         steps, loss: at the end.
         reason: why it ended; of a failure the exception.
+        windows, points: as of `Runner`.
     """
 
     problem: str
@@ -127,6 +144,8 @@ class Result:
     reason: str
     commit: str
     torch: str
+    windows: int = 1
+    points: str = ""
 
 
 class Marks(Callback):
@@ -142,12 +161,52 @@ class Marks(Callback):
             self.errors[f"{self.waiting.pop(0):g}"] = run.evaluate()["relative_l2"]
 
 
+class Spent(Callback):
+    """The seconds of all windows so far, and what the next may take of the rest.
+
+    Args:
+        seconds: of all together.
+        windows: how many.
+    """
+
+    ends = False
+
+    def __init__(self, seconds: float, windows: int) -> None:
+        self.seconds, self.left, self.used = seconds, windows, 0.0
+
+    @property
+    def share(self) -> float:
+        """Up to twice its part, so that a hard window may take what an easy one left."""
+        return 2 * (self.seconds - self.used) / (self.left + 1)
+
+    def on_end(self, run: Run) -> None:
+        self.used += run.seconds
+        self.left -= 1
+
+
+@dataclass
+class Outcome:
+    """What training came to; the attributes are those of `Result`."""
+
+    errors: dict[str, float]
+    steps: int = 0
+    loss: float = math.nan
+    reason: str = ""
+
+    def note(self, history: History) -> None:
+        """Steps add up over windows; loss and reason are the last one's."""
+        self.steps += history.last["step"]
+        self.loss, self.reason = history.last["loss"], history.reason
+
+
 @dataclass(frozen=True)
 class Runner:
     """What a run is made of: a problem by name, a network by kind and hidden layers.
 
     Attributes:
         hidden: e.g. "32-32"; those of the problem's smallest network, if empty.
+        windows: of time, each with a network of its own.
+        points: e.g. "interior=1000", in each window; those of the problem, where not said.
     """
 
     problem: str
@@ -155,12 +214,16 @@ class Runner:
     network: str = "tanh"
     hidden: str = ""
     seed: int = 0
+    windows: int = 1
+    points: str = ""
 
     @property
     def name(self) -> str:
         """Of the file that keeps the result."""
         inner = f"{self.network}{'-' if self.hidden else ''}{self.hidden}"
-        return f"{self.problem}-{inner}-{self.optimizer}-{self.seed}"
+        parts = f"-{self.windows}windows" if self.windows > 1 else ""
+        points = f"-{self.points}" if self.points else ""
+        return f"{self.problem}-{inner}{parts}{points}-{self.optimizer}-{self.seed}"
 
     def sizes(self, problem: Problem) -> Sizes:
         """Of the layers."""
@@ -179,37 +242,83 @@ class Runner:
         guesses = {name: each.guess for name, each in problem.unknowns.items()}
         return WithUnknowns(network, guesses)
 
+    def drawn(self) -> Problem:
+        """The problem, with as many points as were asked for."""
+        problem = PROBLEMS[self.problem]()
+        sizes = dict(part.split("=") for part in self.points.split(",") if part)
+        if unknown := set(sizes) - set(problem.terms):
+            raise typer.BadParameter(f"{self.problem} has no {unknown}, but {list(problem.terms)}")
+        terms = {
+            name: replace(term, size=int(sizes.get(name, term.size)))
+            for name, term in problem.terms.items()
+        }
+        return replace(problem, terms=terms)
+
     def __call__(self, seconds: tuple[float, ...]) -> Result:
         """One run; a failure is a result too."""
         torch.manual_seed(self.seed)
-        problem, marks = PROBLEMS[self.problem](), Marks(seconds)
-        model = self.model(problem).double()
-        steps, loss = 0, math.nan
-        try:
-            history = fit(
-                model,
-                problem,
-                OPTIMIZERS[self.optimizer](model.parameters()),
-                seconds=seconds[-1],
-                every=10**9,
-                seed=self.seed,
-                callbacks=[marks, Progress()],
-            )
-            steps, loss, reason = history.last["step"], history.last["loss"], history.reason
-        except Exception as error:
-            reason = "".join(traceback.format_exception_only(error)).strip()
+        problem = self.drawn()
+        train = self.whole if self.windows == 1 else self.by_windows
+        model, run = train(problem, seconds)
         unknowns = {
             key: abs(getattr(model, key).item() - each.truth) / abs(each.truth)
             for key, each in getattr(problem, "unknowns", {}).items()
         }
         return Result(
             self.problem, self.optimizer, self.seed, self.network, self.sizes(problem),
-            marks.errors, unknowns, steps, loss, reason, _commit(), torch.__version__,
+            run.errors, unknowns, run.steps, run.loss, run.reason, _commit(), torch.__version__,
+            self.windows, self.points,
         )  # fmt: skip
+
+    def whole(self, problem: Problem, seconds: tuple[float, ...]) -> tuple[nn.Module, Outcome]:
+        """One network for all of the domain."""
+        model, marks = self.model(problem).double(), Marks(seconds)
+        found = Outcome(marks.errors)
+        try:
+            found.note(self.fitted(model, problem, seconds[-1], marks))
+        except Exception as error:
+            found.reason = "".join(traceback.format_exception_only(error)).strip()
+        return model, found
+
+    def by_windows(self, problem: Problem, seconds: tuple[float, ...]) -> tuple[nn.Module, Outcome]:
+        """One network a window, until its loss is small or twice its part of the time is spent."""
+        domain = problem.domain
+        if not isinstance(domain, TimeSpace):
+            raise typer.BadParameter(f"{self.problem} has no time: leave --windows out")
+        length = (domain.end - domain.start) / self.windows
+        first = window(problem, (domain.start, domain.start + length))
+        found, clock = Outcome({}), Spent(seconds[-1], self.windows)
+
+        def train(u: nn.Module, piece: Problem) -> None:
+            history = self.fitted(u, piece, clock.share, clock, StopAtLoss(SOLVED))
+            found.note(history)
+            typer.echo(f"  {clock.used:.0f} s: {history.last['relative_l2']:.1e}")
+
+        model = march(self.model(first).double(), problem, self.windows, train)
+        x = problem.held_out(torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        within = min((mark for mark in seconds if clock.used <= mark), default=seconds[-1])
+        found.errors[f"{within:g}"] = relative_l2(model, problem.solution, x)
+        found.reason = f"{clock.used:.1f} of {seconds[-1]} seconds are spent"
+        return model, found
+
+    def fitted(self, u: nn.Module, problem: Problem, seconds: float, *more: Callback) -> History:
+        """A run of `fit`."""
+        return fit(
+            u,
+            problem,
+            OPTIMIZERS[self.optimizer](p for p in u.parameters() if p.requires_grad),
+            seconds=seconds,
+            every=10**9,
+            seed=self.seed,
+            callbacks=[*more, Progress()],
+        )
 
 
 def box_of(problem: Problem) -> Box:
-    """The smallest box around the points that a problem draws."""
+    """The box of a problem; of another shape the smallest around the points that it draws."""
+    domain = problem.domain.box if isinstance(problem.domain, TimeSpace) else problem.domain
+    if isinstance(domain, Box):
+        return domain
     x = problem.held_out(torch.Generator().manual_seed(0), 2000, dtype=torch.float64)
     return Box(tuple(x.amin(0).tolist()), tuple(x.amax(0).tolist()))
 
@@ -218,8 +327,10 @@ def box_of(problem: Problem) -> Box:
 def measure(
     only: Annotated[str, typer.Option(help="problems with this in their name")] = "",
     optimizer: Annotated[str, typer.Option(help="one of them; all, if empty")] = "",
-    network: Annotated[str, typer.Option(help="tanh, sine, Fourier, modified or Pirate")] = "tanh",
+    network: Annotated[str, typer.Option(help=f"one of {', '.join(NETWORKS)}")] = "tanh",
     hidden: Annotated[str, typer.Option(help="e.g. 32-32; the problem's smallest, if empty")] = "",
+    windows: Annotated[int, typer.Option(min=1, help="of time, one network each")] = 1,
+    points: Annotated[str, typer.Option(help="e.g. interior=1000; else the problem's")] = "",
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     seconds: Annotated[str, typer.Option(help="when errors are taken, increasing")] = "30,100,300",
     folder: Path = RESULTS,
@@ -240,7 +351,7 @@ def measure(
     for seed in range(seeds):
         for name in names:
             for each in chosen:
-                run = Runner(name, each, network, hidden, seed)
+                run = Runner(name, each, network, hidden, seed, windows, points)
                 path = folder / f"{run.name}.json"
                 if not path.exists():
                     result = run(marks)
@@ -271,12 +382,15 @@ def table(runs: list[dict[str, Any]]) -> str:
 
     def kind(run: dict[str, Any]) -> tuple[Any, ...]:
         place = known.index(run["problem"]), list(OPTIMIZERS).index(run["optimizer"])
-        return place[0], run["network"] != "tanh", run["network"], run["sizes"], place[1]
+        parts = run.get("windows", 1), run.get("points", "")
+        return place[0], run["network"] != "tanh", run["network"], run["sizes"], *parts, place[1]
 
     for (place, *_, at), group in itertools.groupby(sorted(runs, key=kind), kind):
         mine, name, optimizer = list(group), known[place], list(OPTIMIZERS)[at]
         errors = [_median([r["errors"].get(mark) for r in mine]) for mark in marks]
         network = f"{'-'.join(map(str, mine[0]['sizes']))} {mine[0]['network']}"
+        if mine[0].get("windows", 1) > 1:
+            network += f", {mine[0]['windows']} windows"
         published = PUBLISHED.get(name, "")
         lines.append(_line([name, network, optimizer, *errors, str(len(mine)), published]))
         failed += [

@@ -12,7 +12,7 @@ values of J, at half the cost or less: their error, eps sigma_1^2, must stay far
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,8 @@ LARGE_DAMPING = 1e-9
 CHEAP = 1000
 # A few random rows for each dimension keep a subspace; four were enough on all that was tried.
 ROWS_A_PARAMETER = 4
+# Roundings of a column of J that cancels: of the length that weight_norm divides out, say
+RESOLVED = 100
 FEWEST = 150  # a decomposition of so few costs nothing beside one evaluation
 
 
@@ -222,21 +224,32 @@ def units_of(linearization: Linearization) -> Units | None:
 
         D = rms of the tensor's columns / rms of the layers' columns,    1 for layers,
 
-    and no step depends on whether k is counted in N/m or kN/m. See docs/mathematics.md.
+    and no step depends on whether k is counted in N/m or kN/m. D = 1, too, where the columns are no
+    more than rounding. See docs/mathematics.md.
     """
     leaves = [block.place for block in linearization.blocks if isinstance(block, Leaf)]
     if not leaves:
         return None
     layers = [part for b in linearization.blocks if not isinstance(b, Leaf) for part in b.slices]
+    theta = torch.cat([p.detach().reshape(-1) for p in linearization.parameters]).double()
+    rounding = RESOLVED * torch.finfo(linearization.residual.dtype).eps
 
     def scale(squares: Tensor) -> Tensor:
         # Without layers the tensors are compared with each other
-        others = torch.cat([squares[part] for part in layers or leaves]).mean()
+        others = layers or leaves
+        columns = rms(squares.sqrt(), others)
+        moved = columns * rms(theta, others)  # by a change of the others as large as they are
         units = torch.ones_like(squares)
         for place in leaves:
-            share = squares[place].mean() / others
-            # One that nothing depends on yet keeps its unit
-            units[place] = share.sqrt() if 0 < share < torch.inf else 1.0
+            mine = rms(squares.sqrt(), [place])
+            # One that nothing depends on yet, or by rounding only, keeps its unit
+            told = mine * (rms(theta, [place]) or 1.0) > rounding * moved
+            units[place] = mine / columns if told and 0 < columns < torch.inf else 1.0
         return units
 
     return scale
+
+
+def rms(vector: Tensor, parts: Sequence[slice]) -> float:
+    """The root of the mean square of some parts of a vector."""
+    return float(torch.cat([vector[part] for part in parts]).square().mean().sqrt())

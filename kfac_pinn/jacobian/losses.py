@@ -15,7 +15,16 @@ from torch import Tensor
 
 from kfac_pinn.settings import FUNCTION, TENSOR, TEXT, many
 
-__all__ = ["BROADCAST", "ConvexLoss", "LeastSquares", "Residuals", "Reweighted", "Rho", "Term"]
+__all__ = [
+    "BROADCAST",
+    "ConvexLoss",
+    "LeastSquares",
+    "Residuals",
+    "Reweighted",
+    "Rho",
+    "Sloped",
+    "Term",
+]
 
 Rho: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -26,7 +35,12 @@ class LeastSquares:
     Args:
         residual: r, shape (N,) or (N, 1).
         name: how errors call the term.
+
+    Attributes:
+        rounded: what the loss may have been rounded against, beside itself.
     """
+
+    rounded = 0.0
 
     def __init__(self, residual: Tensor, name: str = "residual") -> None:
         self.name = name
@@ -203,6 +217,25 @@ def square_root(hessian: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * root[..., None, :], inverse[..., :, None] * vectors.mT
 
 
+class Sloped(LeastSquares):
+    """Squares under a root, a logarithm, ...: L = f(sum_e r_e^2, ...), by its slopes in them.
+
+    With w_e = dL / d(r_e^2) held constant, the residuals sqrt(2 w) r have the gradient of L and the
+    part J^T 2w J of its Hessian. L itself is not a sum over them.
+    """
+
+    def loss(self) -> Tensor:
+        """Unknown.
+
+        Raises:
+            ValueError: a part of the points has no part of the loss.
+        """
+        raise ValueError(
+            f"{self.name} stands under a root, a logarithm or another function of sums over all "
+            "points, which batches and processes cannot share out. Return the sum of squares itself"
+        )
+
+
 class Reweighted(LeastSquares):
     """A robust loss L = sum_e w_e rho(r_e), as least squares with the weights w rho'(r) / r.
 
@@ -221,6 +254,8 @@ class Reweighted(LeastSquares):
             r = value.clone().requires_grad_()
             (slope,) = torch.autograd.grad((weights * rho(r)).sum(), r)
         self.value = (weights * rho(value)).sum()
+        # As if rho were computed from numbers of the size of 1: log(cosh(r)), sqrt(1 + r^2) - 1
+        self.rounded = float(weights.sum())
         tiny = torch.finfo(value.dtype).tiny
         ratio = torch.where(value.abs() > tiny, slope / value, 0)
         # The limit at 0, rho''(0), is the largest ratio of a rho that grows slower than r^2

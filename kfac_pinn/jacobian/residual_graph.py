@@ -127,9 +127,11 @@ def numel(shape: tuple[int, ...]) -> int:
 
 
 def spread(reader: Factor, gradient: Tensor) -> Tensor:
-    """c times the gradient at y, entry by entry, of y's shape."""
+    """conj(c) times the gradient at y, of y's shape; its real part, as t is real."""
+    c = reader.c.conj() if isinstance(reader.c, Tensor) else reader.c
+    product = gradient * c
     shape = shape_of(reader.node, 0)
-    return (gradient * reader.c).expand(shape)
+    return (product.real if product.is_complex() else product).expand(shape)
 
 
 def leading(reader: Factor) -> int | None:

@@ -4,6 +4,10 @@ A loss L = sum_k sum_e w_ke r_ke^2 is linear in its squares: from the loss down,
 weights and changes of shape lead to the nodes that square something, and one backward pass to those
 nodes says with which weights w. So L = 1/2 ||r||^2 for the residuals sqrt(2 w) r.
 
+Where the squares stand under a function, a root of a mean or a logarithm say, that pass brings the
+slopes w of the loss in its squares. The residuals sqrt(2 w) r then have the gradient of the loss,
+and J^T J is the part of its Hessian that is never negative.
+
 Robust losses rho(r) (Huber, L1, log cosh, ...) are least squares with the weights rho'(r) / r,
 which are held constant for a step: their gradient is exact, their curvature that of the parabola
 that touches rho from above (iteratively reweighted least squares).
@@ -20,8 +24,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kfac_pinn.jacobian.capture.graph import SHAPING, edges_of, inputs_first
 from kfac_pinn.jacobian.capture.readers import name_of, shape_of
-from kfac_pinn.jacobian.losses import BROADCAST, LeastSquares, Reweighted
-from kfac_pinn.jacobian.squares import HEADS, Edge, Head, Node, base, exponent_of
+from kfac_pinn.jacobian.losses import BROADCAST, LeastSquares, Reweighted, Sloped
+from kfac_pinn.jacobian.squares import HEADS, Edge, Head, Node, base
 
 __all__ = ["ends_in_squares", "refuse_broadcast", "residual_terms"]
 
@@ -50,16 +54,18 @@ def residual_terms(loss: Tensor, trained: Iterable[Tensor] | None = None) -> lis
             "the loss does not depend on any trained parameter: nothing is squared in it"
         )
     edges = [GradientEdge(head.node, 0) for head in walk.heads]
-    # The loss is linear in its squares, so that these derivatives are exactly the weights
+    # Where the loss is linear in its squares, these derivatives are exactly the weights
     weights = torch.autograd.grad(loss.sum(), edges, retain_graph=True, allow_unused=True)
     terms = [
         term
         for i, (head, weight) in enumerate(zip(walk.heads, weights, strict=True))
         if weight is not None
-        for term in terms_of(head, weight.detach(), f"loss term {i} ({name_of(head.node)})")
+        for term in terms_of(
+            head, weight.detach(), f"loss term {i} ({name_of(head.node)})", walk.linear
+        )
     ]
     # A constant that was added belongs to the loss, and to no residual
-    if not walk.constants:
+    if walk.linear and not walk.constants:
         refuse_difference(loss, terms)
     return terms
 
@@ -72,7 +78,9 @@ def ends_in_squares(value: Tensor) -> bool:
         walk = Walk(value, None)
     except ValueError:
         return False
-    return not walk.constants and sum(head.residual.numel() for head in walk.heads) > 1
+    return (
+        walk.linear and not walk.constants and sum(head.residual.numel() for head in walk.heads) > 1
+    )
 
 
 class Walk:
@@ -81,6 +89,7 @@ class Walk:
     Attributes:
         heads: those nodes.
         constants: whether anything was added that is not trained.
+        linear: whether the loss is linear in the squares.
     """
 
     def __init__(self, loss: Tensor, trained: Iterable[Tensor] | None) -> None:
@@ -88,34 +97,35 @@ class Walk:
         ids = None if trained is None else {id(p) for p in trained}
         self.depends = dependent(root, ids)
         self.heads: list[Head] = []
-        self.constants = False
+        self.constants, self.linear = False, True
         seen: set[Node] = set()
-        stack = [root] if root in self.depends else []
+        # Each with the function that it stands under, which is to be named if it is none of squares
+        stack: list[tuple[Node, Node | None]] = [(root, None)] if root in self.depends else []
         while stack:
-            node = stack.pop()
+            node, under = stack.pop()
             if node not in seen:
                 seen.add(node)
-                stack += self._step(node)
+                stack += self._step(node, under)
 
-    def _step(self, node: Node) -> Iterator[Node]:
-        """The head that a node is, or the nodes in which it is linear."""
+    def _step(self, node: Node, under: Node | None) -> Iterator[tuple[Node, Node | None]]:
+        """The head that a node is, or the nodes that it is a function of."""
         name = name_of(node)
         head = HEADS[name](node) if name in HEADS else None
         if head is not None:
             self.heads.append(head)
+            self.linear &= head.exact
             return
         sources = [source for source, _ in node.next_functions]
         mine = [source for source in sources if source in self.depends]
         if name in SUMS:
             # Rsub is c - r with a number c, which is in no node
             self.constants |= len(mine) < len(sources) or name == "Rsub"
+        elif name in CURVED:
+            self.linear, under = False, under or node
         # A product of a residual with what is not trained is linear; of two trained ones it is not
         elif name not in LINEAR and not (name in BILINEAR and len(mine) == 1):
-            raise ValueError(refusal(node))
-        # A power of one: other exponents are heads, or no squares
-        if name == "Pow" and exponent_of(node) != 1:
-            raise ValueError(refusal(node))
-        yield from mine
+            raise ValueError(refusal(under or node))
+        yield from ((source, under) for source in mine)
 
 
 def dependent(root: Node, trained: set[int] | None) -> set[Node]:
@@ -131,7 +141,7 @@ def dependent(root: Node, trained: set[int] | None) -> set[Node]:
     return found
 
 
-def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
+def terms_of(head: Head, weight: Tensor, name: str, linear: bool) -> Iterator[LeastSquares]:
     """One term a column of the residual."""
     refuse_broadcast(head.residual, name)
     # the loss reads |h|^2 as a complex number without an imaginary part
@@ -140,6 +150,8 @@ def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
     residual = head.residual
     if residual.shape != weights.shape:
         residual = residual.expand(weights.shape)
+    # A root has no slope at 0, where the slope of its square is 0 whatever the weight
+    weights = weights.where(weights.isfinite() | (residual.detach() != 0), 0)
     if (weights < 0).any():
         raise ValueError(f"{name} enters with a negative weight: the loss is not a sum of squares")
     pairs = list(zip(*columns(residual, weights), strict=True))
@@ -147,7 +159,8 @@ def terms_of(head: Head, weight: Tensor, name: str) -> Iterator[LeastSquares]:
         label = name if len(pairs) == 1 else f"{name}, column {c}"
         if head.rho is None:
             # `LeastSquares` takes half the mean
-            yield LeastSquares((2 * len(r) * w).sqrt() * r, label)
+            kind = LeastSquares if linear else Sloped
+            yield kind((2 * len(r) * w).sqrt() * r, label)
         else:
             yield Reweighted(r, w, head.rho, label)
 
@@ -185,9 +198,13 @@ def columns(residual: Tensor, weights: Tensor) -> list[list[Tensor]]:
 def refuse_difference(loss: Tensor, terms: list[LeastSquares]) -> None:
     """What was read must be the loss."""
     found, value = float(sum(term.loss().detach() for term in terms)), float(loss.detach())
-    eps = torch.finfo(loss.dtype).eps
+    # Of the coarsest of the numbers that went in
+    eps = max(torch.finfo(each.dtype).eps for each in (loss, *(t.residual for t in terms)))
     # A thousand roundings of sums in another order; eps^(3/2) where the loss itself is nothing
-    if math.isfinite(value) and abs(found - value) > 1e3 * eps * abs(value) + eps**1.5:
+    rounding = 1e3 * eps * abs(value) + eps**1.5
+    # log(cosh(r)) is the logarithm of a number near 1, and rounded as that number is
+    rounding += 10 * eps * sum(term.rounded for term in terms)
+    if math.isfinite(value) and abs(found - value) > rounding:
         raise ValueError(
             f"the residuals read off the loss give {found:.8g}, but the loss is {value:.8g}. "
             f"{WAYS_OUT}"
@@ -209,7 +226,11 @@ SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "Co
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
     "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
-    "Repeat", "Pow", "MaskedSelect", "IndexPut", "Topk", "Sort", "ViewAsReal", "Conj",
+    "Repeat", "MaskedSelect", "IndexPut", "Topk", "Sort", "ViewAsReal", "Conj",
+}  # fmt: skip
+CURVED = {
+    "Sqrt", "Log", "Log2", "Log10", "Log1P", "Exp", "Expm1", "Logsumexp", "Pow", "Clamp",
+    "ClampMin", "ClampMax",
 }  # fmt: skip
 BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
 
@@ -218,19 +239,20 @@ WAYS_OUT = (
     "them; for one number, a prior say, r.reshape(1)), or a kfac_pinn.ConvexLoss of the outputs "
     "for a loss that is not a square"
 )
+QUADRATIC = ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T"
 HINTS = {
-    "Sqrt": ": a root of a mean of squares; minimise the mean itself",
-    "LinalgVectorNorm": ": a norm; square it, norm() ** 2",
-    "Exp": ": a trained weight of a loss, exp(-s) * mse + s say; hold it constant with detach()",
-    "Mul": ": two trained factors; hold the weight constant with detach()",
+    "LinalgVectorNorm": ": a norm that is not Euclid's; take the Euclidean one, or its square",
+    "Mul": ": two trained factors; write a square as w * r ** 2, hold a weight constant with "
+    "detach(), or give it to another optimizer, torch's Adam say",
     "Div": ": a trained divisor; hold it constant with detach()",
     "Max": ": the largest error is not smooth",
-    "AccumulateGrad": ": a trained tensor is added to it, log variances say; hold it constant",
-    "Log": ": a logarithm of a sum of squares; minimise the sum itself",
+    "AccumulateGrad": ": a trained tensor is added to it, log variances say; leave it out of the "
+    "parameters and give it to another optimizer, torch's Adam say, which may step beside this one",
     "Var": ": a variance; write (u - u.mean()).square()",
     "Std": ": a standard deviation; write (u - u.mean()).square() for its square",
-    "Dot": ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T",
-    "Abs": ": the absolute value of a complex number; square it, abs() ** 2",
+    "Dot": QUADRATIC,
+    "Mm": QUADRATIC,
+    "Bmm": QUADRATIC,
     "Relu": ": a hinge; square it, relu(...).square()",
     "CompiledFunction": ": compiled code; compile the model, or hand step(closure) a closure",
 }

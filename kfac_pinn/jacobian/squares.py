@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -27,16 +27,18 @@ class Head:
     """A node of the loss's graph that squares a residual, or takes rho of it.
 
     Attributes:
-        node: of the square; the loss is linear in what it computes.
+        node: of the square.
         residual: r, with its graph; of a complex one its two parts, in a last dimension.
         spread: brings weights of the node's output to r's shape.
         rho: None for a square.
+        exact: whether the loss is linear in what the node computes, and that in the squares.
     """
 
     node: Node
     residual: Tensor
     spread: Callable[[Tensor], Tensor]
     rho: Rho | None = None
+    exact: bool = True
 
     def __post_init__(self) -> None:
         # A graph keeps tensors of the closure's own class, but without that class's attributes.
@@ -81,35 +83,108 @@ def norm(node: Node, square: Node) -> Head | None:
     return Head(square, value, spread)
 
 
+def length(node: Node) -> Head | None:
+    """||r||, the root of its square: the slope there is 1 / (2 ||r||)."""
+    if (head := norm(node, node)) is None:
+        return None
+    twice = 2 * node._saved_result.detach()
+    return replace(head, spread=lambda weight: head.spread(weight / twice), exact=False)
+
+
 def signed(dim: int) -> int:
     """Dimensions are saved as unsigned numbers."""
     return dim - 2**64 if dim >= 2**63 else dim
 
 
 def product(node: Node) -> Head | None:
-    """r * r, h * conj(h)."""
-    edges = node.next_functions
-    # One edge: the other factor is a number
-    if len(edges) < 2 or not alike(edges[0], edges[1], conjugate=is_complex(node)):
+    """r * r, h * conj(h), w r * r."""
+    # One edge: the other factor is a constant
+    if len(edges := edges_of(node)) < 2:
         return None
-    return Head(node, node._saved_self, same)
+    r, other = node._saved_self, node._saved_other
+    c = quotient(edges, (r, other), conjugate=is_complex(node))
+    return None if c is None else Head(node, r, lambda weight: weight * c)
 
 
 def inner(names: tuple[str, str]) -> Callable[[Node], Head | None]:
-    """r . r, r.T @ r, h.mH @ h."""
+    """r . r, r.T @ r, h.mH @ h, r . (w r)."""
 
     def read(node: Node) -> Head | None:
+        # A matrix r^T r has products of different residuals beside the diagonal
+        if math.prod(shape_of(node, 0)) != 1 or len(edges_of(node)) < 2:
+            return None
         (first, flipped), (second, flipped_too) = (behind(e, RESHAPED) for e in node.next_functions)
         # vdot conjugates the first itself
         conjugate = is_complex(node) and name_of(node) != "Vdot"
-        # A matrix r^T r has products of different residuals beside the diagonal
-        one = math.prod(shape_of(node, 0)) == 1
-        if not one or not alike(first, second, conjugate ^ flipped ^ flipped_too):
-            return None
-        r = getattr(node, f"_saved_{names[0]}")
-        return Head(node, r, lambda weight: weight.reshape(-1)[0].expand(r.shape))
+        r, other = (getattr(node, f"_saved_{name}") for name in names)
+        both = r, other.reshape(r.shape)
+        c = quotient((first, second), both, conjugate ^ flipped ^ flipped_too, RESHAPED)
+        return None if c is None else Head(node, r, lambda weight: weight.reshape(-1)[0] * c)
 
     return read
+
+
+def quotient(
+    edges: Sequence[Edge],
+    values: tuple[Tensor, Tensor],
+    conjugate: bool,
+    through: Collection[str] = (),
+) -> Tensor | float | None:
+    """c with b = c a, constant, for factors a and b of a product; None where there is none.
+
+    Args:
+        edges: of a and b.
+        values: theirs.
+        conjugate: whether b is the conjugate of a.
+        through: names of what may lie between a vector and its factors.
+    """
+    (first, second), (a, b) = edges, values
+    if alike(first, second, conjugate):
+        return 1.0
+    if a.is_complex() or b.is_complex():
+        return None
+    # The same residual computed twice: what is subtracted is in no node, so that values decide
+    if twins(first, second) and torch.equal(a, b):
+        return 1.0
+    if alike(unscaled(first, through), unscaled(second, through)):
+        # Where a is 0, so is the square, and its slope
+        return torch.where(a == 0, 0.0, b / a).detach()
+    return None
+
+
+def unscaled(edge: Edge, through: Collection[str]) -> Edge:
+    """The tensor that was multiplied by constants, or the vector that was reshaped as well."""
+    while True:
+        node, output = edge
+        sources = edges_of(node)
+        # c / r is no multiple of r
+        multiple = name_of(node) == "Mul" or (
+            name_of(node) in {"Div", "Neg"} and node.next_functions[0][0] is not None
+        )
+        # Entries of a matrix would change their order
+        vector = name_of(node) in through and sum(n > 1 for n in shape_of(node, output)) < 2
+        if len(sources) != 1 or not (multiple or vector):
+            return edge
+        edge = sources[0]
+
+
+def twins(first: Edge, second: Edge) -> bool:
+    """Whether two tensors were computed from the same leaves by the same operations."""
+    seen: set[tuple[Edge, Edge]] = set()
+    stack = [(first, second)]
+    while stack:
+        pair = a, b = stack.pop()
+        if a == b or pair in seen:
+            continue
+        seen.add(pair)
+        if None in (a[0], b[0]) or name_of(a[0]) != name_of(b[0]) or a[1] != b[1]:
+            return False
+        # Leaves that are not the same one have nothing behind them that could be
+        sources = a[0].next_functions, b[0].next_functions
+        if not sources[0] or len(sources[0]) != len(sources[1]):
+            return False
+        stack += zip(*sources, strict=True)
+    return True
 
 
 RESHAPED = SHAPING - {"Expand"}
@@ -174,11 +249,14 @@ def robust(loss: Callable[..., Tensor], parameter: str) -> Callable[[Node], Head
 
 
 def absolute(node: Node) -> Head | None:
-    """|r|, as in F.l1_loss; |h conj(h)| of a complex h is a square already."""
+    """|r|, as in F.l1_loss; |h| of a complex h is a length, |h conj(h)| a square already."""
     if not is_complex(source := node.next_functions[0][0]):
         return Head(node, node._saved_self, same, torch.abs)
     square = HEADS.get(name_of(source), none)(source)
-    return None if square is None else replace(square, node=node)
+    if square is not None:
+        return replace(square, node=node)
+    twice = 2 * node._saved_self.detach().abs()
+    return Head(node, node._saved_self, lambda weight: weight / twice, exact=False)
 
 
 def log_cosh(node: Node) -> Head | None:
@@ -188,21 +266,6 @@ def log_cosh(node: Node) -> Head | None:
         return None
     # log cosh r itself overflows beyond r = 700
     return Head(node, cosh._saved_self, same, lambda r: torch.logaddexp(r, -r) - math.log(2))
-
-
-def square_root(node: Node) -> Head | None:
-    """sqrt(r^2 + c^2) entry by entry, Charbonnier's or the pseudo-Huber loss."""
-    total = node.next_functions[0][0]
-    shape = shape_of(node, 0)
-    if name_of(total) != "Add" or math.prod(shape) == 1:
-        return None
-    squares = [source for source, _ in edges_of(total)]
-    head = HEADS.get(name_of(squares[0]), none)(squares[0]) if len(squares) == 1 else None
-    if head is None or head.rho is not None or head.residual.shape != shape:
-        return None
-    # c^2 from values: what was added is a constant, and constants are not in the graph
-    shift = (node._saved_result.detach().square() - head.residual.detach().square()).clamp_min(0)
-    return Head(node, head.residual, same, lambda r: (r.square() + shift.view_as(r)).sqrt())
 
 
 def none(node: Node) -> None:
@@ -233,5 +296,5 @@ HEADS: dict[str, Callable[[Node], Head | None]] = {
     "SmoothL1Loss": robust(F.smooth_l1_loss, "beta"),
     "Abs": absolute,
     "Log": log_cosh,
-    "Sqrt": square_root,
+    "LinalgVectorNorm": length,
 }

@@ -73,6 +73,7 @@ from kfac_pinn.pinn.training import (
     Run,
     Schedule,
     StopAtError,
+    StopAtLoss,
     by_residual,
     fit,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "Shape",
     "SideBySide",
     "StopAtError",
+    "StopAtLoss",
     "Term",
     "TimeSpace",
     "Unknown",

@@ -117,6 +117,7 @@ class Stage:
         target: of the first stage; None: the schedule's first.
         lowest: the lowest lambda / sigma_1^2 so far.
         waited: steps since it was found, or since the run came back to the first stage.
+        below: steps since it first was below the last digit of sigma_1^2.
         pace: how fast the loss falls, the mean of log(before / after) over the last steps.
         second: whether the high target holds.
         due: the pace of the first stage when it was left; -inf: there is no way back.
@@ -126,6 +127,7 @@ class Stage:
     target: float | None = None
     lowest: float = math.inf
     waited: int = 0
+    below: int = 0
     pace: float = 0.0
     second: bool = False
     due: float = 0.0
@@ -143,9 +145,10 @@ class TargetSchedule:
     bound below, and a high target near one.
 
     The minimum counts as passed when `patience` steps brought no lower lambda / sigma_1^2; or
-    `impatience` steps, once that is below `rounding`, the unit of sigma_1^2's last digit. The first
-    is a guess: a damping that waits for a wave to travel through the domain falls again later. So
-    the second stage must lower the loss faster than the first one did; else the first goes on,
+    `impatience` steps, once that is below `rounding`, the unit of sigma_1^2's last digit, and there
+    after twice as many in any case. The first is a guess: a damping that waits for a wave to travel
+    through the domain falls again later. So the second stage must lower the loss faster than the
+    first one did; else the first goes on,
 
         pace <- pace + (log(L / L') - pace) / horizon,    back where it is below the first stage's.
 
@@ -166,7 +169,8 @@ class TargetSchedule:
     low: float = 0.15
     high: float = 0.85  # leaves 0.15 of the loss a step; where the run ends does not depend on it
     change: float = 0.9  # from low to least in nine steps without progress
-    # Plateaus and single bad steps are no minimum; below `rounding` little is left to gain
+    # Plateaus and single bad steps are no minimum; below `rounding` little is left to gain, though
+    # the damping may go on falling for a hundred steps
     patience: int = 60
     impatience: int = 12
     rounding: float = torch.finfo(torch.float64).eps
@@ -197,6 +201,7 @@ class TargetSchedule:
             target=self.following(self.low if stage.target is None else stage.target, progressed),
             lowest=relative if progressed else stage.lowest,
             waited=0 if progressed else stage.waited + 1,
+            below=stage.below + (stage.lowest < self.rounding),
             pace=stage.pace + (gain - stage.pace) / self.horizon,
         )
         return self._second(known) if stage.second else self._first(known, after)
@@ -206,18 +211,15 @@ class TargetSchedule:
         proposed = target / self.change if progressed else target * self.change
         return min(max(proposed, self.least), self.low)
 
-    def passed(self, lowest: float, waited: int) -> bool:
-        """Whether the minimum is passed.
-
-        Args:
-            lowest: the lowest lambda / sigma_1^2 so far.
-            waited: steps since it was found.
-        """
-        return waited >= (self.impatience if lowest < self.rounding else self.patience)
+    def passed(self, stage: Stage) -> bool:
+        """Whether the damping's minimum is passed."""
+        if stage.lowest < self.rounding:
+            return stage.waited >= self.impatience or stage.below >= 2 * self.impatience
+        return stage.waited >= self.patience
 
     def _first(self, stage: Stage, loss: float) -> Stage:
         """The first stage, or the second if the minimum is passed."""
-        if not self.passed(stage.lowest, stage.waited):
+        if not self.passed(stage):
             return stage
         # At the last digit the damping cannot fall; a loss below zero has no pace (an energy)
         final = stage.lowest < self.rounding or loss <= 0

@@ -207,6 +207,32 @@ def test_transforms_of_torch_func(transform: Callable[..., Any]) -> None:
     assert_exact(lambda: torch.vmap(derivative_at)(X).flatten(1).sum(1), list(model.parameters()))
 
 
+def test_complex_layers() -> None:
+    """A matrix of two trained parts is left to autograd; what stands before it is in factors."""
+    first, real, imaginary = nn.Linear(2, 5).double(), parameter(5, 1), parameter(5, 1)
+
+    def closure() -> Tensor:
+        x = leaf()
+        z = torch.exp(1j * first(x)) @ torch.complex(real, imaginary)
+        return derivative(z.real, x)[:, 0] - z.imag[:, 0]
+
+    assert_exact(closure, [*first.parameters(), real, imaginary])
+
+
+def test_real_numbers_times_complex_fields() -> None:
+    """The coefficients of an inverse Schroedinger equation have exact dense rows."""
+    model, a, b, c = mlp(2, 5, 2), parameter(), parameter(1), parameter(2)
+
+    def closure() -> tuple[Tensor, Tensor]:
+        y = model(X)
+        psi = torch.complex(y[:, 0], y[:, 1])
+        f = 1j * psi + a * psi.abs() ** 2 * psi + b * psi / (c[0] + 2) + c[1]
+        return f.real, f.imag
+
+    found = assert_exact(closure, [*model.parameters(), a, b, c])
+    assert all(term.rest is None for term in found.terms)
+
+
 def test_convolutions() -> None:
     model = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 1))
     model = model.double()

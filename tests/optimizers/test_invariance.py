@@ -142,6 +142,24 @@ def test_the_unit_of_an_unknown_does_not_matter(
     assert relative(path(2.0**exponent), path(1.0)) < TOLERANCE["GaussNewton"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("search", [None, OneEvaluation()], ids=["trials", "one evaluation"])
+def test_columns_that_are_rounding_have_no_unit(
+    dtype: torch.dtype, search: OneEvaluation | None
+) -> None:
+    """weight_norm divides the length of its vectors out; with one input nothing else is left."""
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(1, 8))
+    model = nn.Sequential(normed, nn.Tanh(), nn.Linear(8, 1)).to(dtype)
+    x = points(20, 1).to(dtype)
+    before = flat(model)
+    optimizer = GaussNewton(model.parameters(), search=search)
+    for _ in range(5):
+        loss = optimizer.step(lambda: laplacian(model, x) + model(x) + 1)
+        assert (flat(model) - before).norm() < 100
+    assert float(loss) < 1e-2
+
+
 def test_models_without_layers_compare_their_tensors() -> None:
     """y = a x + b, with b in another unit: the same line after one step."""
     x = points(9, 1)

@@ -22,6 +22,7 @@ from kfac_pinn.pinn.training import (
     Progress,
     Schedule,
     StopAtError,
+    StopAtLoss,
     fit,
 )
 
@@ -200,6 +201,7 @@ def test_what_is_unusual_and_right() -> None:
     fit(model, Problem("mine", BOX, {"all": term}), optimizer, steps=2e0, callbacks=(Callback(),))  # type: ignore[arg-type]
     assert coefficient.item() != 1
     assert run(steps=None, callbacks=[StopAtError(float("inf"))]).last["step"] == 1
+    assert run(steps=None, callbacks=[StopAtLoss(float("inf"))]).last["step"] == 1
     assert run(steps=0).last["step"] == 0
 
 

@@ -10,8 +10,11 @@ import torch
 from experiments import load
 from typer.testing import CliRunner
 
+from kfac_pinn.pinn.conditions import dirichlet
+from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.pinn.problems import PROBLEMS
+from kfac_pinn.taylor_mode.operators import partial
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +32,20 @@ def small() -> Problem:
     problem = PROBLEMS["poisson_2d"]()
     terms = {k: Term(t.points, t.residual, 20) for k, t in problem.terms.items()}
     return Problem("small", problem.domain, terms, problem.solution, ((2, 4, 1),))
+
+
+def decaying() -> Problem:
+    """u_t + u = 0, u(0, x) = 1 + cos(pi x) / 2, on [0, 1] x [-1, 1]."""
+    domain = TimeSpace(0.0, 1.0, Box((-1.0,), (1.0,)))
+
+    def solution(x):
+        return torch.exp(-x[:, :1]) * (1 + torch.cos(torch.pi * x[:, 1:2]) / 2)
+
+    terms = {
+        "interior": Term(domain.interior, lambda u, x: u(x) + partial(u, x, (0,)), 80),
+        "initial": Term(domain.initial, dirichlet(solution), 40),
+    }
+    return Problem("decaying", domain, terms, solution, ((2, 8, 1),))
 
 
 def broken() -> Problem:
@@ -70,6 +87,37 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert "| zz_broken | 2-4-1 tanh | Adam | – | – | 2 |" in text
     assert "zz_broken, Adam, 2-4-1 tanh, seed 1: ArithmeticError: no residual today" in text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("a_step_is_a_second")
+def test_time_windows_share_the_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROBLEMS, "zz_decaying", decaying)
+    args = ("--only", "zz", "--optimizer", "GaussNewton", "--network", "periodic")
+    parts = ("--windows", "3", "--points", "interior=40,initial=20", "--seconds", "60,120")
+    done = call("measure", *args, *parts, "--folder", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    found = json.loads(
+        (
+            tmp_path / "zz_decaying-periodic-3windows-interior=40,initial=20-GaussNewton-0.json"
+        ).read_text()
+    )
+    (mark,) = found["errors"]
+    spent = float(found["reason"].split(" of ")[0])
+    assert spent <= float(mark) <= 120 and found["steps"] == spent and found["windows"] == 3
+    assert found["errors"][mark] < 1e-3
+    text = load("zoo").table([found])
+    assert "| zz_decaying | 2-8-1 periodic, 3 windows | GaussNewton |" in text
+
+
+def test_points_are_those_of_a_term(tmp_path: Path) -> None:
+    args = ("--only", "poisson_2d", "--points", "start=9", "--folder", str(tmp_path))
+    assert "has no {'start'}" in call("measure", *args).output
+
+
+def test_time_windows_need_a_time(tmp_path: Path) -> None:
+    args = ("--only", "poisson_2d", "--windows", "2", "--folder", str(tmp_path))
+    assert "poisson_2d has no time" in call("measure", *args).output
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def test_the_unit_of_the_loss_does_not_matter(steps, exponent):
 
 
 def test_a_damping_that_keeps_falling_keeps_the_first_stage():
-    stages = staged([(0.5**k, 0.01) for k in range(500)])
-    assert not any(stage.second for stage in stages)
+    stages = staged([(0.9**k, 0.01) for k in range(300)])
+    assert stages[-1].lowest > SCHEDULE.rounding and not any(stage.second for stage in stages)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,13 @@ def test_patience_begins_anew_after_a_return():
     back = next(k for k in range(1, 201) if stages[k - 1].second and not stages[k].second)
     assert not any(stage.second for stage in stages[back : back + SCHEDULE.patience])
     assert stages[back + SCHEDULE.patience].second
+
+
+def test_a_damping_below_the_last_digit_does_not_keep_the_first_stage_for_long():
+    """It can go on falling for a hundred steps, each of which leaves nearly all of the loss."""
+    falling = [(0.1**k, 0.1) for k in range(17 + 2 * SCHEDULE.impatience)]
+    seconds = [stage.second for stage in staged(falling)]
+    assert seconds == [False] * (16 + 2 * SCHEDULE.impatience + 1) + [True]
 
 
 @pytest.mark.parametrize("damping", [1e-17, 1e-25])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kfac_pinn.search.model import Trial
 from kfac_pinn.search.step import Step
-from kfac_pinn.search.trust_region import RatioControl, TakenStep, TargetSchedule
+from kfac_pinn.search.trust_region import RatioControl, Stage, TakenStep, TargetSchedule
 
 
 class Curve:
@@ -91,16 +91,18 @@ def test_the_first_target_sinks_without_progress_and_rises_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lowest", "waited", "passed"),
+    ("lowest", "waited", "below", "passed"),
     [
-        (1e-12, 12, False),
-        (1e-12, 59, False),
-        (1e-12, 60, True),
-        (1e-17, 11, False),
-        (1e-17, 12, True),
+        (1e-12, 12, 0, False),
+        (1e-12, 59, 0, False),
+        (1e-12, 60, 0, True),
+        (1e-17, 11, 23, False),
+        (1e-17, 12, 23, True),
+        (1e-17, 1, 24, True),
     ],
 )
 def test_the_minimum_is_passed_sooner_below_the_last_digit(
-    lowest: float, waited: int, passed: bool
+    lowest: float, waited: int, below: int, passed: bool
 ) -> None:
-    assert TargetSchedule().passed(lowest, waited) == passed
+    stage = Stage(lowest=lowest, waited=waited, below=below)
+    assert TargetSchedule().passed(stage) == passed

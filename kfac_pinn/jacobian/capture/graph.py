@@ -208,6 +208,9 @@ class Graph:
         edge = GradientEdge(*node.next_functions[slot])
         if name_of(node) in PRODUCTS:
             forbid_half(dtype_at(GradientEdge(node, 0)))
+        # A matrix of two trained parts, real and imaginary, has no factors of its own
+        if dtype_at(edge).is_complex:
+            return Unknown(node, edge)
         table = PRODUCTS if name_of(node) in PRODUCTS else ELEMENTWISE
         try:
             found = table[name_of(node)](node, slot, edge)

@@ -12,7 +12,7 @@ checks      what `fit` was given by mistake
 """
 
 from kfac_pinn.pinn.training.adaptive import R3, RAD, Causal, by_residual
-from kfac_pinn.pinn.training.callbacks import Patience, Progress, Schedule, StopAtError
+from kfac_pinn.pinn.training.callbacks import Patience, Progress, Schedule, StopAtError, StopAtLoss
 from kfac_pinn.pinn.training.checkpoint import Checkpoint
 from kfac_pinn.pinn.training.loop import History, fit
 from kfac_pinn.pinn.training.run import Callback, Every, Fixed, Row, Run, Sampling
@@ -33,6 +33,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "StopAtError",
+    "StopAtLoss",
     "by_residual",
     "fit",
 ]

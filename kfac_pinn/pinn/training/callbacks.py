@@ -12,7 +12,7 @@ from kfac_pinn import settings
 from kfac_pinn.pinn.training.run import Callback, Run
 from kfac_pinn.settings import ANY_SIZE, is_count, optional, whole
 
-__all__ = ["Patience", "Progress", "Schedule", "StopAtError"]
+__all__ = ["Patience", "Progress", "Schedule", "StopAtError", "StopAtLoss"]
 
 
 @dataclass
@@ -28,6 +28,20 @@ class StopAtError(Callback):
         error = run.rows[-1].get("relative_l2", math.inf)
         if error <= self.target:
             run.stop(f"relative L2 error {error:.2e} is at most {self.target:.2e}")
+
+
+@dataclass
+class StopAtLoss(Callback):
+    """Stops after the first step that began with a loss of at most the target."""
+
+    target: float
+
+    def __post_init__(self) -> None:
+        settings.check(self, target=ANY_SIZE)
+
+    def on_step(self, run: Run) -> None:
+        if run.loss <= self.target:
+            run.stop(f"loss {run.loss:.2e} is at most {self.target:.2e}")
 
 
 class Patience(Callback):
