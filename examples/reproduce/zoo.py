@@ -50,7 +50,6 @@ from kfac_pinn import (
     Problem,
     Progress,
     Run,
-    SelfScaledBroyden,
     StopAtLoss,
     TimeSpace,
     WithUnknowns,
@@ -71,7 +70,6 @@ LEFT_OUT = {"poisson_ritz"}  # an energy, whose minimum is off the solution
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "GaussNewton": GaussNewton,
     "KFACPINN": KFACPINN,
-    "SelfScaledBroyden": SelfScaledBroyden,
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
     "L-BFGS": lambda parameters: torch.optim.LBFGS(
         parameters, max_iter=20, history_size=50, line_search_fn="strong_wolfe"

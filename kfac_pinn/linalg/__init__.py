@@ -6,7 +6,7 @@ krylov      conjugate gradients with stop rules as objects
 limited_memory  known products correct a preconditioner
 quasi_newton  an inverse Hessian learns from the gradients before and after a step
 memory      how many rows of J are held at once
-sketches    CountSketch of rows, Nystrom approximation of an operator
+sketches    CountSketch of rows, Nystrom and pivoted Cholesky approximation of an operator
 """
 
 from kfac_pinn.linalg.dense import (
@@ -31,7 +31,7 @@ from kfac_pinn.linalg.krylov import (
 from kfac_pinn.linalg.limited_memory import Pairs
 from kfac_pinn.linalg.memory import batches_of_rows, rows_at_once
 from kfac_pinn.linalg.quasi_newton import BFGS, SSBFGS, SSBroyden, Update, updated
-from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom
+from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom, pivoted
 
 __all__ = [
     "BFGS",
@@ -58,6 +58,7 @@ __all__ = [
     "normal_equations",
     "nystrom",
     "pinv_solve",
+    "pivoted",
     "reduce_rows",
     "rows_at_once",
     "sum_of_squares",

@@ -17,7 +17,6 @@ from kfac_pinn import (
     SSBFGS,
     Armijo,
     Batches,
-    FixedStep,
     OneEvaluation,
     SelfScaledBroyden,
     SSBroyden,
@@ -227,7 +226,7 @@ def test_a_loss_that_cannot_be_differentiated_is_named(loss: Any, error: Any, sa
 # Searches, and what happens where they fail
 
 
-@pytest.mark.parametrize("search", [Armijo(), FixedStep(), OneEvaluation()], ids=str)
+@pytest.mark.parametrize("search", [Armijo(), OneEvaluation()], ids=lambda s: type(s).__name__)
 def test_other_searches(search: Any) -> None:
     model, closure = small_case()
     optimizer = SelfScaledBroyden(model.parameters(), search=search)
