@@ -23,6 +23,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "fokker_planck": {"seconds": 0.1, "points": 60},
     "inverse_heat": {"steps": 2},
     "deep_ritz": {"steps": 2, "points": 256},
+    "second_stage": {"first_steps": 2, "steps": 2},
     "integral_fokker_planck": {"steps": 2},
     "integral_volterra": {"steps": 2},
     "integral_boundary": {"steps": 2},

@@ -71,7 +71,7 @@ FLOORS = [
         "optimizers.saving",
     ],
     ["optimizers.source", "optimizers.stateful"],
-    ["optimizers.base"],
+    ["optimizers.base", "optimizers.affordable"],
     ["optimizers.direction", "optimizers.damped"],
     [
         "optimizers.kfac",

@@ -101,6 +101,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Sampler": (torch.clone, 2),
     "Schedule": (SCHEDULER,),
     "SideBySide": (network(),),
+    "Corrected": (network(), network(), 1.0),
     "StopAtError": (0.1,),
     "StopAtLoss": (0.1,),
     "TaskProblem": (FAMILY,),
@@ -121,6 +122,7 @@ RIGHT: dict[str, list[Any]] = {
     "InverseProblem.name": ["1"],
     "HyperLoRA.rank": [1],
     "StopAtError.target": [math.inf],
+    "Affordable.operations": [0, math.inf],
     "StopAtLoss.target": [math.inf],
     "TaskProblem.tasks": [1],
 }

@@ -23,7 +23,9 @@ from rich.progress import track
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SOLVED = ("poisson", "heat", "burgers", "fokker_planck", "inverse_heat", "deep_ritz")
+SOLVED = (
+    *("poisson", "heat", "burgers", "fokker_planck", "inverse_heat", "deep_ritz", "second_stage"),
+)
 INTEGRALS = ("integral_fokker_planck", "integral_volterra", "integral_boundary")
 OWN = ("own_problem", "own_operator", "own_activation", "own_damping_law", "own_optimizer")
 FAMILIES = ("hyperlora_adapt", "hyperlora_family", "hyperlora_own_family")

@@ -185,7 +185,7 @@ def traced(root: Path) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     x, wall = torch.rand(30, 2), torch.rand(8, 2)
-    optimizer, trace = KFACPINN(model.parameters()), Trace(root)
+    optimizer, trace = KFACPINN(model.parameters(), products=10), Trace(root)
     residuals = lambda: (laplacian(model, x) + 1, model(wall))  # noqa: E731
     optimizer.step(residuals)
     optimizer.step(residuals)

@@ -24,7 +24,7 @@ from published.results import environment
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kfac_pinn import KFAC, KFACPINN, MLP, GaussNewton, KFACStar, taylor
+from kfac_pinn import KFAC, KFACPINN, MLP, Affordable, GaussNewton, KFACStar, taylor
 from kfac_pinn.pinn.problems import burgers
 from kfac_pinn.pinn.training.clock import now
 
@@ -113,7 +113,7 @@ def border(equation: Equation, n: int) -> Tensor:
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "KFAC": KFAC,
     "KFACStar": KFACStar,
-    "KFACPINN": KFACPINN,
+    "KFACPINN": lambda parameters: KFACPINN(parameters, exact=Affordable(0)),
     "GaussNewton": GaussNewton,
 }
 

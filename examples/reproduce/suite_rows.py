@@ -258,7 +258,7 @@ ROWS: dict[str, Callable[[], dict[str, Work]]] = {
     "sketch, 4,700 to 1,700 rows": sketch,
     "step: KFAC": partial(steps, partial(KFAC, lr=1e-3), HEAT),
     "step: KFACStar": partial(steps, KFACStar, HEAT),
-    "step: KFACPINN": partial(steps, KFACPINN, HEAT),
+    "step: KFACPINN": partial(steps, partial(KFACPINN, products=10), HEAT),
     "step: HessianFree": partial(steps, HessianFree, HEAT),
     "step: SPRING": partial(steps, SPRING, HEAT, 800, 200),
     "step: ENGD": partial(steps, ENGD, (2, 32, 32, 1), 900, 120),

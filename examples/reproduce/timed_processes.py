@@ -43,7 +43,7 @@ batch = problem.sample(
 torch.manual_seed(0)
 model = MLP(widths).double()
 closure = batch.residuals(model)
-optimizer = KFACPINN(model.parameters(), check=False, processes=processes)
+optimizer = KFACPINN(model.parameters(), products=10, check=False, processes=processes)
 seconds, cpu, sent = [], [], []
 for _ in range(WARM_UP + chosen.steps):
     wall, before = time.perf_counter(), processes.sent if processes else 0

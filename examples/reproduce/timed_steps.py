@@ -31,7 +31,7 @@ CASES = {
 }
 OPTIMIZERS = {
     "KFACStar": KFACStar,
-    "KFACPINN": KFACPINN,
+    "KFACPINN": lambda parameters: KFACPINN(parameters, products=10),  # so: truncated steps
     "GaussNewton": lambda parameters: GaussNewton(parameters, compression=Sketch(600)),
 }
 WARM_UP = 8  # steps 1, 2, 4 and 8 check the Jacobian; the next one is the 16th

@@ -2,7 +2,11 @@
 
 from hyperlora_ext.problems.coupled_burgers import burgers2d, in_front, step_function
 from hyperlora_ext.problems.navier_stokes import kovasznay
-from hyperlora_ext.problems.scalar_burgers import burgers1d, burgers1d_published
+from hyperlora_ext.problems.scalar_burgers import (
+    burgers1d,
+    burgers1d_published,
+    reflection,
+)
 from hyperlora_ext.problems.spectral import Trajectory, solve_burgers
 from hyperlora_ext.problems.splitting import solve_transport
 from hyperlora_ext.problems.transport_equation import convection, transport
@@ -17,6 +21,7 @@ __all__ = [
     "helmholtz",
     "in_front",
     "kovasznay",
+    "reflection",
     "solve_burgers",
     "solve_transport",
     "step_function",

@@ -12,10 +12,11 @@ from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems.spectral import solve_burgers
 from hyperlora_ext.random_fields import GaussianField
+from hyperlora_ext.symmetry import Symmetry
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
 from kfac_pinn.taylor_mode.operators import taylor
 
-__all__ = ["burgers1d", "burgers1d_published", "heat_flow"]
+__all__ = ["burgers1d", "burgers1d_published", "heat_flow", "reflection"]
 
 DOMAIN = TimeSpace(0.0, 1.0, Box((0.0,), (1.0,), sobol))
 
@@ -93,6 +94,19 @@ def burgers1d_published(viscosity: float = 0.01, weight: float = 10.0) -> Family
         "periodic": Condition(_left_end, periodic, 128),
     }
     return _family(viscosity, GaussianField(), conditions)
+
+
+def reflection() -> Symmetry:
+    """u(t, x) -> -u(t, 1 - x), which solves the equation from -u0(-x): for `averaged`."""
+
+    def task(u0: Tensor) -> Tensor:
+        # Values at j / p go to -j / p, which is (p - j) / p: the first stays
+        return -u0.flip(-1).roll(1, -1)
+
+    def points(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], 1 - x[:, 1:]], dim=1)
+
+    return Symmetry(task, points, lambda fields: -fields)
 
 
 def _family(

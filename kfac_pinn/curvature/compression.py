@@ -130,12 +130,14 @@ def needed(rows: int, columns: int, free: float) -> int:
     """How many sums of rows the next step needs, if the last one fitted `free` parameters freely.
 
     A sketch keeps a subspace of that dimension with a few rows for each. All rows, where it would
-    come to half of a J whose decomposition is cheap; never more than are affordable.
+    come to a quarter of a J whose decomposition is cheap; never more than are affordable.
     """
-    least, few = min(rows, columns), max(FEWEST, ROWS_A_PARAMETER * free)
-    # From half of the rows on, all of them cost little more, and have no noise
+    least, asked = min(rows, columns), ROWS_A_PARAMETER * free
+    few = max(FEWEST, asked)
+    # From a quarter of the rows on: the noise of a sketch holds the damping up, and with it the
+    # number of rows that are asked for, where all of J would let both go on
     if least <= CHEAP:
-        return rows if few >= least / 2 else int(few)
+        return rows if asked >= least / 4 or few >= least / 2 else int(few)
     return int(min(few, affordable(rows, columns)))
 
 
@@ -148,6 +150,17 @@ def affordable(rows: int, columns: int) -> int:
     passes = 200 * rows * columns
     # m^2 P = passes, and 10 m^3 = 3 passes: half as many rows again as at equal cost
     return min(rows, int((passes / columns) ** 0.5), int((0.3 * passes) ** (1 / 3)))
+
+
+def operations(rows: int, columns: int) -> float:
+    """Of one step with `Sketch()`, at most, eq. (35): 200 R P + 2 k m P + 10 m^3.
+
+    J is R x P, k of its rows, or of their sums, are decomposed, and have m singular values.
+    """
+    least = min(rows, columns)
+    # As `needed` decides; the steps that ask for fewer rows cost less
+    kept, m = (rows, least) if least <= CHEAP else (affordable(rows, columns),) * 2
+    return 200.0 * rows * columns + 2.0 * kept * m * columns + 10.0 * m**3
 
 
 def add_ridge(J: Tensor, roots: Tensor, generator: Generator) -> None:

@@ -31,11 +31,11 @@ __all__ = ["Source"]
 
 COST = (
     "the points of {names} are mixed (a mean over them, BatchNorm, attention, a matrix times the "
-    "values), or something hides how they are read (a hook, an autograd.Function; compiled code or "
-    "jets outside of a closure: call step(closure) there), so part of the Jacobian is left to "
-    "autograd. Products with it are exact and cost a backward pass each, its rows "
-    "(GaussNewton, ENGD, SPRING) one a residual; Kronecker factors of these layers are estimated "
-    "by a random cotangent"
+    "values), or something hides how they are read (a hook, an autograd.Function, a complex "
+    "matrix; compiled code outside of a closure: call step(closure) there), so part of the "
+    "Jacobian is left to autograd. Products with it are exact and cost a backward pass each, its "
+    "rows (GaussNewton, ENGD, SPRING) one a residual; Kronecker factors of these layers are "
+    "estimated by a random cotangent"
 )
 CALLS, GRAPH, AUTOGRAD = range(3)  # from the cheapest to the one that is always exact
 # A run has a few programs; a process that goes on making closures must not keep them all.

@@ -1,7 +1,7 @@
 """Updates of an inverse Hessian by what one step has shown: the self-scaled Broyden family.
 
 A step s that changed the gradient by y obeys y = B s for the Hessian B along it. Of all H with
-H y = s the family takes, eq. (35) of docs/mathematics.md,
+H y = s the family takes, eq. (36) of docs/mathematics.md,
 
     H <- (H - H y y^T H / (y.H y) + phi v v^T) / tau + s s^T / (y.s),
     v  = sqrt(y.H y) (s / (y.s) - H y / (y.H y)),

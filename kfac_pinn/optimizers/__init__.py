@@ -4,10 +4,12 @@ base                 the step loop: linearise, propose, move, write down
 direction            direction and search: kfac, engd, spring, self_scaled
 damped               damped steps and a law: kfac_pinn, hessian_free; gauss_newton chooses the
                      damping by a trust region, levenberg_marquardt by trials
+affordable           where kfac_pinn takes the steps of gauss_newton instead
 stateful             what is remembered: saved, restored, undone; saving: to plain containers
 source               where a step reads from: a closure, or losses sent backwards before it
 """
 
+from kfac_pinn.optimizers.affordable import Affordable
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.damped import DampedOptimizer
 from kfac_pinn.optimizers.direction import DirectionOptimizer
@@ -26,6 +28,7 @@ __all__ = [
     "KFAC",
     "KFACPINN",
     "SPRING",
+    "Affordable",
     "DampedOptimizer",
     "Diagonal",
     "DirectionOptimizer",

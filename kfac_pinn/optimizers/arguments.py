@@ -68,6 +68,7 @@ PARTS = {
     "update": ("weights", "SSBroyden()"),
     "solver": ("solve", "TruncatedCG()"),
     "acceleration": ("__call__", "Geodesic()"),
+    "exact": ("__call__", "Affordable()"),
     "held_out": ("__call__", "lambda: model(x) - y"),
 }
 PART = {name: having(*method_and_example) for name, method_and_example in PARTS.items()}

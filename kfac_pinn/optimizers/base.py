@@ -45,6 +45,7 @@ from kfac_pinn.optimizers.record import (
 from kfac_pinn.optimizers.remarks import (
     Remarks,
     Stopwatch,
+    Subject,
     refuse_accumulated,
     without_hooks,
 )
@@ -136,6 +137,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
 
     def learn(self, law: DampingLaw, ratio: float) -> None:
         """What follows for the next `leap` from the ratio that the last one achieved."""
+
+    def remark(self, subject: Subject, message: str) -> None:
+        """Warn, unless it was done before."""
+        self._remarks.once(subject, message)
 
     # torch.compiler.disable would import the compiler here: two seconds for everybody.
     @_disable_dynamo

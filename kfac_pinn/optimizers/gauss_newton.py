@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,10 @@ from kfac_pinn.curvature.compression import Compression, Last, Sketch
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.notices import outside
 from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
+from kfac_pinn.optimizers.remarks import Subject
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
@@ -52,6 +51,37 @@ class Memory:
     last: Last = FIRST
     stage: Stage = BEGINNING
     taken: TakenStep | None = None
+
+    def begin(self, linearization: Linearization, decomposition: Decomposition) -> float:
+        """Where the search begins: the last radius; in the first step, ||D theta||."""
+        theta = torch.cat([p.detach().reshape(-1) for p in linearization.parameters])
+        length = float((decomposition.units * theta).norm()) or 1.0
+        # A step below the rounding of theta moves nothing: the radius must be able to grow again
+        rounding = torch.finfo(linearization.residual.dtype).eps * length
+        return max(length if self.radius is None else self.radius, rounding)
+
+    def longest(self, linearization: Linearization) -> float:
+        """The bound of the radius, if the points are new; inf if they are not."""
+        if self.taken is None:
+            return math.inf
+        # Sums in another order agree to more than a quarter of the digits, new points to less
+        rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
+        noise = standard_error(linearization)
+        return self.taken.longest(linearization.loss, noise, rounding)
+
+    def followed(self, trial: Trial, decomposition: Decomposition) -> Memory:
+        """With the radius, and what the next compression asks of this step."""
+        damping = float(trial.damping)
+        # In units of sigma_1^2, which no scaling of the residuals changes
+        largest = max(float(decomposition.S[0]) ** 2, torch.finfo(torch.float64).tiny)
+        last = Last(damping / largest, decomposition.effective_parameters(damping))
+        return Memory(trial.radius, last, self.stage)
+
+    def learnt(self, law: DampingLaw, ratio: float) -> Memory:
+        """With the radius that follows, the reciprocal of a damping."""
+        if self.radius is None:
+            return self
+        return replace(self, radius=1 / law(1 / self.radius, ratio))
 
 
 class GaussNewton(ModelOptimizer):
@@ -95,7 +125,6 @@ class GaussNewton(ModelOptimizer):
     """
 
     memory: Memory
-    _warned = False
 
     def __init__(
         self,
@@ -115,106 +144,120 @@ class GaussNewton(ModelOptimizer):
         self.schedule = TargetSchedule() if schedule is None else schedule
         check_parts(self, "compression", "control", "schedule")
 
+    @property
+    def method(self) -> DecomposedSteps:
+        """How its steps are found."""
+        return DecomposedSteps(self.compression, self.control, self.schedule)
+
     def model(self, linearization: Linearization, objective: Objective) -> DampedModel:
         """p(lambda) from the singular values of J."""
         return damped_model(linearization, self.decompose(linearization))
 
     def decompose(self, linearization: Linearization) -> Decomposition:
         """J of this step, decomposed."""
-        # By the number of the step, so that a resumed run draws the same rows
-        generator = Generator().manual_seed(self.steps)
-        return self.compression(linearization, generator, self.memory.last)
+        return self.method.decompose(linearization, self.steps, self.memory.last)
 
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """The longest step that hits the target, if it decreases the loss."""
         if not linearization.gradient.any():
             return Step.stay(Outcome.NO_GRADIENT)
-        decomposition, longest = self.decompose(linearization), self._longest(linearization)
-        model = damped_model(linearization, decomposition)
-        target = self.schedule.target(self.memory.stage)
+        step, self.memory = self.method.propose(self, self.memory, linearization, objective)
+        return step
+
+    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+        """The step of the radius that the ratios so far allow."""
+        step, self.memory = self.method.leap(self, self.memory, linearization)
+        return step
+
+    def learn(self, law: DampingLaw, ratio: float) -> None:
+        """The radius is the reciprocal of a damping."""
+        self.memory = self.memory.learnt(law, ratio)
+
+
+@dataclass(frozen=True)
+class DecomposedSteps:
+    """How `GaussNewton` finds its steps. Settings only: what is remembered goes in and comes out.
+
+    Attributes:
+        compression, control, schedule: as of `GaussNewton`.
+    """
+
+    compression: Compression
+    control: RatioControl
+    schedule: TargetSchedule
+
+    def decompose(self, linearization: Linearization, number: int, last: Last) -> Decomposition:
+        """J of a step, decomposed."""
+        # By the number of the step, so that a resumed run draws the same rows
+        return self.compression(linearization, Generator().manual_seed(number), last)
+
+    def propose(
+        self,
+        optimizer: ModelOptimizer,
+        memory: Memory,
+        linearization: Linearization,
+        objective: Objective,
+    ) -> tuple[Step, Memory]:
+        """The longest step that hits the target, if it decreases the loss."""
+        decomposition = self.decompose(linearization, optimizer.steps, memory.last)
+        model, longest = damped_model(linearization, decomposition), memory.longest(linearization)
+        target = self.schedule.target(memory.stage)
 
         def attempt(radius: float) -> Trial:
             damping = decomposition.damping(min(radius, longest))
-            trial = tried(self.aim(model, damping), damping, linearization, objective)
-            return replace(
-                trial, radius=float(decomposition.norm(decomposition.S.new_tensor(damping)))
-            )
+            trial = tried(optimizer.aim(model, damping), damping, linearization, objective)
+            return replace(trial, radius=length_of(decomposition, damping))
 
         # Trials share the decomposition: each costs little more than an evaluation of the loss
-        trial = self.control(attempt, self._radius(linearization, decomposition), target)
+        trial = self.control(attempt, memory.begin(linearization, decomposition), target)
         before = linearization.loss
         # Any decrease: how much is the target's business
         accepted = trial.step.loss < before
         after = trial.step.loss if accepted else before
-        self._remember(trial, decomposition)
-        stage = self.schedule.after(self.memory.stage, self.memory.last.damping, before, after)
-        self.memory = replace(self.memory, stage=stage)
-        if accepted:
-            taken = TakenStep(trial.radius, trial.step.predicted, before, after)
-            self.memory = replace(self.memory, taken=taken)
-        free = decomposition.effective_parameters(float(trial.damping))
-        self._warn(free, len(linearization.residual))
+        memory = memory.followed(trial, decomposition)
+        stage = self.schedule.after(memory.stage, memory.last.damping, before, after)
+        taken = TakenStep(trial.radius, trial.step.predicted, before, after) if accepted else None
+        free = memory.last.free
+        warn_of_interpolation(optimizer, free, len(linearization.residual))
         step = trial.step if accepted else Step.stay(Outcome.NO_DECREASE)
-        return step.noting(
+        noted = step.noting(
             damping=float(trial.damping),
             ratio=trial.ratio,
             target=target,
             radius=trial.radius,
             effective_parameters=free,
         )
+        return noted, replace(memory, stage=stage, taken=taken)
 
-    def leap(self, linearization: Linearization, objective: Objective) -> Step:
+    def leap(
+        self, optimizer: ModelOptimizer, memory: Memory, linearization: Linearization
+    ) -> tuple[Step, Memory]:
         """The step of the radius that the ratios so far allow."""
-        decomposition = self.decompose(linearization)
-        damping = decomposition.damping(self._radius(linearization, decomposition))
-        step = self.aim(damped_model(linearization, decomposition), damping)
+        decomposition = self.decompose(linearization, optimizer.steps, memory.last)
+        damping = decomposition.damping(memory.begin(linearization, decomposition))
+        step = optimizer.aim(damped_model(linearization, decomposition), damping)
         # The step's own, not the one asked for: the damping may have met its lower bound
-        radius = float(decomposition.norm(decomposition.S.new_tensor(damping)))
-        # Taken on trust; the next loss judges it, and `learn` shortens what it finds too long
-        self._remember(Trial(step, damping, math.nan, radius), decomposition)
-        return step.noting(damping=damping, radius=radius)
+        radius = length_of(decomposition, damping)
+        # Taken on trust; the next loss judges it, and `learnt` shortens what it finds too long
+        memory = memory.followed(Trial(step, damping, math.nan, radius), decomposition)
+        return step.noting(damping=damping, radius=radius), memory
 
-    def learn(self, law: DampingLaw, ratio: float) -> None:
-        """The radius is the reciprocal of a damping."""
-        if self.memory.radius is not None:
-            self.memory = replace(self.memory, radius=1 / law(1 / self.memory.radius, ratio))
 
-    def _radius(self, linearization: Linearization, decomposition: Decomposition) -> float:
-        """Where the search begins: the last radius; in the first step, ||D theta||."""
-        theta = torch.cat([p.detach().reshape(-1) for p in linearization.parameters])
-        length = float((decomposition.units * theta).norm()) or 1.0
-        # A step below the rounding of theta moves nothing: the radius must be able to grow again
-        rounding = torch.finfo(linearization.residual.dtype).eps * length
-        return max(length if self.memory.radius is None else self.memory.radius, rounding)
+def length_of(decomposition: Decomposition, damping: float) -> float:
+    """||D p(lambda)||."""
+    return float(decomposition.norm(decomposition.S.new_tensor(damping)))
 
-    def _longest(self, linearization: Linearization) -> float:
-        """The bound of the radius, if the points are new; inf if they are not."""
-        if self.memory.taken is None:
-            return math.inf
-        # Sums in another order agree to more than a quarter of the digits, new points to less
-        rounding = torch.finfo(linearization.residual.dtype).eps ** 0.25
-        noise = standard_error(linearization)
-        return self.memory.taken.longest(linearization.loss, noise, rounding)
 
-    def _remember(self, trial: Trial, decomposition: Decomposition) -> None:
-        """The radius, and what the next compression asks of this step."""
-        damping = float(trial.damping)
-        # In units of sigma_1^2, which no scaling of the residuals changes
-        largest = max(float(decomposition.S[0]) ** 2, torch.finfo(torch.float64).tiny)
-        last = Last(damping / largest, decomposition.effective_parameters(damping))
-        self.memory = Memory(trial.radius, last, self.memory.stage)
-
-    def _warn(self, free: float, rows: int) -> None:
-        """Once, when nearly all rows are fitted freely."""
-        if self._warned or self.steps < FIRST_STEPS or free <= FREE_SHARE * rows:
-            return
-        self._warned = True
-        warnings.warn(
-            f"GaussNewton fits {free:.0f} of {rows} residuals freely: it interpolates the points, "
-            "whatever the equation says between them; use more points (about ten residuals a "
-            "parameter) or a smaller network, and hold some points out to see the error",
-            stacklevel=outside(),
-        )
+def warn_of_interpolation(optimizer: ModelOptimizer, free: float, rows: int) -> None:
+    """Once, when nearly all rows are fitted freely."""
+    if optimizer.steps < FIRST_STEPS or free <= FREE_SHARE * rows:
+        return
+    optimizer.remark(
+        Subject.INTERPOLATED,
+        f"{type(optimizer).__name__} fits {free:.0f} of {rows} residuals freely: it interpolates "
+        "the points, whatever the equation says between them; use more points (about ten residuals "
+        "a parameter) or a smaller network, and hold some points out to see the error",
+    )
 
 
 def damped_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:

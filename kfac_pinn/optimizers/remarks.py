@@ -16,7 +16,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.notices import NOTICES, outside
 
-__all__ = ["Remarks", "Stopwatch", "refuse_accumulated", "without_hooks"]
+__all__ = ["Remarks", "Stopwatch", "Subject", "refuse_accumulated", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
@@ -34,6 +34,7 @@ class Subject(Enum):
     CLIPPED = auto()
     BUSY = auto()
     HOOKED = auto()
+    INTERPOLATED = auto()
 
 
 class Remarks:

@@ -46,7 +46,7 @@ class InverseHessian:
 class SelfScaledBroyden(DirectionOptimizer):
     """Quasi-Newton with a dense inverse Hessian, from the gradients of any scalar loss.
 
-        d = -H grad L,     theta <- theta + length * lr * d,     H <- update(H, s, y), eq. (35)
+        d = -H grad L,     theta <- theta + length * lr * d,     H <- update(H, s, y), eq. (36)
 
     s is the step and y how it changed the gradient, both at the points of one step, so that points
     may be new in every step. Take it where the loss is no sum of squares (an energy, an action),

@@ -8,6 +8,7 @@ conditions Neumann, Robin, interfaces, periodicity, in one line each
 problems  those people know, by name: PROBLEMS
 training  the one training loop, with checkpoints that resume exactly
 windows   long times, one network a window
+stages    a second network for the error of the first
 """
 
 from kfac_pinn.pinn.conditions import dirichlet, interface, neumann, periodic, robin
@@ -59,6 +60,7 @@ from kfac_pinn.pinn.problems import (
     poisson_100d,
     poisson_ritz,
 )
+from kfac_pinn.pinn.stages import Corrected, corrected
 from kfac_pinn.pinn.training import (
     R3,
     RAD,
@@ -98,6 +100,7 @@ __all__ = [
     "Callback",
     "Causal",
     "Checkpoint",
+    "Corrected",
     "Domain",
     "Every",
     "Fixed",
@@ -131,6 +134,7 @@ __all__ = [
     "burgers",
     "by_residual",
     "cole_hopf",
+    "corrected",
     "dirichlet",
     "fit",
     "fokker_planck",

@@ -17,8 +17,10 @@ from kfac_pinn.curvature.compression import affordable, needed, units_of
     ("rows", "columns", "free", "expected"),
     [
         (2000, 600, 1.0, 150),  # few directions are free: few rows
-        (2000, 600, 60.0, 240),
-        (2000, 600, 90.0, 2000),  # half of a small J: all of it
+        (2000, 1000, 60.0, 240),
+        (2000, 1000, 63.0, 2000),  # a quarter of a small J: all of it
+        (2000, 600, 40.0, 2000),
+        (2000, 299, 1.0, 2000),
         (900, 10**6, math.inf, 900),
         (100, 40, 0.0, 100),
         (4700, 3401, 100.0, 400),

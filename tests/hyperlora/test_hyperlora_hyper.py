@@ -199,10 +199,63 @@ class Encoder(nn.Module):
         return self.last(torch.tanh(self.slope * self.middle(z)) * torch.sigmoid(self.gate(z)))
 
 
+class Attending(nn.Module):
+    """Pieces of a function that attend to one another."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.pieces = nn.Linear(8, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.last = nn.Linear(6, size)
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        z = self.pieces(tasks.unflatten(1, (-1, 8)))
+        return self.last((z + self.attention(z, z, z)[0]).mean(1))
+
+
+class Transformer(nn.Module):
+    """A whole encoder layer: attention, norms, a feed-forward network, sums around both."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.pieces, self.last = nn.Linear(16, 6), nn.Linear(6, size)
+        self.encoder = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        return self.last(self.encoder(self.pieces(tasks.unflatten(1, (-1, 16)))).mean(1))
+
+
+class Recurrent(nn.Module):
+    """Reads a function from left to right."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.gru, self.last = nn.GRU(16, 5, batch_first=True), nn.Linear(5, size)
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        return self.last(self.gru(tasks.unflatten(1, (-1, 16)))[0][:, -1])
+
+
+class Waves(nn.Module):
+    """The lowest modes of a function, and a bilinear form of them."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.form, self.last = nn.Bilinear(8, 8, 5), nn.Linear(5, size)
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        z = torch.view_as_real(torch.fft.rfft(tasks, norm="forward")[:, 1:5]).flatten(1)
+        return self.last(torch.tanh(self.form(z, z)))
+
+
 FIELD = burgers1d()
 USERS = {
     "a convolution over a function": (FIELD, Encoder),
     "a convolution over one number": (FAMILY, Encoder),
+    "attention over a function": (FIELD, Attending),
+    "a transformer's layer": (FIELD, Transformer),
+    "a recurrent network": (FIELD, Recurrent),
+    "modes and a bilinear form": (FIELD, Waves),
     "one matrix": (FAMILY, lambda inputs, size: nn.Linear(inputs, size, bias=False)),
     "one layer twice": (FAMILY, lambda inputs, size: nn.Sequential(
         nn.Linear(inputs, 5), again := nn.Linear(5, 5), nn.Tanh(), again, nn.Linear(5, size)

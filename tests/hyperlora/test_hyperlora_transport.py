@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from transport_table import TERMS
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
@@ -15,14 +16,6 @@ from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 F64 = torch.float64
 RANGE = (1.0, 20.0)
-NAMES = {
-    "convection": "c",
-    "diffusion": "d",
-    "reaction": "r",
-    "convection-diffusion": "cd",
-    "reaction-diffusion": "dr",
-    "convection-diffusion-reaction": "cdr",
-}
 
 
 def family_of(letters: str) -> Family:
@@ -30,7 +23,7 @@ def family_of(letters: str) -> Family:
     return transport(*(RANGE if letter in letters else None for letter in "cdr"))
 
 
-FAMILIES = [family_of(letters) for letters in NAMES.values()]
+FAMILIES = [family_of(letters) for letters in TERMS.values()]
 EVERY = [*FAMILIES, convection(), helmholtz()]
 
 
@@ -40,14 +33,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def three(family: Family, task: torch.Tensor) -> torch.Tensor:
     """(beta, nu, rho) of a task (p,)."""
-    terms = Terms(*(letter in NAMES[family.name] for letter in "cdr"))
+    terms = Terms(*(letter in TERMS[family.name] for letter in "cdr"))
     return torch.cat(terms.coefficients(task))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_names_and_ranges(family: Family) -> None:
     tasks = family.space.sample(50, seeded())
-    assert family.name in NAMES and tasks.shape[1] == len(NAMES[family.name])
+    assert family.name in TERMS and tasks.shape[1] == len(TERMS[family.name])
     assert tasks.min() >= 1 and tasks.max() <= 20
 
 

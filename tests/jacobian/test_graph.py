@@ -377,16 +377,33 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(REMEMBERED) <= 64
 
 
-def test_jets_whose_closure_was_not_seen() -> None:
-    """All but the first layer, whose velocities all points share, are found in the graph."""
-    model = mlp(2, 5, 5, 1)
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_jets_whose_closure_was_not_seen(d: int, bias: bool) -> None:
+    """The first layer, too, whose product with the directions is computed once for all points."""
+    model = nn.Sequential(nn.Linear(d, 5, bias=bias), nn.Tanh(), *mlp(5, 5, 1))
+    model, x = model.double(), torch.rand(12, d, dtype=torch.float64)
     parameters = list(model.parameters())
-    loss = (laplacian(model, X) + 1).square().mean() + model(X).square().mean()
+    loss = (laplacian(model, x) + 1).square().mean() + model(x).square().mean()
     found = linearize_loss(loss, parameters)
-    truth = linearize(lambda: (laplacian(model, X) + 1, model(X)), parameters)
+    truth = linearize(lambda: (laplacian(model, x) + 1, model(x)), parameters)
     torch.testing.assert_close(found.gramian(), 2 * truth.gramian(), rtol=1e-12, atol=1e-14)
-    lost = [block for t in found.terms if t.rest is not None for block in t.rest.blocks]
-    assert [block.parameters[0] is model[0].weight for block in lost] == [True]
+    assert all(term.rest is None for term in found.terms)
+
+
+def test_rows_that_are_copied_to_all_points() -> None:
+    """A code that all points read, and a first layer applied to directions."""
+    W, V, code = parameter(2, 5), parameter(3, 4), mlp(2, 3)
+
+    def copies() -> Tensor:
+        moved = (torch.eye(2, dtype=torch.float64) @ W)[:, None].expand(2, 12, 5)
+        return (moved * torch.tanh(X @ W)).sum((0, 2))
+
+    assert in_factors(assert_exact(copies, [W]))
+    latent = lambda: code(X[:1]).expand(12, 3) @ V  # noqa: E731
+    assert_exact(lambda: (latent() * X[:, :1]).sum(1), [*code.parameters(), V])
+    wide = lambda: (X[:3] @ W)[:, :1].expand(3, 4).reshape(12)  # noqa: E731
+    assert_exact(lambda: wide() * X[:, 0], [W])
 
 
 def test_jets_beside_nested_derivatives() -> None:

@@ -63,7 +63,7 @@ def test_it_stays_positive_definite(update: Update, case: tuple[Tensor, Tensor, 
 def test_it_is_the_formula_of_the_family(
     update: Update, case: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    """Eq. (35) term by term, in extended precision."""
+    """Eq. (36) term by term, in extended precision."""
     H, s, y = (each.numpy().astype(np.longdouble) for each in case)
     sBs = float(case[1] @ torch.linalg.solve(case[0], case[1]))
     ys, Hy = y @ s, H @ y

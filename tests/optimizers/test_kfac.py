@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from small_problems import Closure, cases, flat, network, points, relative, small_case
 from torch import Tensor, nn
 
-from kfac_pinn import KFAC, KFACPINN, KFACStar, Linearization, laplacian, linearize, taylor
+from kfac_pinn import (
+    KFAC,
+    KFACPINN,
+    Affordable,
+    KFACStar,
+    Linearization,
+    laplacian,
+    linearize,
+    taylor,
+)
 from kfac_pinn.curvature.factor_damping import TraceNormDamping
 from kfac_pinn.curvature.fisher import Empirical, ForwardOnly
 from kfac_pinn.curvature.kronecker_factors import Average, Factors, KroneckerCurvature
@@ -235,7 +244,7 @@ def test_pinn_trains_far() -> None:
     edge = points(40, seed=1)
     edge[torch.arange(40), torch.arange(40) % 2] = (torch.arange(40) % 4 // 2).double()
     f = 2 * torch.pi**2 * torch.sin(torch.pi * x).prod(1, keepdim=True)
-    optimizer = KFACPINN(model.parameters())
+    optimizer = KFACPINN(model.parameters(), exact=Affordable(0))
     for _ in range(50):
         optimizer.step(lambda: (laplacian(model, x) + f, model(edge)))
     grid = points(500, seed=2)
@@ -247,7 +256,7 @@ def test_pinn_trains_far() -> None:
 def test_pinn_rests_where_nothing_is_left_to_gain(dtype: torch.dtype) -> None:
     """At the rounding of its loss steps are refused with a reason, and lambda stays in reach."""
     model, x = nn.Linear(2, 1).to(dtype), points(30).to(dtype)
-    optimizer = KFACPINN(model.parameters())
+    optimizer = KFACPINN(model.parameters(), exact=Affordable(0))
     for _ in range(120):
         loss = float(optimizer.step(lambda: model(x) - x.sum(1, keepdim=True).sin()))
     assert optimizer.stats["reason"]

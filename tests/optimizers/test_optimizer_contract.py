@@ -367,6 +367,8 @@ def caution(optimizer: Any) -> float:
     """What must rise after a failure: the damping, or the inverse of the trust region's radius."""
     if isinstance(optimizer, kfac_pinn.GaussNewton):
         return 1 / float(optimizer.memory.radius)
+    if optimizer.stats.get("exact"):
+        return 1 / float(optimizer.memory.exact.radius)
     if isinstance(optimizer, kfac_pinn.HessianFree):
         return float(optimizer.param_groups[0]["damping"])
     return float(optimizer.memory.damping)

@@ -16,12 +16,14 @@ import pytest
 import torch
 from benchmark import Benchmark, Budget
 from cache import Cache
-from configs import CONFIGS, Config, number
+from configs import CONFIGS, Config, as_published, number
+from published_schedule import PUBLISHED_PINN
 from tables import benchmark_of, main, markdown, table_1, table_2, table_3
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import burgers2d, kovasznay, step_function
+from hyperlora_ext.symmetry import Symmetry
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.networks import MLP
@@ -79,6 +81,15 @@ def test_table_2_measures_the_four_task_sets(bench: Benchmark) -> None:
     assert rows[5]["paper test"] == 1.80e-6 and rows[9]["rank"] == "*"
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_fewer_tasks_to_measure_leave_the_training_set_whole(bench: Benchmark, tasks: int) -> None:
+    whole = bench.config.family.splits()
+    found = replace(bench, budget=replace(TINY, tasks=tasks)).splits
+    assert torch.equal(found.train, whole.train)
+    for name in ("valid", "test", "extrapolation"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)[:tasks])
+
+
 def test_some_rows_alone(bench: Benchmark) -> None:
     rows = [r["method"] for r in table_1(bench, (1, 2), ["L-PINN 2"])]
     assert rows == ["L-PINN 2", "classical solver"]
@@ -98,14 +109,17 @@ def test_a_config_may_have_more_tasks_solved_than_the_training_set(
     more = Benchmark("kovasznay", TINY)
     tasks = more._solved()
     assert len(tasks) == 9 and torch.equal(tasks, more._solved())
-    assert torch.equal(tasks[:1], more.splits.train)
+    assert torch.equal(tasks[:2], more.splits.train)
     drawn = config.among(tasks)(None)
     assert len(drawn) == 4 == len(set(drawn.flatten().tolist()) & set(tasks.flatten().tolist()))
     assert math.isfinite(next(table_2(more, (1,), ["data"]))["test"])
 
 
 def test_table_3_times_a_new_task(bench: Benchmark) -> None:
+    mirror = Symmetry(lambda task: task, lambda x: x, lambda fields: fields)
+    object.__setattr__(bench, "config", replace(bench.config, symmetry=mirror))
     rows = {r["method"]: r for r in table_3(bench)}
+    assert rows["HyperPINN averaged"]["mse"] == pytest.approx(rows["HyperPINN"]["mse"])
     assert rows["HyperPINN"]["seconds"] < 0.1 < rows["HyperPINN"]["paper seconds"]
     assert {"HyperPINN polished", "L-PINN 4", "F-PINN", "PINN", "classical solver"} <= set(rows)
     assert 0 < rows["parametric PINN"]["mse"] < math.inf
@@ -249,3 +263,18 @@ def test_one_problem_is_posed_in_two_ways() -> None:
     one = ours.errors(lambda _: zero, task)
     other = whole.errors(lambda _: ours.field(zero, task), task)
     assert torch.allclose(one.mse, other.mse) and torch.allclose(one.relative, other.relative)
+
+
+def test_a_table_in_the_papers_way(bench: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command; by seconds, which end also what is published in epochs."""
+    few = {"interior": 12, "boundary": 8}
+    published = as_published("kovasznay", bench.config, bench.config.network)
+    schedule = replace(PUBLISHED_PINN, sizes=few)
+    config = replace(published, schedule=schedule, hyper_step=few)
+    monkeypatch.setitem(CONFIGS, "kovasznay_published", lambda: config)
+    paper_way = Benchmark("kovasznay_published", TINY)
+    rows = list(table_1(paper_way, (1,), ["PINN", "F-PINN", "L-PINN 1"]))
+    assert all(math.isfinite(row["mse"]) and row["seconds"] < 3 for row in rows[:-1])
+    assert rows[2]["paper mse"] == 8.16e-7
+    row = next(table_2(paper_way, (1,), ["physics"]))
+    assert math.isfinite(row["test"]) and row["seconds"] < 3

@@ -25,7 +25,10 @@ __all__ = ["Benchmark", "Budget"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds for the base, for each task and for each hypernetwork; how many test tasks."""
+    """Seconds for the base, for each task and for each hypernetwork; tasks that are measured on.
+
+    Fewer tasks leave the training set as it is: a hypernetwork is the same for any number of them.
+    """
 
     base: float = 90.0
     task: float = 5.0
@@ -66,10 +69,9 @@ class Benchmark:
 
     @cached_property
     def splits(self) -> Splits:
-        """The task sets, each cut as that of the tests is."""
-        family, tasks = self.config.family, self.budget.tasks
-        parts = vars(family.splits()).values()
-        return Splits(*[part[: max(1, len(part) * tasks // family.counts[2])] for part in parts])
+        """The task sets: that of training whole, those that are only measured on cut to `tasks`."""
+        parts, tasks = vars(self.config.family.splits()), self.budget.tasks
+        return Splits(**{k: part if k == "train" else part[:tasks] for k, part in parts.items()})
 
     def _network(self) -> nn.Module:
         torch.manual_seed(0)
@@ -81,8 +83,9 @@ class Benchmark:
 
     def adapted(self, task: Tensor, rank: int) -> nn.Module:
         """L-PINN."""
-        problem, seconds = self.config.family.problem(task), self.budget.task
-        return regimes.l_pinn(self.w0(task), problem, self.config.train, rank, seconds=seconds)
+        config, seconds = self.config, self.budget.task
+        problem, base = config.family.problem(task), self.w0(task)
+        return regimes.l_pinn(base, problem, config.train, rank, config.aimed, seconds=seconds)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
@@ -127,7 +130,7 @@ class Benchmark:
         family, train = config.family, config.hyper_train
         ways: dict[str, Callable[[], Any]] = {
             "physics": lambda: regimes.by_physics(
-                hyper, family, config.fresh_tasks, train, config.hyper_step, **spent
+                hyper, family, config.by_physics(tasks), train, config.hyper_step, **spent
             ),
             "data": lambda: regimes.by_data(
                 hyper, family, config.among(self._solved()), train, size, **spent

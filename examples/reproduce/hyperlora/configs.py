@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from cache import Cache
+from published_schedule import PUBLISHED_HYPER, PUBLISHED_PINN
 from torch import Generator, Tensor, nn
 
 from hyperlora_ext.family import Family
@@ -16,13 +17,16 @@ from hyperlora_ext.problems import (
     burgers1d_published,
     burgers2d,
     kovasznay,
+    reflection,
     step_function,
 )
+from hyperlora_ext.problems.coupled_burgers import DOMAIN
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
+from hyperlora_ext.symmetry import Symmetry
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
-__all__ = ["CONFIGS", "Config"]
+__all__ = ["CONFIGS", "Config", "as_published"]
 
 Sizes = Mapping[str, int]
 
@@ -45,6 +49,11 @@ class Config:
         hyper_data: points a task where they are trained on fields.
         solved: tasks whose solutions they are trained on by data; the training set at least.
         plain: a new network of points and task, the alternative to a hypernetwork, and its points.
+        schedule: of one network, adapted or whole; None: Levenberg-Marquardt on the points above.
+        aimed: whether adapters start along a Gauss-Newton step, instead of at random.
+        fresh: whether hypernetworks by physics meet new tasks in every step, instead of the
+            training set.
+        symmetry: of the family, over which predictions may be averaged.
         baselines: functions of the points to hold every error against, by name.
         printed: the paper's name of the family, where ours is another.
     """
@@ -62,22 +71,30 @@ class Config:
     hyper_data: int = 40
     solved: int = 0
     plain: tuple[Callable[[], nn.Module], Sizes] | None = None
+    schedule: Train | None = None
+    aimed: bool = True
+    fresh: bool = True
+    symmetry: Symmetry | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     printed: str = ""
 
     @property
-    def train(self) -> LevenbergSchedule:
+    def train(self) -> Train:
         """The schedule for adapters."""
-        return LevenbergSchedule(self.step, self.judges, self.every, start=0.25)
+        ours = LevenbergSchedule(self.step, self.judges, self.every, start=0.25)
+        return self.schedule or ours
 
     @property
-    def train_all(self) -> LevenbergSchedule:
+    def train_all(self) -> Train:
         """The schedule for all weights."""
-        return LevenbergSchedule(self.whole_step or self.step, self.judges, start=0.25)
+        ours = LevenbergSchedule(self.whole_step or self.step, self.judges, start=0.25)
+        return self.schedule or ours
 
-    def fresh_tasks(self, generator: Generator | None) -> Tensor:
-        """New tasks for every step."""
-        return self.family.space.sample(self.hyper_tasks, generator)
+    def by_physics(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
+        """The tasks of every step by physics: new ones, or the training set."""
+        if not self.fresh:
+            return lambda generator: tasks
+        return lambda generator: self.family.space.sample(self.hyper_tasks, generator)
 
     def among(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
         """As many of these tasks for every step, at random; all if there are no more."""
@@ -133,6 +150,7 @@ def _burgers1d() -> Config:
         hyper_train=StochasticSchedule(),
         hyper_data=8,
         solved=2000,
+        symmetry=reflection(),
         baselines={"heat flow": lambda x: torch.zeros_like(x[:, :1])},
     )
 
@@ -157,9 +175,52 @@ def _burgers2d() -> Config:
     )
 
 
+def as_published(name: str, config: Config, network: Callable[[], nn.Module]) -> Config:
+    """The paper's network, points, optimizer and schedule on our residuals, in our seconds.
+
+    The training set is all that hypernetworks meet, and adapters start at random.
+    """
+    sizes = {name: condition.size for name, condition in config.family.conditions.items()}
+    return replace(
+        config,
+        network=network,
+        path=config.path[-1:],
+        hyper_step=sizes,
+        hyper_train=PUBLISHED_HYPER,
+        schedule=PUBLISHED_PINN,
+        aimed=False,
+        fresh=False,
+        plain=None,
+        printed=name,
+    )
+
+
+def _kovasznay_published() -> Config:
+    return as_published("kovasznay", _kovasznay(), lambda: MLP((2, *[64] * 6, 3)).double())
+
+
+def _burgers1d_published() -> Config:
+    family = burgers1d_published()
+    draw = family.space.sample(1, Generator().manual_seed(2029))[0]
+    config = replace(_burgers1d(), family=family, path=(draw,), baselines={}, solved=0)
+    return as_published("burgers1d", config, lambda: MLP((2, *[64] * 6, 1)).double())
+
+
+def _burgers2d_published() -> Config:
+    """Even points, of which few lie on the front."""
+    family = burgers2d()
+    even = {"interior": DOMAIN.interior, "initial": DOMAIN.initial, "boundary": DOMAIN.boundary}
+    conditions = {k: replace(c, points=even[k]) for k, c in family.conditions.items()}
+    config = replace(_burgers2d(), family=replace(family, conditions=conditions))
+    return as_published("burgers2d", config, lambda: MLP((3, *[64] * 6, 2)).double())
+
+
 CONFIGS: dict[str, Callable[[], Config]] = {
     "kovasznay": _kovasznay,
     "burgers1d": _burgers1d,
     "burgers1d_whole": _burgers1d_whole,
     "burgers2d": _burgers2d,
+    "kovasznay_published": _kovasznay_published,
+    "burgers1d_published": _burgers1d_published,
+    "burgers2d_published": _burgers2d_published,
 }

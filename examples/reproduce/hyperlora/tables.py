@@ -28,6 +28,7 @@ from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.certified import solve
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import count
+from hyperlora_ext.symmetry import averaged
 
 __all__ = [
     "RANKS",
@@ -149,6 +150,8 @@ def table_3(benchmark: Benchmark, methods: Collection[str] = ()) -> Iterator[Row
         "F-PINN": (lambda: benchmark.fine_tuned, 1),
         "PINN": (lambda: benchmark.from_scratch, 0),
     }
+    if symmetry := benchmark.config.symmetry:
+        ways["HyperPINN averaged"] = lambda: averaged(hyper().pinn, symmetry), None
     if benchmark.config.plain:
         ways["parametric PINN"] = benchmark.parametric, None
     for method in wanted(ways, methods):

@@ -125,12 +125,13 @@ def hessian_free(
 
 
 def kfac_pinn(parameters: Parameters, **settings: float) -> Optimizer:
-    """The default for large networks; `products` and `memory` are whole numbers."""
-    return kp.KFACPINN(parameters, **{name: int(value) for name, value in settings.items()})
+    """Truncated steps everywhere; `products` and `memory` are whole numbers."""
+    whole = {name: int(value) for name, value in settings.items()}
+    return kp.KFACPINN(parameters, **whole, exact=kp.Affordable(0))
 
 
 def gauss_newton(parameters: Parameters, rows: float = 0) -> Optimizer:
-    """The default for small networks; of large ones, `rows` random combinations of rows of J."""
+    """Exact steps everywhere; of large ones, `rows` random combinations of rows of J."""
     compression = Sketch(int(rows)) if rows else Exact()
     return kp.GaussNewton(parameters, compression=compression)
 

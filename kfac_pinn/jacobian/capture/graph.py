@@ -20,6 +20,7 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -53,6 +54,7 @@ STATIC = {
 SLICING = {"Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Diagonal", "Narrow", "Chunk"}
 PASSING = SHAPING | SLICING | set(ELEMENTWISE)
 ROWWISE = {"Mm", "Addmm"}
+COPYING = {"Unsqueeze", "Expand"}
 
 
 class Kind(Enum):
@@ -130,9 +132,9 @@ class Graph:
         That is W0 @ A or a hypernetwork's layer at one input, but not the layer of a network whose
         rows, many points, are mixed later on. Copies that several residuals read are shared, too.
         """
-        if name_of(reader.node) == "Expand":
-            return True
-        if not isinstance(reader, Product) or not self._reads_no_points(reader.node):
+        if not isinstance(reader, Product):
+            return name_of(reader.node) == "Expand"
+        if name_of(reader.node) == "Expand" or not self._reads_no_points(reader.node):
             return False
         return len(reader.z) == 1 or self._feeds_products(reader.node)
 
@@ -219,6 +221,7 @@ class Graph:
             found = None
         if isinstance(found, Product):
             self._orient(found)
+            self._follow_copies(found)
             found.bias_node = self._bias_node(found)
             if found.weight is None and numel(shape_at(edge)[:-2]) > 1:
                 return Unknown(node, edge)  # a batch of different matrices
@@ -236,6 +239,27 @@ class Graph:
                 product.transposed = bool(flips % 2) == product.left
         elif name_of(node) in SHAPING and len(self.leaves[node]) == 1:
             product.find_weight(self.trained[next(iter(self.leaves[node]))])
+
+    def _follow_copies(self, product: Product) -> None:
+        """Rows that are computed once and copied to all points are read where they are copies.
+
+        So does a jet's first layer with its directions, which are the same at all points.
+        """
+        # A bias that is added before would still be read once by all of them
+        if product.left or name_of(product.node) != "Mm":
+            return
+        node, (rows, width) = product.node, shape_of(product.node, 0)
+        index = torch.arange(rows, device=product.z.device)
+        while len(users := self.consumers[node]) == 1 and name_of(users[0]) in COPYING:
+            shape = shape_of(users[0], 0)
+            if shape[-1] != width:
+                return
+            copies = name_of(users[0]) == "Expand"
+            index = index.expand(shape[:-1]) if copies else index.reshape(shape[:-1])
+            node = users[0]
+        if index.numel() > rows:
+            product.node, product.z = node, product.z[index.flatten()]
+            product.rows = lambda gradient: gradient.flatten(0, -2)
 
     def _bias_node(self, product: Product) -> Node | None:
         """The node that adds a vector to the product and is the only one to read it."""

@@ -46,11 +46,16 @@ def bessel_derivatives(z: Tensor, y: Tensor, order: int) -> list[Tensor]:
 
 @problem
 def poisson_holes() -> Problem:
-    """Laplace u = 0 on [-1/2, 1/2]^2 without four disks, u = 1 on the walls, 0 on the rims."""
+    """Laplace u = 0 on [-1/2, 1/2]^2 without four disks, u = 1 on the walls, 0 on the rims.
+
+    The residual is R^2 Laplace u, in lengths of the disks' radius R: without a unit of its own the
+    equation weighs so much more than the values that a constant satisfies most of the loss.
+    """
     box = Box.cube(2, -0.5, 0.5)
     plate = box - union(FOUR)
+    radius = FOUR[0][1]
     terms = {
-        "interior": Term(plate.interior, laplacian, 3000),
+        "interior": Term(plate.interior, lambda u, x: radius**2 * laplacian(u, x), 3000),
         "walls": Term(plate.boundary.where(_on(box)), dirichlet(1.0), 400),
         "rims": Term(plate.boundary.where(_off(box)), dirichlet(0.0), 400),
     }
@@ -73,14 +78,15 @@ def solve_poisson_holes(density: int = 2) -> FundamentalSolutions:
 def poisson_boltzmann(k: float = 8.0) -> Problem:
     """-Laplace u + k^2 u = f on [-1, 1]^2 without four unequal disks, u = 0.2, 1 on walls, rims.
 
-    f = 10 (17 + x^2 + y^2) sin(pi x) sin(4 pi y).
+    f = 10 (17 + x^2 + y^2) sin(pi x) sin(4 pi y). The residual is divided by k^2, so that u has the
+    weight in it that it has in the conditions.
     """
     box = Box.cube(2, -1.0, 1.0)
     plate = box - union(UNEQUAL)
 
     def interior(u: Function, x: Tensor) -> Tensor:
         value, _, laplace = taylor(u, x, weights=[1.0, 1.0])
-        return k**2 * value - laplace - source(x)
+        return value - (laplace + source(x)) / k**2
 
     terms = {
         "interior": Term(plate.interior, interior, 4000),
