@@ -42,7 +42,9 @@ def test_the_secant_equation(update: Update, case: tuple[Tensor, Tensor, Tensor]
     H, s, y = case
     found = updated(H, s, y, float(s @ torch.linalg.solve(H, s)), update)
     assert found is not None
-    assert (found @ y - s).norm() <= bound(H, s, y) * s.norm()
+    # Where y.s nearly vanishes H is huge, and so is the rounding of any product with it
+    rounding = 1e-14 * float(found.norm() * y.norm())
+    assert (found @ y - s).norm() <= bound(H, s, y) * s.norm() + rounding
     assert (found - found.mT).abs().max() <= 1e-13 * found.abs().max()
 
 
