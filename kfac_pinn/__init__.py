@@ -29,6 +29,7 @@ from kfac_pinn.curvature import (
     MonteCarlo,
     NystromKernel,
     NystromPreconditioner,
+    PivotedKernel,
     Reduce,
     Sketch,
     TraceNormDamping,
@@ -44,6 +45,7 @@ from kfac_pinn.jacobian import (
     linearize,
     total_loss,
 )
+from kfac_pinn.linalg import BFGS, SSBFGS, SSBroyden
 from kfac_pinn.optimizers import (
     ENGD,
     GGN,
@@ -64,6 +66,7 @@ from kfac_pinn.optimizers import (
     Parameters,
     PerLayer,
     SampleSpace,
+    SelfScaledBroyden,
     TruncatedCG,
 )
 from kfac_pinn.pinn import (
@@ -159,6 +162,7 @@ from kfac_pinn.search import (
     RatioControl,
     Search,
     Step,
+    StrongWolfe,
     TargetSchedule,
 )
 from kfac_pinn.taylor_mode import (
@@ -183,6 +187,7 @@ from kfac_pinn.taylor_mode import (
 __version__ = "0.2.0"
 
 __all__ = [
+    "BFGS",
     "ENGD",
     "GGN",
     "KFAC",
@@ -193,6 +198,7 @@ __all__ = [
     "RAD",
     "SIREN",
     "SPRING",
+    "SSBFGS",
     "Affordable",
     "Armijo",
     "Average",
@@ -255,6 +261,7 @@ __all__ = [
     "PerLayer",
     "PeriodicFeatures",
     "PirateNet",
+    "PivotedKernel",
     "Polygon",
     "Problem",
     "Processes",
@@ -263,17 +270,20 @@ __all__ = [
     "RatioControl",
     "Reduce",
     "Run",
+    "SSBroyden",
     "SampleSpace",
     "Sampler",
     "Schedule",
     "Search",
     "SelfLinearizing",
+    "SelfScaledBroyden",
     "Shape",
     "SideBySide",
     "Sketch",
     "Step",
     "StopAtError",
     "StopAtLoss",
+    "StrongWolfe",
     "TargetSchedule",
     "Term",
     "TimeSpace",

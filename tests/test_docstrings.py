@@ -32,6 +32,7 @@ PROTOCOLS = [value for value in CLASSES.values() if getattr(value, "_is_protocol
 INHERITED = {
     "forward": "nn.Module: the class says what it computes",
     "product": "Curvature",
+    "weights": "Update",
     "factor": "Kernel, Gramian, Preconditioner",
     "update": "Gramian",
     "inputs": "Sharing",

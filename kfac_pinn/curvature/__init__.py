@@ -3,7 +3,7 @@
 kronecker_factors  Kronecker factors: averaged, damped, inverted
 fisher             what is sent backwards for them; weight_sharing: expand or reduce
 factor_damping     how damping enters a pair
-sample_space       the solve with J J^T: exact or Nystroem
+sample_space       the solve with J J^T: exact, Nystroem or by pivots
 decomposition      the quadratic model in the singular basis of J
 compression        a Jacobian made small enough to be decomposed
 preconditioners    Nystroem preconditioner of conjugate gradients
@@ -16,7 +16,7 @@ from kfac_pinn.curvature.kronecker_factors import Average, Factors
 from kfac_pinn.curvature.preconditioners import (
     NystromPreconditioner,
 )
-from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel
+from kfac_pinn.curvature.sample_space import ExactKernel, NystromKernel, PivotedKernel
 from kfac_pinn.curvature.weight_sharing import Expand, Reduce
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "MonteCarlo",
     "NystromKernel",
     "NystromPreconditioner",
+    "PivotedKernel",
     "Reduce",
     "Sketch",
     "TraceNormDamping",

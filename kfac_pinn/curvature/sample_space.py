@@ -1,4 +1,4 @@
-"""The Gauss-Newton solve in sample space: (J J^T + lambda I)^-1, exact or by Nystrom.
+"""The Gauss-Newton solve in sample space: (J J^T + lambda I)^-1, exact, by Nystrom or by pivots.
 
 With R residuals and P parameters the identities (Woodbury)
 
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from kfac_pinn import settings
 from kfac_pinn.jacobian.linearization import Linearization
-from kfac_pinn.linalg import aligned, damped_inverse, generator_for, nystrom
+from kfac_pinn.linalg import aligned, damped_inverse, generator_for, nystrom, pivoted
 from kfac_pinn.settings import INTEGER, NOT_NEGATIVE
 
-__all__ = ["ExactKernel", "Kernel", "NystromKernel", "natural_gradient"]
+__all__ = ["ExactKernel", "Kernel", "NystromKernel", "PivotedKernel", "natural_gradient"]
 
 Solve: TypeAlias = Callable[[Tensor], Tensor]
 NaturalGradient: TypeAlias = Callable[[Tensor, "Tensor | None"], Tensor]
@@ -92,6 +92,58 @@ class NystromKernel:
         generator = generator_for(self.seed, step, linearization.residual.device)
         found = nystrom(product, linearization.residual, self.tail * damping, generator)
         return partial(found.solve, damping=damping)
+
+
+@dataclass(frozen=True)
+class PivotedKernel:
+    """The kernel from columns of it, those of points drawn where most is left; for many points.
+
+    J J^T ~ F F^T by randomly pivoted Cholesky, of the rank at which all that is left, its trace, is
+    `tail` times the damping. Half the operations of `NystromKernel` a column, and the points that
+    weigh most come first: on a boundary, at a front.
+
+    Args:
+        tail: in units of the damping; with 0 the rank is R, or what rounding leaves of it.
+        seed: together with the number of the step it fixes the points.
+
+    Source: Chen, Epperly, Tropp & Webber (2025), arXiv:2207.06503.
+    """
+
+    tail: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        settings.check(self, tail=NOT_NEGATIVE, seed=INTEGER)
+
+    def factor(self, linearization: Linearization, damping: float, step: int) -> Solve:
+        # A CPU generator on any device: every process has to draw the same points
+        found = pivoted(
+            partial(kernel_columns, linearization),
+            kernel_diagonal(linearization),
+            self.tail * damping,
+            generator_for(self.seed, step),
+        )
+        return partial(found.solve, damping=damping)
+
+
+def kernel_diagonal(linearization: Linearization) -> Tensor:
+    """diag(J J^T), shape (R,)."""
+    return linearization.whole(
+        torch.cat([rows.square().sum(1) for rows, _ in linearization.batches()])
+    )
+
+
+def kernel_columns(linearization: Linearization, index: Tensor) -> Tensor:
+    """J J_i^T for the rows i of J with these indices (m,), shape (R, m)."""
+    place = torch.full_like(linearization.residual, -1, dtype=torch.long)
+    place[index] = torch.arange(len(index), device=place.device)
+    # Rows are formed twice, so that J itself never stands in memory
+    chosen = linearization.residual.new_zeros(len(index), linearization.size)
+    mine = linearization.mine(place)
+    for rows, part in aligned((rows for rows, _ in linearization.batches()), mine):
+        chosen[part[part >= 0]] = rows[part >= 0]
+    (chosen,) = linearization.processes.sum(chosen)
+    return linearization.whole(torch.cat([rows @ chosen.mT for rows, _ in linearization.batches()]))
 
 
 def kernel_product(linearization: Linearization, V: Tensor) -> Tensor:

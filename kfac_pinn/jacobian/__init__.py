@@ -16,6 +16,7 @@ term_jacobian  the Jacobian of one residual term, block by block
 linearization  residual and Jacobian: products, rows, Gramian, kernel
 check          the Jacobian against autograd's, now and then
 closure        the linearisation of a closure
+slopes         its loss and gradient alone
 objective      its loss at trial steps
 """
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.batches import Batches
 from kfac_pinn.jacobian.check import names_of, refuse_changes
+from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.jacobian.running import evaluate as loss_at
 from kfac_pinn.jacobian.running import sums
+from kfac_pinn.jacobian.slopes import Slope, slope
 from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["Objective"]
@@ -48,6 +50,7 @@ class Objective:
         self.evaluations = 0
         self.gradients = False  # whether the closure calls autograd itself
         self._last: tuple[Tensor, float] | None = None
+        self._last_slope: tuple[Tensor, Linearization] | None = None
 
     def __call__(self, displacement: Tensor) -> float:
         """The loss there; inf where it is not finite. Leaves the parameters there.
@@ -59,6 +62,28 @@ class Objective:
         if self._last is None or not torch.equal(self._last[0], displacement):
             self._last = displacement, self._evaluate(displacement)
         return self._last[1]
+
+    def slope(self, displacement: Tensor) -> Linearization:
+        """L and grad L there, inf and nan where one of them is not finite, as a `Slope`.
+
+        Leaves the parameters there. A displacement that is asked for twice in a row is evaluated
+        once.
+        """
+        self.move(displacement)
+        if self._last_slope is None or not torch.equal(self._last_slope[0], displacement):
+            self._last_slope = displacement, self._slope()
+        return self._last_slope[1]
+
+    def _slope(self) -> Linearization:
+        """By one forward and one backward pass."""
+        self.evaluations += 1
+        try:
+            found = slope(self.closure, self.parameters, self.names, processes=self.processes)
+        except FloatingPointError:
+            nothing = [torch.full_like(p, math.nan) for p in self.parameters]
+            return Slope(self.parameters, math.inf, nothing)
+        found.loss = found.loss if math.isfinite(found.loss) else math.inf
+        return found if self.ridge is None else found.with_ridge(self.ridge)
 
     def move(self, displacement: Tensor) -> None:
         """theta <- origin + displacement."""

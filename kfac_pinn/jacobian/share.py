@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -66,14 +66,8 @@ def share_of(
     Args:
         totals: from the number of points of each term to the number of all.
     """
-    if not callable(closure):
-        raise TypeError(
-            "the closure must be a function that returns the residuals, found "
-            f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
-        )
-    # A closure that trains would move the point at which J is taken, without a word
-    before = [p.detach().clone() for p in known]
     if isinstance(closure, SelfLinearizing):
+        before = [p.detach().clone() for p in known]
         with torch.enable_grad(), due(check, known, [type(closure)]) as now:
             result = closure.linearize(list(known))
             refuse_changes(known, before)
@@ -81,31 +75,64 @@ def share_of(
             if now:
                 compare(result, outputs_of(closure, next(iter(known))), known)
             return result
+    call = called(closure, known)
     # Compiled code has one opaque node for its whole graph, and no second derivative
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.enable_grad(), eager, due(check, known, call.capture.program) as now:
+        source = Source(known, call.capture, now, check is not False)
+        result = linearized(call.output, known, source, totals)
+        noted(result, call, known)
+        if data:
+            result.data = data_of(tensors_of(call.output), list(known))
+    return result
+
+
+class Call(NamedTuple):
+    """What a closure returned or called backward on, and what was seen of it."""
+
+    output: Any
+    capture: Capture
+    watch: BackwardWatch
+
+
+def called(closure: Callable[[], Any], known: Mapping[Tensor, str]) -> Call:
+    """Run a closure under capture.
+
+    Raises:
+        TypeError: for what is no function; `NothingReturnedError` for one that neither returns
+            anything nor calls backward.
+        RuntimeError: for one that changes a parameter.
+    """
+    if not callable(closure):
+        raise TypeError(
+            "the closure must be a function that returns the residuals, found "
+            f"{type(closure).__name__}: pass the function, step(residuals), not what it returned"
+        )
+    # A closure that trains would move the point at which J is taken, without a word
+    before = [p.detach().clone() for p in known]
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         # run=False: a backward pass here would only be thrown away, its graph with it
         watch, capture = BackwardWatch(known, run=False), Capture(known)
         with explained(list(known)), capture, watch:
             returned = closure()
-        refuse_changes(known, before)
         # What was sent backwards is what the closure trains on, whatever it returns besides
         output = returned if watch.loss is None else watch.loss
-        if output is None:
-            raise NothingReturnedError(
-                "the closure returned nothing (NoneType), nor did it call backward(). It must "
-                "return its residuals, e.g. `return laplacian(model, x) + f, model(xb) - g`, or "
-                "their loss"
-            )
-        with due(check, known, capture.program) as now:
-            source = Source(known, capture, now, check is not False)
-            result = linearized(output, known, source, totals)
-            result.needs_gradients = capture.calls_autograd or holds_loss(output)
-            result.changes_gradients = watch.gradients_were_changed
-            # The backward pass that was skipped has a right to these leaves
-            result.others = pass_on(watch.losses, known, capture.differentiated)
-            if data:
-                result.data = data_of(tensors_of(output), list(known))
-    return result
+    refuse_changes(known, before)
+    if output is None:
+        raise NothingReturnedError(
+            "the closure returned nothing (NoneType), nor did it call backward(). It must "
+            "return its residuals, e.g. `return laplacian(model, x) + f, model(xb) - g`, or "
+            "their loss"
+        )
+    return Call(output, capture, watch)
+
+
+def noted(result: Linearization, call: Call, known: Mapping[Tensor, str]) -> None:
+    """What a step wants to know of the call besides r and J."""
+    result.needs_gradients = call.capture.calls_autograd or holds_loss(call.output)
+    result.changes_gradients = call.watch.gradients_were_changed
+    # The backward pass that was skipped has a right to these leaves
+    result.others = pass_on(call.watch.losses, known, call.capture.differentiated)
 
 
 def linearized(

@@ -4,8 +4,9 @@ kronecker   sums of Kronecker products on weight-shaped matrices, and their inve
 dense       damped and pseudo-inverse solves, blocked QR reduction of tall problems
 krylov      conjugate gradients with stop rules as objects
 limited_memory  known products correct a preconditioner
+quasi_newton  an inverse Hessian learns from the gradients before and after a step
 memory      how many rows of J are held at once
-sketches    CountSketch of rows, Nystrom approximation of an operator
+sketches    CountSketch of rows, Nystrom and pivoted Cholesky approximation of an operator
 """
 
 from kfac_pinn.linalg.dense import (
@@ -29,9 +30,12 @@ from kfac_pinn.linalg.krylov import (
 )
 from kfac_pinn.linalg.limited_memory import Pairs
 from kfac_pinn.linalg.memory import batches_of_rows, rows_at_once
-from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom
+from kfac_pinn.linalg.quasi_newton import BFGS, SSBFGS, SSBroyden, Update, updated
+from kfac_pinn.linalg.sketches import CountSketch, Nystrom, generator_for, nystrom, pivoted
 
 __all__ = [
+    "BFGS",
+    "SSBFGS",
     "CountSketch",
     "KroneckerInverse",
     "KroneckerSum",
@@ -40,8 +44,10 @@ __all__ = [
     "ProgressOfSolve",
     "RelativeProgress",
     "RelativeResidual",
+    "SSBroyden",
     "Solution",
     "Stop",
+    "Update",
     "aligned",
     "batches_of_rows",
     "conjugate_gradients",
@@ -52,7 +58,9 @@ __all__ = [
     "normal_equations",
     "nystrom",
     "pinv_solve",
+    "pivoted",
     "reduce_rows",
     "rows_at_once",
     "sum_of_squares",
+    "updated",
 ]

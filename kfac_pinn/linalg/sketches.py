@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from kfac_pinn.linalg.dense import aligned
 from kfac_pinn.linalg.krylov import Operator
 
-__all__ = ["CountSketch", "Nystrom", "generator_for", "nystrom"]
+__all__ = ["CountSketch", "Nystrom", "generator_for", "nystrom", "pivoted"]
 
 
 def generator_for(seed: int, step: int, device: torch.device | str = "cpu") -> Generator:
@@ -185,3 +185,38 @@ def _nystrom_of_rank(product: Operator, like: Tensor, rank: int, generator: Gene
     root = torch.linalg.solve_triangular(lower, image.mT, upper=False).mT
     U, S, _ = torch.linalg.svd(root, full_matrices=False)
     return Nystrom(U, (S.square() - shift).clamp_min(0))
+
+
+def pivoted(columns: Operator, diagonal: Tensor, tail: float, generator: Generator) -> Nystrom:
+    """The same from columns of A alone, drawn where most of it is left: pivoted Cholesky.
+
+        A ~ F F^T,     d = diag(A - F F^T),     the next columns i with probability d_i / sum d
+
+    The rank doubles until all that is left, sum d, is at most `tail`. With rank k / eps plus
+    k log(1 / eta) steps, that is E sum d <= (1 + eps) (eigenvalues beyond k) at eta of the start.
+
+    Args:
+        columns: indices (m,) -> those columns of A, shape (n, m).
+        diagonal: of A, shape (n,).
+        tail: the trace below which nothing needs resolving.
+        generator: the source of the pivots.
+
+    Source: Chen, Epperly, Tropp & Webber (2025), "Randomly pivoted Cholesky", algorithm 2 (in
+    blocks), theorem 5.1.
+    """
+    left, F = diagonal.clone(), diagonal.new_zeros(len(diagonal), 0)
+    rounding = torch.finfo(left.dtype).eps * float(left.sum())
+    block = min(FIRST_RANK, len(left))
+    while F.shape[1] < len(left) and float(left.sum()) > max(tail, rounding):
+        chances = left.to(generator.device, torch.float64)
+        drawn = torch.multinomial(chances, block, replacement=True, generator=generator)
+        index = drawn.unique().to(left.device)
+        found = columns(index) - F @ F[index].mT
+        # Rounding makes the pivots' block indefinite by this much at most
+        lower = torch.linalg.cholesky(found[index] + rounding * torch.eye(len(index)).to(left))
+        F = torch.cat([F, torch.linalg.solve_triangular(lower, found.mT, upper=False).mT], dim=1)
+        left = (diagonal - F.square().sum(1)).clamp_min(0)
+        left[index] = 0
+        block = min(F.shape[1], len(left) - F.shape[1])
+    U, S, _ = torch.linalg.svd(F, full_matrices=False)
+    return Nystrom(U, S.square())

@@ -1,7 +1,7 @@
 """An optimizer is a direction and a search, or damped steps and a law for the damping.
 
 base                 the step loop: linearise, propose, move, write down
-direction            direction and search: kfac, engd, spring
+direction            direction and search: kfac, engd, spring, self_scaled
 damped               damped steps and a law: kfac_pinn, hessian_free; gauss_newton chooses the
                      damping by a trust region, levenberg_marquardt by trials
 affordable           where kfac_pinn takes the steps of gauss_newton instead
@@ -19,6 +19,7 @@ from kfac_pinn.optimizers.hessian_free import GGN, Hessian, HessianFree, Truncat
 from kfac_pinn.optimizers.kfac import KFAC, KFACStar
 from kfac_pinn.optimizers.kfac_pinn import KFACPINN
 from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt
+from kfac_pinn.optimizers.self_scaled import SelfScaledBroyden
 from kfac_pinn.optimizers.spring import SPRING
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "Parameters",
     "PerLayer",
     "SampleSpace",
+    "SelfScaledBroyden",
     "TruncatedCG",
 ]

@@ -65,6 +65,7 @@ PARTS = {
     "gramian": ("factor", "PerLayer()"),
     "kernel": ("factor", "NystromKernel()"),
     "curvature": ("product", "GGN()"),
+    "update": ("weights", "SSBroyden()"),
     "solver": ("solve", "TruncatedCG()"),
     "acceleration": ("__call__", "Geodesic()"),
     "exact": ("__call__", "Affordable()"),

@@ -36,6 +36,7 @@ from kfac_pinn.optimizers.precision import (
 )
 from kfac_pinn.optimizers.reading import Reading
 from kfac_pinn.optimizers.record import (
+    OVERFLOW,
     hand_out_gradients,
     loss_before,
     moves,
@@ -113,6 +114,10 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     @abstractmethod
     def propose(self, linearization: Linearization, objective: Objective) -> Step:
         """Where to go, how far, and what is predicted; lr is included."""
+
+    def read(self, reading: Reading, objective: Objective) -> Linearization:
+        """What a step is proposed from: r and J at the current parameters."""
+        return reading.linearize(objective.parameters, self.check, objective.names)
 
     @property
     def evaluates(self) -> bool:
@@ -263,7 +268,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     ) -> Linearization | None:
         """Compared with autograd when `check` says so; None: a step taken unseen led nowhere."""
         try:
-            found = reading.linearize(objective.parameters, self.check, objective.names)
+            found = self.read(reading, objective)
             if not math.isfinite(found.loss):
                 raise FloatingPointError(f"the loss is {found.loss}: {OVERFLOW}")
         except FloatingPointError:
@@ -342,9 +347,3 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         if self._precision is not None and precision != self._precision:
             self._remarks.precision(str(self._precision), str(precision))
             self.forget()
-
-
-OVERFLOW = (
-    "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
-    "the equations, the data or the weights of the terms"
-)

@@ -205,7 +205,7 @@ class SampleSpace:
     """The whole of G by its kernel J J^T, which may be an approximate one.
 
     Args:
-        kernel: `ExactKernel()`, or `NystromKernel()` for many points.
+        kernel: `ExactKernel()`; `NystromKernel()` or `PivotedKernel()` for many points.
     """
 
     kernel: Kernel = EXACT

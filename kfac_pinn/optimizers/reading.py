@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import linearize, linearize_loss
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.jacobian.slopes import slope, slope_of_losses
 from kfac_pinn.processes import ALONE, Group
 
 __all__ = [
@@ -50,6 +52,9 @@ class Reading(Protocol):
     ) -> Linearization:
         """r and J at the current parameters."""
 
+    def slope(self, parameters: list[Tensor], names: Sequence[str]) -> Linearization:
+        """L and grad L alone."""
+
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
     ) -> Objective:
@@ -79,6 +84,10 @@ class ByClosure:
             self.closure, parameters, check, names, data=self.once, processes=self.processes
         )
 
+    def slope(self, parameters: list[Tensor], names: Sequence[str]) -> Linearization:
+        """By evaluating the closure."""
+        return slope(self.closure, parameters, names, data=self.once, processes=self.processes)
+
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
     ) -> Objective:
@@ -98,12 +107,13 @@ class ByLosses:
         self, parameters: list[Tensor], check: Check, names: Sequence[str]
     ) -> Linearization:
         """Of the sum of the losses."""
-        try:
+        with unchanged():
             return linearize_loss(self.losses, parameters, check, names, processes=self.processes)
-        except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
-                raise
-            raise RuntimeError(CHANGED) from error
+
+    def slope(self, parameters: list[Tensor], names: Sequence[str]) -> Linearization:
+        """Of the sum of the losses."""
+        with unchanged():
+            return slope_of_losses(self.losses, parameters, names, self.processes)
 
     def objective(
         self, parameters: list[Tensor], names: Sequence[str], ridge: Tensor | None
@@ -118,6 +128,17 @@ class ByLosses:
             return torch.stack([loss.reshape(()) for loss in self.losses]).sum()
 
         return Objective(loss, parameters, names, ridge, self.processes)
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """torch's error on graphs whose tensors have been changed, with what to write."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(CHANGED) from error
 
 
 def added_by(closure: Callable[[], Any], parameters: Sequence[Tensor]) -> list[Tensor] | None:

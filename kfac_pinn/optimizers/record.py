@@ -11,7 +11,7 @@ from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.search.step import Outcome, Statistics, Step
 
-__all__ = ["hand_out_gradients", "loss_before", "moves", "statistics_of"]
+__all__ = ["OVERFLOW", "hand_out_gradients", "loss_before", "moves", "statistics_of"]
 
 
 def loss_before(step: Step, linearization: Linearization | None) -> float:
@@ -54,3 +54,9 @@ def hand_out_gradients(linearization: Linearization, parameters: Sequence[Tensor
         p.grad = g.clone()
     for leaf, g in linearization.others:
         leaf.grad = g  # trial evaluations may have zeroed it
+
+
+OVERFLOW = (
+    "residuals or their derivatives are so large that their squares are no finite numbers. Scale "
+    "the equations, the data or the weights of the terms"
+)

@@ -38,7 +38,7 @@ class SPRING(DirectionOptimizer):
         lr: multiplies phi before the search.
         damping: lambda > 0, one value for all groups.
         momentum: mu in [0, 1).
-        kernel: `ExactKernel()`, or `NystromKernel()` for many points.
+        kernel: `ExactKernel()`; `NystromKernel()` or `PivotedKernel()` for many points.
         search: by default the best of a grid. The first source takes no trial steps:
             `NormConstraint(1e-3)` with lr 0.02, damping 1e-3, momentum 0.99, which suits noisy
             samples and many small steps.

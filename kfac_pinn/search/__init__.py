@@ -3,7 +3,7 @@
 step          what an optimizer proposes
 model         the quadratic model: predicted decrease, decrease ratio, damped steps
 damping       laws by which the damping follows the ratio
-line          lengths along a direction
+line          lengths along a direction; wolfe: one that looks at slopes too
 trust_region  steps whose damping is chosen by the ratio they achieve
 geodesic      a step that bends with the residual
 one_evaluation  a step that the next loss judges
@@ -23,6 +23,7 @@ from kfac_pinn.search.model import DampedModel
 from kfac_pinn.search.one_evaluation import OneEvaluation
 from kfac_pinn.search.step import Outcome, Step
 from kfac_pinn.search.trust_region import RatioControl, TargetSchedule
+from kfac_pinn.search.wolfe import StrongWolfe
 
 __all__ = [
     "Armijo",
@@ -40,5 +41,6 @@ __all__ = [
     "RatioControl",
     "Search",
     "Step",
+    "StrongWolfe",
     "TargetSchedule",
 ]

@@ -8,10 +8,24 @@ import torch
 from small_problems import small_case
 from torch import Generator, nn
 
-from kfac_pinn import MonteCarlo, NystromKernel, laplacian, linearize
+from kfac_pinn import (
+    ENGD,
+    SPRING,
+    MonteCarlo,
+    NystromKernel,
+    PivotedKernel,
+    SampleSpace,
+    laplacian,
+    linearize,
+)
 from kfac_pinn.curvature.compression import Exact, Last, Sketch, add_ridge
 from kfac_pinn.curvature.preconditioners import NystromPreconditioner, gramian_product
-from kfac_pinn.curvature.sample_space import kernel_product
+from kfac_pinn.curvature.sample_space import (
+    ExactKernel,
+    kernel_columns,
+    kernel_diagonal,
+    kernel_product,
+)
 from kfac_pinn.linalg import CountSketch, rows_at_once
 
 
@@ -165,3 +179,37 @@ def test_kernel_of_a_frozen_weight_with_a_trained_bias():
     for factored in (True, False):
         with mock.patch.object(type(found), "factored_is_cheaper", lambda *_, f=factored: f):
             torch.testing.assert_close(found.kernel(), J @ J.mT)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_columns_and_diagonal_of_the_kernel(linearization, rows):
+    J = linearization.rows()
+    K, index = J @ J.mT, torch.tensor([7, 0, 21])
+    with in_batches_of(rows, linearization):
+        torch.testing.assert_close(kernel_columns(linearization, index), K[:, index])
+        torch.testing.assert_close(kernel_diagonal(linearization), K.diagonal())
+
+
+@pytest.mark.parametrize("kernel", [NystromKernel(tail=1e-8), PivotedKernel(tail=1e-8)])
+def test_approximate_kernels_with_small_tails_are_exact(linearization, kernel):
+    u, damping = torch.randn(len(linearization.residual), dtype=torch.float64), 1e-4
+    J = linearization.rows()
+    dense = J @ J.mT + damping * torch.eye(len(J), dtype=J.dtype)
+    found = kernel.factor(linearization, damping, 3)(u)
+    torch.testing.assert_close(found, torch.linalg.solve(dense, u), rtol=1e-5, atol=1e-5)
+    exact = ExactKernel().factor(linearization, damping, 3)(u)
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", ["ENGD", "SPRING"])
+def test_steps_by_pivots_are_nearly_those_of_the_exact_kernel(make):
+    losses = {}
+    for kernel in (ExactKernel(), NystromKernel(), PivotedKernel()):
+        model, residuals = small_case(n=20)
+        if make == "ENGD":
+            optimizer = ENGD(model.parameters(), damping=1e-6, gramian=SampleSpace(kernel))
+        else:
+            optimizer = SPRING(model.parameters(), damping=1e-6, kernel=kernel)
+        losses[type(kernel)] = [float(optimizer.step(residuals)) for _ in range(6)]
+    assert losses[PivotedKernel][1] == pytest.approx(losses[ExactKernel][1], rel=0.2)
+    assert losses[PivotedKernel][-1] < 0.1 * losses[PivotedKernel][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from kfac_pinn.linalg import (
     damped_solve,
     generator_for,
     nystrom,
+    pivoted,
 )
 
 
@@ -125,3 +128,54 @@ def test_every_seed_and_step_has_a_stream_of_its_own() -> None:
         for step in range(12)
     }
     assert len(streams) == 12 * 12
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.8])
+def test_pivoted_cholesky_is_below_and_within_its_bound(decay):
+    """What is left of A is positive semi-definite, and in the mean as small as was proved."""
+    size, rank, eps = 60, 8, 1.0
+    basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
+    values = decay ** torch.arange(size, dtype=torch.float64)
+    A = (basis * values) @ basis.mT
+    beyond = float(values[rank:].sum())
+    # Theorem 5.1: so many columns for (1 + eps) of the best rank-8 approximation and eta of all
+    enough = rank / eps + rank * math.log(float(values.sum()) / (0.1 * beyond))
+    left = []
+    for seed in range(40):
+        counted = []
+
+        def columns(index, counted=counted):
+            counted.append(len(index))
+            return A[:, index]
+
+        found = pivoted(columns, A.diagonal(), 1.1 * (1 + eps) * beyond, generator_for(seed, 0))
+        rest = A - found.product(torch.eye(size, dtype=torch.float64))
+        assert torch.linalg.eigvalsh(rest).min() > -1e-12
+        assert rest.trace() <= 1.1 * (1 + eps) * beyond
+        left.append(sum(counted))
+    # Blocks double, and may overshoot by a factor of two
+    assert sum(left) / len(left) <= 2 * enough
+
+
+def test_pivoted_cholesky_reaches_full_rank_and_solves():
+    A = torch.randn(30, 12, dtype=torch.float64)
+    A = A @ A.mT
+    found = pivoted(lambda i: A[:, i], A.diagonal(), 0.0, generator_for(0, 0))
+    torch.testing.assert_close(found.product(torch.eye(30, dtype=torch.float64)), A)
+    v = torch.randn(30, dtype=torch.float64)
+    expected = torch.linalg.solve(A + 1e-3 * torch.eye(30, dtype=torch.float64), v)
+    torch.testing.assert_close(found.solve(v, 1e-3), expected, rtol=1e-7, atol=1e-7)
+
+
+def test_pivots_are_where_most_is_left():
+    """Two heavy rows are found whatever the seed; nothing is drawn twice."""
+    A = torch.diag(torch.tensor([1e-9] * 20 + [5.0, 3.0], dtype=torch.float64))
+    for seed in range(20):
+        found = pivoted(lambda i: A[:, i], A.diagonal(), 1e-6, generator_for(seed, 0))
+        assert found.eigenvalues[:2].tolist() == pytest.approx([5.0, 3.0])
+
+
+def test_pivoted_cholesky_of_nothing_is_of_rank_zero():
+    found = pivoted(lambda i: torch.zeros(5, len(i)), torch.zeros(5), 0.0, generator_for(0, 0))
+    assert found.U.shape == (5, 0)
+    assert found.solve(torch.ones(5), 0.5).tolist() == [2.0] * 5
