@@ -102,6 +102,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Schedule": (SCHEDULER,),
     "SideBySide": (network(),),
     "Corrected": (network(), network(), 1.0),
+    "Symmetry": (torch.neg, torch.neg, torch.neg),
     "StopAtError": (0.1,),
     "StopAtLoss": (0.1,),
     "TaskProblem": (FAMILY,),
