@@ -24,6 +24,7 @@ NYSTROM = kp.TruncatedCG(iterations=20, preconditioner=kp.NystromPreconditioner(
 # Weight decay keeps the problem well conditioned, so that rounding stays rounding for 20 steps.
 OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
     "KFACPINN": (KFACPINN, {}),
+    "KFACPINN truncated": (KFACPINN, {"exact": kp.Affordable(0)}),
     "KFACPINN one evaluation": (KFACPINN, {"search": kp.OneEvaluation()}),
     "KFAC": (KFAC, {"momentum": 0.5, "damping": 1e-6}),
     "KFAC reduce": (KFAC, {"damping": 1e-4, "factors": kp.Factors(sharing=kp.Reduce())}),
@@ -37,6 +38,7 @@ OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
     "ENGD diagonal": (ENGD, {"damping": 1e-4, "gramian": kp.Diagonal()}),
     "ENGD kernel": (ENGD, {"damping": 1e-4, "gramian": kp.SampleSpace()}),
     "ENGD Nystrom": (ENGD, {"damping": 1e-4, "gramian": kp.SampleSpace(kp.NystromKernel())}),
+    "ENGD pivots": (ENGD, {"damping": 1e-4, "gramian": kp.SampleSpace(kp.PivotedKernel())}),
     "SPRING": (SPRING, {"damping": 1e-3}),
     "HessianFree": (kp.HessianFree, {"solver": FIXED, "law": KEEP}),
     "HessianFree Hessian": (
@@ -49,6 +51,8 @@ OPTIMIZERS: dict[str, tuple[type, dict[str, Any]]] = {
     "GaussNewton sketch": (GaussNewton, {"compression": kp.Sketch(rows=30, hashes=2), **STRONG}),
     "GaussNewton one evaluation": (GaussNewton, {"search": kp.OneEvaluation()}),
     "LevenbergMarquardt": (kp.LevenbergMarquardt, STRONG),
+    "SelfScaledBroyden": (kp.SelfScaledBroyden, {}),
+    "SelfScaledBroyden one evaluation": (kp.SelfScaledBroyden, {"search": kp.OneEvaluation()}),
 }
 DECAY = 1e-2
 

@@ -9,7 +9,8 @@ from tests.distributed.cases import OPTIMIZERS, by_default, sampled_factors, tra
 
 SHARDS = {2: ([1, 3], [2, 1]), 3: ([1, 2, 4], [3, 1, 1])}
 # Fewer rows of the sketch than parameters: two orders of the sums differ by 5e-10 after 20 steps
-TOLERANCE = {"GaussNewton sketch": 1e-8}
+# Pivots: what is left of the diagonal cancels, and is divided by (5.6e-9 found)
+TOLERANCE = {"GaussNewton sketch": 1e-8, "ENGD pivots": 1e-7}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
