@@ -333,7 +333,7 @@ def error_of(script: Callable[[Factory, int], float], factory: Factory, steps: i
         (mse_loss_and_derivatives_of_one_batch, KFACPINN, 60, 1000),
         (no_closure_and_points_drawn_by_numpy, KFACPINN, 100, 3),
         (an_oscillator_with_a_weighted_loss, GaussNewton, 100, 10),
-        (a_transformer_over_pseudo_sequences, KFACPINN, 15, 5),
+        (a_transformer_over_pseudo_sequences, KFACPINN, 30, 100),
         (weights_and_products_by_hand, KFACPINN, 60, 1000),
         (areas_weights_and_a_gradient_scaler, KFACPINN, 50, 10),
         (areas_weights_and_a_gradient_scaler, GaussNewton, 60, 10),

@@ -16,7 +16,16 @@ from small_problems import flat, network, points, small_case
 from torch import Tensor
 
 import kfac_pinn
-from kfac_pinn import ENGD, KFAC, KFACPINN, SPRING, GaussNewton, HessianFree, OneEvaluation
+from kfac_pinn import (
+    ENGD,
+    KFAC,
+    KFACPINN,
+    SPRING,
+    GaussNewton,
+    HessianFree,
+    OneEvaluation,
+    SelfScaledBroyden,
+)
 from kfac_pinn.jacobian import linearize
 from kfac_pinn.jacobian.capture.data import same_data
 from kfac_pinn.optimizers.levenberg_marquardt import LevenbergMarquardt
@@ -24,7 +33,10 @@ from kfac_pinn.search.damping import Towards
 from kfac_pinn.search.one_evaluation import Trial, standard_error
 from kfac_pinn.search.step import Step
 
-SEARCHING = [KFACPINN, GaussNewton, KFAC, ENGD, SPRING, HessianFree, LevenbergMarquardt]
+SEARCHING = [
+    *(KFACPINN, GaussNewton, KFAC, ENGD, SPRING, HessianFree, LevenbergMarquardt),
+    SelfScaledBroyden,
+]
 every_search = pytest.mark.parametrize("make", SEARCHING, ids=lambda c: c.__name__)
 
 
