@@ -198,9 +198,11 @@ def test_the_learning_rate_is_monitored_and_scheduled() -> None:
 
 
 def test_early_stopping_reads_the_logged_losses() -> None:
-    stop = lightning.pytorch.callbacks.EarlyStopping("equation", stopping_threshold=1e-2)
+    # One term may rise for some steps while the loss falls
+    early = lightning.pytorch.callbacks.EarlyStopping
+    stop = early("equation", patience=120, stopping_threshold=1e-2)
     model = heat.Heat(KFACPINN)
-    trainer = heat.trainer(60, callbacks=[stop])
+    trainer = heat.trainer(120, callbacks=[stop])
     trainer.fit(model, heat.points())
-    assert trainer.current_epoch < 60
+    assert trainer.current_epoch < 120
     assert trainer.logged_metrics["equation"] < 1e-2
