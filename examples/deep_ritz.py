@@ -22,6 +22,7 @@ from tqdm.auto import trange
 from kfac_pinn import (
     KFACPINN,
     MLP,
+    Affordable,
     Box,
     ConvexLoss,
     HardConstraint,
@@ -57,7 +58,8 @@ def main(steps: int = 60, points: int = 4096, out: Out = Path("figures/deep_ritz
 
         return energy
 
-    optimizer = KFACPINN(model.parameters())
+    # Exact steps follow points that are new every five steps too far
+    optimizer = KFACPINN(model.parameters(), exact=Affordable(0))
     held_out, errors = SQUARE.interior(2000), []
     for step in (bar := trange(steps)):
         if step % 5 == 0:
