@@ -102,7 +102,7 @@ class GaussNewton(ModelOptimizer):
     a second or less up to about a thousand of either. Above, m ~ 1000 random sums of the rows stand
     for them, O(m^2 P + m^3), the step being the best combination of two that they know
     (`sketched_model`). Given minutes it ends the most accurate here by orders of magnitude, up to
-    about ten thousand parameters; in seconds, from about a thousand on, `KFACPINN` is ahead.
+    about ten thousand parameters; in seconds, from about a thousand on, truncated steps are ahead.
 
     Args:
         params: as for any torch optimizer.

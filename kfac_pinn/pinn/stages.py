@@ -67,7 +67,6 @@ def corrected(
     for name, value, rule in (("second", second, MODULE), ("residuals", residuals, FUNCTION)):
         rule(f"corrected: {name}", value)
     found = Corrected(first, second, 1.0)
-    first.requires_grad_(False)
     before = values(residuals(first)())
     size = length(before)
     for _ in range(ROUNDS):
@@ -79,6 +78,7 @@ def corrected(
                 f"them by {moved:.1e}: both must be positive and finite"
             )
         found.scale *= size / moved
+    first.requires_grad_(False)  # last: a call that fails leaves it as it was
     return found
 
 

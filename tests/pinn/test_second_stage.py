@@ -100,6 +100,7 @@ def test_what_cannot_be_scaled_is_named() -> None:
         corrected(first, second, lambda u: lambda: first(x) - 1)
     with pytest.raises(ValueError, match="have length 0"):
         corrected(first, second, lambda u: lambda: u(x) - first(x))
+    assert all(p.requires_grad for p in first.parameters())
     with pytest.raises(TypeError, match="corrected: second"):
         corrected(first, 3, poisson())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Corrected: scale"):
