@@ -158,6 +158,10 @@ class Marks(Callback):
         while self.waiting and run.seconds >= self.waiting[0]:
             self.errors[f"{self.waiting.pop(0):g}"] = run.evaluate()["relative_l2"]
 
+    def on_end(self, run: Run) -> None:
+        """What a run that is solved ends with stands under the marks it did not need."""
+        self.errors |= {f"{mark:g}": run.evaluate()["relative_l2"] for mark in self.waiting}
+
 
 class Spent(Callback):
     """The seconds of all windows so far, and what the next may take of the rest.
@@ -183,14 +187,15 @@ class Spent(Callback):
 
 
 class Standing(Callback):
-    """Stops when so many steps together have not halved the loss."""
+    """Stops when so many steps together have not halved a loss that is below so much."""
 
-    def __init__(self, steps: int = 30) -> None:
-        self.steps, self.losses = steps, list[float]()
+    def __init__(self, steps: int = 30, below: float = math.inf) -> None:
+        self.steps, self.below, self.losses = steps, below, list[float]()
 
     def on_step(self, run: Run) -> None:
         self.losses.append(run.loss)
-        if len(self.losses) > self.steps and run.loss > self.losses[-self.steps - 1] / 2:
+        small, known = run.loss < self.below, len(self.losses) > self.steps
+        if small and known and run.loss > self.losses[-self.steps - 1] / 2:
             run.stop(f"the loss stands at {run.loss:.1e}")
 
 
@@ -285,7 +290,8 @@ class Runner:
         model, marks = self.model(problem).double(), Marks(seconds)
         found = Outcome(marks.errors)
         try:
-            found.note(self.fitted(model, problem, seconds[-1], marks))
+            solved = Standing(60, below=SOLVED)
+            found.note(self.fitted(model, problem, seconds[-1], marks, solved))
         except Exception as error:
             found.reason = "".join(traceback.format_exception_only(error)).strip()
         return model, found
@@ -406,7 +412,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         failed += [
             f"- {name}, {optimizer}, {network}, seed {r['seed']}: {r['reason']}"
             for r in mine
-            if not r["reason"].endswith("seconds are spent")
+            if not r["reason"].endswith("seconds are spent") and "stands" not in r["reason"]
         ]
     return "\n".join([*lines, *(["", "Ended early:", "", *failed] if failed else [])])
 

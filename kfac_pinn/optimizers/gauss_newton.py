@@ -16,7 +16,7 @@ from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
-from kfac_pinn.optimizers.remarks import Subject
+from kfac_pinn.optimizers.remarks import JUMP, Subject
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
@@ -59,6 +59,14 @@ class Memory:
         # A step below the rounding of theta moves nothing: the radius must be able to grow again
         rounding = torch.finfo(linearization.residual.dtype).eps * length
         return max(length if self.radius is None else self.radius, rounding)
+
+    def renewed(self, loss: float) -> Memory:
+        """With the first stage anew, where the loss is a hundred times what the last step left.
+
+        Points or the equation have changed so much that the minimum that was passed was another's.
+        """
+        changed = self.taken is not None and loss > JUMP * self.taken.after > 0
+        return replace(self, stage=BEGINNING) if changed else self
 
     def longest(self, linearization: Linearization) -> float:
         """The bound of the radius, if the points are new; inf if they are not."""
@@ -201,6 +209,7 @@ class DecomposedSteps:
         """The longest step that hits the target, if it decreases the loss."""
         decomposition = self.decompose(linearization, optimizer.steps, memory.last)
         model, longest = damped_model(linearization, decomposition), memory.longest(linearization)
+        memory = memory.renewed(linearization.loss)
         target = self.schedule.target(memory.stage)
 
         def attempt(radius: float) -> Trial:
