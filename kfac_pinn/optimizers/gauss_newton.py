@@ -45,12 +45,14 @@ class Memory:
         last: its damping, and how many parameters it fitted freely.
         stage: which target holds.
         taken: the last step, if one was taken, for new points to judge it.
+        began: the loss that the last step began with; 0 before the first.
     """
 
     radius: float | None = None
     last: Last = FIRST
     stage: Stage = BEGINNING
     taken: TakenStep | None = None
+    began: float = 0.0
 
     def begin(self, linearization: Linearization, decomposition: Decomposition) -> float:
         """Where the search begins: the last radius; in the first step, ||D theta||."""
@@ -61,12 +63,12 @@ class Memory:
         return max(length if self.radius is None else self.radius, rounding)
 
     def renewed(self, loss: float) -> Memory:
-        """With the first stage anew, where the loss is a hundred times what the last step left.
+        """Nothing, where the loss is a hundred times what the last step began with.
 
-        Points or the equation have changed so much that the minimum that was passed was another's.
+        No single step raises it so much on other points: the problem itself is another, and the
+        minimum of the damping that was passed was not its own.
         """
-        changed = self.taken is not None and loss > JUMP * self.taken.after > 0
-        return replace(self, stage=BEGINNING) if changed else self
+        return Memory() if 0 < JUMP * self.began < loss else self
 
     def longest(self, linearization: Linearization) -> float:
         """The bound of the radius, if the points are new; inf if they are not."""
@@ -207,9 +209,9 @@ class DecomposedSteps:
         objective: Objective,
     ) -> tuple[Step, Memory]:
         """The longest step that hits the target, if it decreases the loss."""
+        memory = memory.renewed(linearization.loss)
         decomposition = self.decompose(linearization, optimizer.steps, memory.last)
         model, longest = damped_model(linearization, decomposition), memory.longest(linearization)
-        memory = memory.renewed(linearization.loss)
         target = self.schedule.target(memory.stage)
 
         def attempt(radius: float) -> Trial:
@@ -236,7 +238,7 @@ class DecomposedSteps:
             radius=trial.radius,
             effective_parameters=free,
         )
-        return noted, replace(memory, stage=stage, taken=taken)
+        return noted, replace(memory, stage=stage, taken=taken, began=before)
 
     def leap(
         self, optimizer: ModelOptimizer, memory: Memory, linearization: Linearization
