@@ -16,7 +16,7 @@ from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
-from kfac_pinn.optimizers.remarks import Subject
+from kfac_pinn.optimizers.remarks import JUMP, Subject
 from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
@@ -45,12 +45,14 @@ class Memory:
         last: its damping, and how many parameters it fitted freely.
         stage: which target holds.
         taken: the last step, if one was taken, for new points to judge it.
+        began: the loss that the last step began with; 0 before the first.
     """
 
     radius: float | None = None
     last: Last = FIRST
     stage: Stage = BEGINNING
     taken: TakenStep | None = None
+    began: float = 0.0
 
     def begin(self, linearization: Linearization, decomposition: Decomposition) -> float:
         """Where the search begins: the last radius; in the first step, ||D theta||."""
@@ -59,6 +61,14 @@ class Memory:
         # A step below the rounding of theta moves nothing: the radius must be able to grow again
         rounding = torch.finfo(linearization.residual.dtype).eps * length
         return max(length if self.radius is None else self.radius, rounding)
+
+    def renewed(self, loss: float) -> Memory:
+        """Nothing, where the loss is a hundred times what the last step began with.
+
+        No single step raises it so much on other points: the problem itself is another, and the
+        minimum of the damping that was passed was not its own.
+        """
+        return Memory() if 0 < JUMP * self.began < loss else self
 
     def longest(self, linearization: Linearization) -> float:
         """The bound of the radius, if the points are new; inf if they are not."""
@@ -199,6 +209,7 @@ class DecomposedSteps:
         objective: Objective,
     ) -> tuple[Step, Memory]:
         """The longest step that hits the target, if it decreases the loss."""
+        memory = memory.renewed(linearization.loss)
         decomposition = self.decompose(linearization, optimizer.steps, memory.last)
         model, longest = damped_model(linearization, decomposition), memory.longest(linearization)
         target = self.schedule.target(memory.stage)
@@ -227,7 +238,7 @@ class DecomposedSteps:
             radius=trial.radius,
             effective_parameters=free,
         )
-        return noted, replace(memory, stage=stage, taken=taken)
+        return noted, replace(memory, stage=stage, taken=taken, began=before)
 
     def leap(
         self, optimizer: ModelOptimizer, memory: Memory, linearization: Linearization

@@ -130,18 +130,18 @@ def test_misuse_is_named(args, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("network", ["tanh", "sine", "Fourier", "modified", "Pirate"])
 def test_models_carry_what_is_unknown(network: str) -> None:
-    zoo = load("zoo")
+    zoo, runs = load("zoo"), load("zoo_runs")
     problem = PROBLEMS["oscillator_inverse"]()
-    model = zoo.Runner("oscillator_inverse", "GaussNewton", network, "6-6").model(problem)
+    model = runs.Runner("oscillator_inverse", "GaussNewton", network, "6-6").model(problem)
     assert {"friction", "stiffness"} <= dict(model.named_parameters()).keys()
     assert model(torch.rand(3, 1)).shape == (3, 1)
-    field = zoo.Runner("inverse_heat", "GaussNewton", network)
+    field = runs.Runner("inverse_heat", "GaussNewton", network)
     assert field.model(PROBLEMS["inverse_heat"]()).diffusivity.item() == 1.0
     assert set(zoo.PUBLISHED) <= set(PROBLEMS)
 
 
 def test_points_are_scaled_by_the_box_around_them() -> None:
-    box = load("zoo").box_of(PROBLEMS["convection"]())
+    box = load("zoo_runs").box_of(PROBLEMS["convection"]())
     torch.testing.assert_close(
         torch.tensor(box.upper), torch.tensor([1.0, 6.28]), atol=0.02, rtol=0
     )

@@ -72,10 +72,10 @@ def l_shape() -> Problem:
     domain = Box.cube(2, -1.0, 1.0) - Box((0.0, -1.0), (1.0, 0.0))
 
     def solution(x: Tensor) -> Tensor:
-        # the angle from the negative diagonal, where atan2 jumps: outside of the domain
-        theta = torch.atan2(x[:, :1] - x[:, 1:2], -x[:, :1] - x[:, 1:2])
+        # from the middle of the three quadrants: atan2 jumps in the one that is left out
+        theta = torch.atan2(-x[:, :1] - x[:, 1:2], x[:, 1:2] - x[:, :1])
         radius = (x * x).sum(1, keepdim=True)
-        return radius ** (1 / 3) * torch.sin(2 / 3 * (3 * pi / 4 - theta))
+        return radius ** (1 / 3) * torch.sin(2 / 3 * (3 * pi / 4 + theta))
 
     terms = {
         "interior": Term(domain.interior, laplacian, 3000),

@@ -110,7 +110,6 @@ class PeriodicEquation:
 
         Source: Cox & Matthews (2002); coefficients as Kassam & Trefethen (2005), eq. 2.5.
         """
-        x = self.lower + self.period * torch.arange(modes, dtype=torch.float64) / modes
         k = 2 * math.pi / self.period * torch.arange(modes // 2 + 1, dtype=torch.float64)
         kept = torch.arange(modes // 2 + 1) < modes / (self.degree + 1)
         outer = self.outer(k) * kept
@@ -120,7 +119,7 @@ class PeriodicEquation:
 
         h = end / steps
         whole, half, q, f1, f2, f3 = _coefficients(self.linear(k) * h, h)
-        v = torch.fft.rfft(initial(x))
+        v = self._modes(initial, modes)
         found = [v]
         for _ in range(steps):
             n = nonlinear(v)
@@ -131,6 +130,12 @@ class PeriodicEquation:
             v = whole * v + f1 * n + 2 * f2 * (na + nb) + f3 * nc
             found.append(v)
         return Trajectory(torch.stack(found) / modes, end, self.lower, self.period)
+
+    def _modes(self, initial: Callable[[Tensor], Tensor], modes: int) -> Tensor:
+        """Its rfft, from many more points: those of a kink fall slowly and would be aliased."""
+        points = 32 * modes
+        x = self.lower + self.period * torch.arange(points, dtype=torch.float64) / points
+        return torch.fft.rfft(initial(x))[: modes // 2 + 1] / 32
 
 
 def _coefficients(z: Tensor, h: float) -> tuple[Tensor, ...]:
