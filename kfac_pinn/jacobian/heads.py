@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kfac_pinn.jacobian.products import INNER, PRODUCTS, SQUARED
-from kfac_pinn.jacobian.quadratic_forms import elementwise_form, inner_form
+from kfac_pinn.jacobian.quadratic_forms import elementwise_form, gram, inner_form
 from kfac_pinn.jacobian.robust_losses import ROBUST
 from kfac_pinn.jacobian.squares import SQUARES, Head, Node
 
@@ -25,5 +25,7 @@ FORMS: dict[str, Callable[[Node], Head | None]] = {
     **{name: elementwise_form(factors) for name, factors in PRODUCTS.items()},
 }
 
+GRAMS = {name: gram(factors) for name, factors in INNER.items() if name in ("Mm", "Bmm", "Addmm")}
+
 # Squares first: r . r is r . M r with the identity
-TABLES = (SQUARES, SQUARED, ROBUST, FORMS)
+TABLES = (SQUARES, SQUARED, ROBUST, FORMS, GRAMS)

@@ -14,7 +14,7 @@ from kfac_pinn.jacobian.capture.readers import name_of, shape_of
 from kfac_pinn.jacobian.products import Factors, base, is_inner, one_each, twins
 from kfac_pinn.jacobian.squares import Edge, Head, Node
 
-__all__ = ["elementwise_form", "inner_form", "root"]
+__all__ = ["elementwise_form", "gram", "inner_form"]
 
 
 def inner_form(factors: Factors) -> Callable[[Node], Head | None]:
@@ -25,8 +25,8 @@ def inner_form(factors: Factors) -> Callable[[Node], Head | None]:
         if found is None:
             return None
         residual, _ = found
-        times = factors.times(node)
-        return Head(node, residual, lambda weight: one_each(weight, residual) * times)
+        scale = factors.times(node)
+        return Head(node, residual, lambda weight: one_each(weight, residual) * scale)
 
     return read
 
@@ -39,17 +39,55 @@ def elementwise_form(factors: Factors) -> Callable[[Node], Head | None]:
         if found is None:
             return None
         residual, dim = found
-        times = factors.times(node)
+        scale = factors.times(node)
 
         def spread(weight: Tensor) -> Tensor:
             weight = weight.expand(residual.shape)
             if (weight != weight.narrow(dim, 0, 1)).any():
                 raise ValueError(WEIGHTED)
-            return weight * times
+            return weight * scale
 
         return Head(node, residual, spread)
 
     return read
+
+
+def gram(factors: Factors) -> Callable[[Node], Head | None]:
+    """G = r^T r or r^T M r, all products of columns: a loss linear in it is trace(W G).
+
+    With M = L L^T and the weights W = K K^T that is the square of L^T r K.
+    """
+
+    def read(node: Node) -> Head | None:
+        if (edges := factors.edges(node)) is None:
+            return None
+        turned, r = factors.values(node)
+        # einsum puts a dimension of one before both
+        if r.is_complex() or r.shape[:-2].numel() != 1 or turned.shape[-2] != r.shape[-1]:
+            return None
+        whole_r, turned = r.reshape(r.shape[-2:]), turned.detach().reshape(turned.shape[-2:])
+        left = left_of(edges, whole_r.detach(), turned)
+        if left is None:
+            return None
+        scale = factors.times(node)
+
+        def mixed(weight: Tensor) -> Tensor:
+            return left.mT @ whole_r @ root(scale * weight.reshape(weight.shape[-2:]))
+
+        return Head(node, whole_r, lambda weight: weight, mixed=mixed)
+
+    return read
+
+
+def left_of(edges: tuple[Edge, Edge], r: Tensor, turned: Tensor) -> Tensor | None:
+    """L with r^T L L^T for the first factor of a product with r; None where it is none."""
+    one, other = (whole(edge) for edge in edges)
+    if (one == other or twins(one, other)) and torch.equal(turned.mT, r):
+        return torch.eye(len(r), dtype=r.dtype, device=r.device)
+    matrix = matrix_between(edges[1], edges[0])
+    if matrix is None or matrix.ndim > 2 or summed(matrix, r, turned.mT) != -2:
+        return None
+    return root(matrix)
 
 
 def form(node: Node, factors: Factors) -> tuple[Tensor, int] | None:
@@ -69,7 +107,7 @@ def form(node: Node, factors: Factors) -> tuple[Tensor, int] | None:
             continue
         dim = summed(matrix, r.detach(), moved.detach().reshape(r.shape))
         if dim is not None:
-            return (r.movedim(dim, -1) @ root(matrix)).movedim(-1, dim), dim
+            return times(r.movedim(dim, -1), root(matrix)).movedim(-1, dim), dim
     return None
 
 
@@ -78,13 +116,20 @@ def summed(matrix: Tensor, r: Tensor, moved: Tensor) -> int | None:
     # A graph tells what was multiplied, not how a transposed r was turned before: values do
     size = float(moved.abs().max()) * 1e3 * torch.finfo(moved.dtype).eps
     for dim in range(-1, -1 - min(r.ndim, 2), -1):
-        if r.shape[dim] != len(matrix):
+        if r.shape[dim] != matrix.shape[-1] or (matrix.ndim > 2 and dim != -1):
             continue
         turned, expected = r.movedim(dim, -1), moved.movedim(dim, -1)
         for each in (matrix, matrix.mT):
-            if torch.allclose(turned @ each, expected, rtol=0, atol=size):
+            if torch.allclose(times(turned, each), expected, rtol=0, atol=size):
                 return dim
     return None
+
+
+def times(r: Tensor, matrix: Tensor) -> Tensor:
+    """r M for vectors in the last dimension of r; M of shape (N, N), or one a point (B, N, N)."""
+    if matrix.ndim == 2:
+        return r @ matrix
+    return (r.reshape(len(matrix), -1, r.shape[-1]) @ matrix).reshape(r.shape)
 
 
 def matrix_between(one: Edge, other: Edge) -> Tensor | None:
@@ -96,6 +141,8 @@ def matrix_between(one: Edge, other: Edge) -> Tensor | None:
         if found is None:
             return None
         here, edge = found
+        if matrix is not None and matrix.shape[-1] != here.shape[-1]:
+            return None  # one from the left, one from the right
         matrix = here if matrix is None else matrix @ here
         place = whole(edge)
         if place == source or twins(place, source):
@@ -120,7 +167,7 @@ def numel(node: Node, output: int) -> int:
 
 
 def constant(node: Node) -> tuple[Tensor, Edge] | None:
-    """K of K v or of v K^T, and v's edge; None where both are trained, or K is no one matrix."""
+    """K of K v or of v K^T, and v's edge; None where both are trained, or K is not square."""
     first, saved = MATRICES[name_of(node)]
     edges = node.next_functions[first : first + 2]
     trained = [i for i, (source, _) in enumerate(edges) if source is not None]
@@ -132,7 +179,7 @@ def constant(node: Node) -> tuple[Tensor, Edge] | None:
     # One for all vectors of a batch
     if matrix.ndim == 3 and (matrix == matrix[:1]).all():
         matrix = matrix[0]
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    if matrix.ndim < 2 or matrix.shape[-2] != matrix.shape[-1]:
         return None
     return (matrix if v == 1 else matrix.mT).detach(), edges[v]
 
@@ -145,13 +192,19 @@ def root(matrix: Tensor) -> Tensor:
     """
     symmetric = (matrix + matrix.mT) / 2
     lower, failed = torch.linalg.cholesky_ex(symmetric)
-    if not failed:
+    if not failed.any():
         return lower
     values, vectors = torch.linalg.eigh(symmetric)
     # A matrix without full rank has eigenvalues that are rounding
-    if values[0] < -len(values) * torch.finfo(values.dtype).eps * values.abs().max() * 10:
-        raise ValueError(INDEFINITE.format(least=float(values[0])))
-    return vectors * values.clamp_min(0).sqrt()
+    rounding = 10 * values.shape[-1] * torch.finfo(values.dtype).eps
+    if (values < -rounding * values.abs().amax(-1, keepdim=True)).any():
+        raise ValueError(INDEFINITE.format(least=float(values.min())))
+    return vectors * values.clamp_min(0).sqrt()[..., None, :]
+
+
+def inverse(node: Node) -> Tensor:
+    """(L L^T)^-1 of a system that is solved by the factor L."""
+    return torch.cholesky_inverse(node._saved_input2, upper=node._saved_upper)
 
 
 Saved = Callable[[Node], Tensor]
@@ -168,6 +221,7 @@ MATRICES: dict[str, tuple[int, tuple[Saved, ...]]] = {
     "Mm": (0, keeps("self", "mat2")),
     "Bmm": (0, keeps("self", "mat2")),
     "SparseAddmm": (1, keeps("mat1", "mat2")),
+    "CholeskySolve": (0, (*keeps("self"), inverse)),
     "LinalgSolveEx": (0, (lambda node: torch.linalg.inv(node._saved_A), *keeps("result"))),
 }
 

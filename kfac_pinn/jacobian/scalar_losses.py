@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -156,6 +157,9 @@ def dependent(root: Node, trained: set[int] | None) -> set[Node]:
 
 def terms_of(head: Head, weight: Tensor, name: str, linear: bool) -> Iterator[LeastSquares]:
     """One term a column of the residual."""
+    if head.mixed is not None:
+        residual = head.mixed(weight)
+        head, weight = replace(head, residual=residual, mixed=None), torch.ones_like(residual)
     refuse_broadcast(head.residual, name)
     # the loss reads |h|^2 as a complex number without an imaginary part
     weights = head.spread(weight.real if weight.is_complex() else weight)

@@ -29,6 +29,7 @@ class Head:
         spread: brings weights of the node's output to r's shape.
         rho: None for a square.
         exact: whether the loss is linear in what the node computes, and that in the squares.
+        mixed: from the weights to the residual with weights of one, where they mix its entries.
     """
 
     node: Node
@@ -36,6 +37,7 @@ class Head:
     spread: Callable[[Tensor], Tensor]
     rho: Rho | None = None
     exact: bool = True
+    mixed: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         # A graph keeps tensors of the closure's own class, but without that class's attributes.

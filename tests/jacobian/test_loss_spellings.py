@@ -32,6 +32,7 @@ X, Y, W = uniform(20, 2), uniform(20, 3), uniform(20, 3)
 B = normal(20, 20)
 M, LOW = B @ B.T / 20, B[:, :4] @ B[:, :4].T
 SKEW = M + (B - B.T) / 10
+EACH = (N := normal(20, 3, 3)) @ N.mT + 1e-1 * torch.eye(3, dtype=torch.float64)
 C = torch.eye(3, dtype=torch.float64) + torch.ones(3, 3) / 2
 TWO = torch.tensor([0.5, 2.0], dtype=torch.float64)
 
@@ -116,6 +117,50 @@ FORMS: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], Tensor]] = {
         of_r(lambda a: (a[:, None, :] @ C @ a[:, :, None]).mean()),
         r,
         alike(C) / 20,
+    ),
+    "points, einsum to one number": (
+        of_r(lambda a: torch.einsum("bi,ij,bj->", a, C, a)),
+        r,
+        alike(C),
+    ),
+    "trace": (of_r(lambda a: torch.trace(a.T @ a) / 20), r, torch.eye(60).double() / 20),
+    "trace of a form": (
+        of_r(lambda a: torch.trace(a.T @ M @ a)),
+        r,
+        torch.kron(M, torch.eye(3, dtype=torch.float64)),
+    ),
+    "trace of a form with weights": (
+        of_r(lambda a: (C * (a.T @ M @ a)).sum()),
+        r,
+        torch.kron(M, C),
+    ),
+    "diagonal of all products": (
+        of_r(lambda a: (a @ a.T).diagonal().mean()),
+        r,
+        torch.eye(60, dtype=torch.float64) / 20,
+    ),
+    "weighted products of columns": (of_r(lambda a: (C * (a.T @ a)).sum()), r, alike(C)),
+    "a matrix a point": (
+        of_r(lambda a: torch.einsum("bi,bij,bj->b", a, EACH, a).mean()),
+        r,
+        torch.block_diag(*EACH) / 20,
+    ),
+    "a matrix a point, entry by entry": (
+        of_r(lambda a: (a * (EACH @ a[:, :, None])[:, :, 0]).sum()),
+        r,
+        torch.block_diag(*EACH),
+    ),
+    "einsum, matrix first": (of_v(lambda a: torch.einsum("ij,i,j->", M, a, a)), v, M),
+    "vecdot": (of_v(lambda a: torch.linalg.vecdot(a, M @ a)), v, M),
+    "half, a number of a matrix": (
+        of_v(lambda a: 0.5 * (a[:, None].T @ (M @ a[:, None]))[0, 0] / 20),
+        v,
+        M / 40,
+    ),
+    "by Cholesky factors": (
+        of_v(lambda a: a @ torch.cholesky_solve(a[:, None], torch.linalg.cholesky(M))[:, 0]),
+        v,
+        torch.linalg.inv(M),
     ),
     "batch of squares": (
         of_r(lambda a: (a[:, None, :] @ a[:, :, None]).mean()),
@@ -274,6 +319,10 @@ def test_log_cosh(name: str, size: float) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
+    "matrices on both sides": (
+        of_r(lambda a: torch.trace(C @ a.T @ M @ a)),
+        "Mm.*constant, square",
+    ),
     "a negative form": (
         of_v(lambda a: a @ (M - torch.eye(20, dtype=torch.float64)) @ a),
         "eigenvalue -.*is negative",
