@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kfac_pinn.jacobian.capture.graph import SHAPING, edges_of, inputs_first
 from kfac_pinn.jacobian.capture.readers import name_of, shape_of
+from kfac_pinn.jacobian.heads import head_of
 from kfac_pinn.jacobian.losses import BROADCAST, LeastSquares, Reweighted, Sloped
-from kfac_pinn.jacobian.squares import HEADS, Edge, Head, Node, base
+from kfac_pinn.jacobian.products import base
+from kfac_pinn.jacobian.squares import Edge, Head, Node
 
 __all__ = ["ends_in_squares", "refuse_broadcast", "residual_terms"]
 
@@ -109,23 +112,34 @@ class Walk:
 
     def _step(self, node: Node, under: Node | None) -> Iterator[tuple[Node, Node | None]]:
         """The head that a node is, or the nodes that it is a function of."""
-        name = name_of(node)
-        head = HEADS[name](node) if name in HEADS else None
-        if head is not None:
+        name, sources = name_of(node), [source for source, _ in node.next_functions]
+        mine = [i for i, source in enumerate(sources) if source in self.depends]
+        factors = FACTORS.get(name, ())
+        if (head := head_of(name, node)) is not None:
             self.heads.append(head)
             self.linear &= head.exact
-            return
-        sources = [source for source, _ in node.next_functions]
-        mine = [source for source in sources if source in self.depends]
-        if name in SUMS:
-            # Rsub is c - r with a number c, which is in no node
-            self.constants |= len(mine) < len(sources) or name == "Rsub"
+            # What a product is added to, as by addcmul
+            mine = [i for i in mine if i not in factors] if name in ADDING else []
+        elif name in FACTORS:
+            # A product with what is not trained is linear; of two functions of squares it is not
+            trained = [i for i in mine if i in factors]
+            if len(trained) > 1 or DIVISORS.get(name) in mine:
+                self.linear, under = False, under or node
+            # A layer: what is behind it is no loss
+            layer = any(name_of(base(sources[i], 0)[0]) == "AccumulateGrad" for i in trained)
+            if name in MATRICES and (len(trained) > 1 or layer):
+                raise ValueError(refusal(node, under))
+            if name == "Lerp" and {name_of(source) for source in sources[:2]} == {"Gather"}:
+                raise ValueError(refusal(node, node))
         elif name in CURVED:
             self.linear, under = False, under or node
-        # A product of a residual with what is not trained is linear; of two trained ones it is not
-        elif name not in LINEAR and not (name in BILINEAR and len(mine) == 1):
-            raise ValueError(refusal(under or node))
-        yield from ((source, under) for source in mine)
+        elif name not in SUMS | LINEAR:
+            raise ValueError(refusal(node, under))
+        if name in SUMS | ADDING:
+            # Rsub is c - r with a number c, which is in no node
+            added = [i for i in range(len(sources)) if i not in factors]
+            self.constants |= name == "Rsub" or any(i not in mine for i in added)
+        yield from ((sources[i], under) for i in mine)
 
 
 def dependent(root: Node, trained: set[int] | None) -> set[Node]:
@@ -143,6 +157,9 @@ def dependent(root: Node, trained: set[int] | None) -> set[Node]:
 
 def terms_of(head: Head, weight: Tensor, name: str, linear: bool) -> Iterator[LeastSquares]:
     """One term a column of the residual."""
+    if head.mixed is not None:
+        residual = head.mixed(weight)
+        head, weight = replace(head, residual=residual, mixed=None), torch.ones_like(residual)
     refuse_broadcast(head.residual, name)
     # the loss reads |h|^2 as a complex number without an imaginary part
     weights = head.spread(weight.real if weight.is_complex() else weight)
@@ -153,16 +170,21 @@ def terms_of(head: Head, weight: Tensor, name: str, linear: bool) -> Iterator[Le
     # A root has no slope at 0, where the slope of its square is 0 whatever the weight
     weights = weights.where(weights.isfinite() | (residual.detach() != 0), 0)
     if (weights < 0).any():
-        raise ValueError(f"{name} enters with a negative weight: the loss is not a sum of squares")
+        behind = head.residual.grad_fn
+        why = WEIGHTED if behind is None or is_weight(behind) else FALLING
+        raise ValueError(
+            f"{name} enters with a negative weight: the loss is not a sum of squares{why}. "
+            f"{WAYS_OUT}"
+        )
     pairs = list(zip(*columns(residual, weights), strict=True))
     for c, (r, w) in enumerate(pairs):
         label = name if len(pairs) == 1 else f"{name}, column {c}"
         if head.rho is None:
             # `LeastSquares` takes half the mean
-            kind = LeastSquares if linear else Sloped
-            yield kind((2 * len(r) * w).sqrt() * r, label)
+            found = LeastSquares((2 * len(r) * w).sqrt() * r, label)
         else:
-            yield Reweighted(r, w, head.rho, label)
+            found = Reweighted(r, w, head.rho, label)
+        yield found if linear else Sloped(found.residual, label)
 
 
 def refuse_broadcast(residual: Tensor, name: str) -> None:
@@ -211,48 +233,90 @@ def refuse_difference(loss: Tensor, terms: list[LeastSquares]) -> None:
         )
 
 
-def refusal(node: Node) -> str:
+def is_weight(node: Node) -> bool:
+    """Whether it is a function of trained numbers, and of no network."""
+    return all(name_of(each) not in MATRICES for each in inputs_first(node))
+
+
+def refusal(node: Node, under: Node | None) -> str:
     """Name the operation, and what to write instead."""
-    name = name_of(node)
-    hint = HINTS.get(name, "")
+    named = under or node
+    name = name_of(named)
+    # Of a product the factors; a layer is not meant
+    asked = (
+        edges_of(named) if name in PRODUCTS else [(node, 0)] * (name_of(node) == "AccumulateGrad")
+    )
+    weight = any(is_weight(source) for source, _ in asked)
+    hint = WEIGHTED if weight else HINTS.get(name, "")
     return (
-        f"the loss is no sum of squares of residuals: it contains {name} ({type(node).__name__}, "
-        f"shape {shape_of(node, 0)}) between the squares and the loss{hint}. {WAYS_OUT}"
+        f"the loss is no sum of squares of residuals: it contains {name} ({type(named).__name__}, "
+        f"shape {shape_of(named, 0)}) between the squares and the loss{hint}. {WAYS_OUT}"
     )
 
 
 DIFFERENCES = {"Add", "Sub", "Rsub"}
-SUMS = {"Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "CopySlices"}
+SUMS = {
+    "Add", "Sub", "Rsub", "Sum", "Mean", "Stack", "Cat", "Neg", "Where", "CopySlices",
+    "ScatterAdd", "IndexAdd", "Scatter", "SliceScatter", "SelectScatter", "ConstantPadNd",
+}  # fmt: skip
 LINEAR = {
     *SHAPING, "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index", "IndexSelect",
     "Nansum", "Trace", "Diagonal", "AsStrided", "MaskedFill", "Gather", "Cumsum", "Flip", "Roll",
-    "Repeat", "MaskedSelect", "IndexPut", "Topk", "Sort", "ViewAsReal", "Conj",
+    "Repeat", "MaskedSelect", "IndexPut", "Topk", "Sort", "ViewAsReal", "Conj", "Unfold",
+    "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "MeanPool",
 }  # fmt: skip
 CURVED = {
     "Sqrt", "Log", "Log2", "Log10", "Log1P", "Exp", "Expm1", "Logsumexp", "Pow", "Clamp",
-    "ClampMin", "ClampMax",
+    "ClampMin", "ClampMax", "Sigmoid", "LogSigmoid", "Tanh", "Atan", "Asinh", "Erf", "Softplus",
+    "Softmax", "Reciprocal", "Rsqrt", "Maximum", "Minimum", "Logaddexp", "Prod",
 }  # fmt: skip
-BILINEAR = {"Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Addmm", "Addmv", "Baddbmm", "Lerp"}
+# The numbers of what is multiplied among a node's inputs; the others are added
+FACTORS = {
+    **dict.fromkeys(("Mul", "Div", "Dot", "Vdot", "Mv", "Mm", "Bmm", "Convolution"), (0, 1)),
+    **dict.fromkeys(("Addcmul", "Addcdiv", "Addmm", "Addmv", "Addr"), (1, 2)),
+    **dict.fromkeys(("Baddbmm", "Addbmm", "SparseAddmm"), (1, 2)),
+    "Lerp": (2,),
+}
+# A layer of a network is one of the matrices
+PRODUCTS = {"Mul", "Div", "Dot", "Mv"}
+MATRICES = FACTORS.keys() - {"Mul", "Div", "Addcmul", "Addcdiv", "Lerp"}
+ADDING = {name for name, factors in FACTORS.items() if 0 not in factors}
+DIVISORS = {"Div": 1, "Addcdiv": 2}
 
 WAYS_OUT = (
     "Return the residuals themselves (a tensor, a tuple or a dict of them: the optimizer squares "
     "them; for one number, a prior say, r.reshape(1)), or a kfac_pinn.ConvexLoss of the outputs "
     "for a loss that is not a square"
 )
-QUADRATIC = ": a product of two residuals; for r . M r write (L.T @ r).square(), M = L L.T"
+QUADRATIC = (
+    ": a product of two residuals; for r . M r take a constant, square M that has no negative "
+    "eigenvalue, or write (L.T @ r).square(), M = L L.T"
+)
+LARGEST = (
+    ": one error out of all is not smooth; write (r ** 8).mean(), or "
+    "torch.logsumexp(k * r ** 2, 0) / k, which is near the largest for large k"
+)
+WEIGHTED = (
+    ": a trained tensor that is not squared. If it is a weight that is trained along, s in "
+    "exp(-s) * L + s say, descent on all together prefers to solve the easiest term alone. Write "
+    "torch.log(L) instead, the least of that over s but for a constant, or leave s out of the "
+    "parameters and give it to another optimizer, torch.optim.Adam say, which steps beside this one"
+)
+FALLING = (
+    ", for the loss falls where this square rises. Where terms weigh each other, by a softmax or "
+    "by exp(-sum) say, hold the weights constant with detach()"
+)
 HINTS = {
     "LinalgVectorNorm": ": a norm that is not Euclid's; take the Euclidean one, or its square",
-    "Mul": ": two trained factors; write a square as w * r ** 2, hold a weight constant with "
-    "detach(), or give it to another optimizer, torch's Adam say",
-    "Div": ": a trained divisor; hold it constant with detach()",
-    "Max": ": the largest error is not smooth",
-    "AccumulateGrad": ": a trained tensor is added to it, log variances say; leave it out of the "
-    "parameters and give it to another optimizer, torch's Adam say, which may step beside this one",
+    "Mul": ": two trained factors; write a square as w * r ** 2, and r . M r with a constant M; "
+    "hold a weight constant with detach()",
+    "Div": ": a trained divisor; hold it constant with detach(). For a cosine, 1 - cos(u, v), "
+    "write (normalize(u) - normalize(v)) ** 2 / 2 of torch.nn.functional, which is the same",
+    **dict.fromkeys(("Max", "Amax", "Kthvalue", "Median", "Nanmedian", "Lerp"), LARGEST),
     "Var": ": a variance; write (u - u.mean()).square()",
     "Std": ": a standard deviation; write (u - u.mean()).square() for its square",
-    "Dot": QUADRATIC,
-    "Mm": QUADRATIC,
-    "Bmm": QUADRATIC,
+    **dict.fromkeys(("Dot", "Mm", "Bmm", "Mv"), QUADRATIC),
+    "Addmm": ": values of a layer themselves, not their squares",
     "Relu": ": a hinge; square it, relu(...).square()",
     "CompiledFunction": ": compiled code; compile the model, or hand step(closure) a closure",
 }

@@ -386,7 +386,7 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
     "a transposed product": (lambda: (pde() * pde().T).mean(), "Mul"),
     "exponential": (lambda: MODEL(X).exp().mean(), "Exp"),
     "falling": (lambda: 1 / (1 + pde().square().mean()), "negative weight|Reciprocal"),
-    "logarithm": (lambda: MODEL(X).square().exp().log().tanh().mean(), "Tanh"),
+    "cosine of": (lambda: MODEL(X).square().exp().log().cos().mean(), "Cos"),
     "under a function": (lambda: (1 + MODEL(X).cos()).log().mean(), "Log"),
     "negative": (lambda: -pde().square().mean(), "negative weight"),
     "linear": (lambda: MODEL(X).mean(), "Addmm"),
@@ -397,7 +397,7 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
     "entropy": (lambda: F.binary_cross_entropy_with_logits(u(), Y), "BinaryCrossEntropy"),
     "uncertainty": (
         lambda: (-PARAMETERS[-1][0]).exp() * pde().square().mean(),
-        "Mul.*two trained factors.*detach",
+        "Mul.*weight that is trained.*torch.log.*another optimizer",
     ),
 }
 
