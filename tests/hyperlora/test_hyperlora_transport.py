@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import pytest
 import torch
-from transport_table import TERMS
+from experiments import EXAMPLES
+from transport_table import TERMS, markdown
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
@@ -15,6 +18,7 @@ from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 F64 = torch.float64
+RESULTS = EXAMPLES / "reproduce" / "results" / "hyperlora" / "transport"
 RANGE = (1.0, 20.0)
 
 
@@ -182,3 +186,24 @@ def test_a_network_learns_one_task() -> None:
     LevenbergSchedule(sizes)(network, family.problem(torch.tensor([2.0, 1.5])), steps=30)
     errors = family.errors(lambda task: network, torch.tensor([[2.0, 1.5]]))
     assert errors.relative < 1e-3
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_a_line_of_the_table_has_what_was_measured() -> None:
+    several = {"mean": 1.5e-3, "worst": 0.02, "tasks": 20}
+    ways = {"parametric": several, "hypernetwork": several, "adapted": several | {"tasks": 1}}
+    rows = {"a": {"published": 0.1} | ways, "b": {"published": None} | ways}
+    _, _, first, second = markdown(rows)
+    assert first == "| a | 1.0e-01 | 1.5e-03, 2.0e-02 | 1.5e-03, 2.0e-02 | 1.5e-03 |"
+    assert second == "| b |  | 1.5e-03, 2.0e-02 | 1.5e-03, 2.0e-02 | 1.5e-03 |"
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="results are in the repository only")
+def test_the_lines_of_the_page_are_those_of_the_result_files() -> None:
+    files = RESULTS.glob("seconds-*.json")
+    known = {line for file in files for line in markdown(json.loads(file.read_text()))}
+    page = (EXAMPLES.parent / "docs" / "hyperlora.md").read_text().splitlines()
+    said = [line for line in page if re.match(r"\| .* \d+-\d+, seed \d", line)]
+    assert said and set(said) <= known

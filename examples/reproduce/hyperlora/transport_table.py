@@ -1,6 +1,7 @@
 """Convection, diffusion and reaction: one network for a family, against the published errors.
 
-    python examples/reproduce/hyperlora/transport_table.py --seconds 20 --out rows.json
+    python examples/reproduce/hyperlora/transport_table.py measure --seconds 20 --out rows.json
+    python examples/reproduce/hyperlora/transport_table.py table rows.json
 
 Three ways, each given the same CPU seconds, on the same test tasks:
 
@@ -53,8 +54,10 @@ PUBLISHED = {
     "reaction-diffusion": (0.19, 0.28, 0.14),
     "convection-diffusion-reaction": (5.3e-2, 9.4e-2, 8.1e-2),
 }
+WAYS = ("parametric", "hypernetwork", "adapted")
 OMEGA = 2.0  # of the sine networks; 4 is as good on convection from 1 to 5
 Row = dict[str, Any]
+app = typer.Typer(add_completion=False)
 
 
 def families() -> Iterator[tuple[str, Family, float | None]]:
@@ -138,7 +141,30 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def main(
+def markdown(rows: dict[str, Row]) -> Iterator[str]:
+    """Relative L2 errors, a family a line: the published one; mean and worst of each way."""
+    yield "| family, coefficients | P²INN | parametric PINN | hypernetwork | adapted |"
+    yield "|---|---|---|---|---|"
+    for name, row in rows.items():
+        published = "" if row["published"] is None else f"{row['published']:.1e}"
+        yield f"| {name} | {published} | {' | '.join(shown(row[way]) for way in WAYS)} |"
+
+
+def shown(found: Row) -> str:
+    """Mean and worst; of one task, its error."""
+    numbers = [found["mean"], found["worst"]] if found["tasks"] > 1 else [found["mean"]]
+    return ", ".join(f"{number:.1e}" for number in numbers)
+
+
+@app.command()
+def table(files: list[Path]) -> None:
+    """Print what is in these files as Markdown."""
+    for file in files:
+        typer.echo("\n".join(markdown(json.loads(file.read_text()))))
+
+
+@app.command()
+def measure(
     seconds: float = 20.0,
     seed: int = 0,
     some: Annotated[int, typer.Option(help="tasks that are adapted, one by one")] = 3,
@@ -158,4 +184,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
