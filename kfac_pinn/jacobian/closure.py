@@ -72,15 +72,16 @@ def linearize(
             raise TypeError(ONE_PROCESS.format(closure=type(closure).__name__))
         if isinstance(closure, Batches):
             totals = processes.totals(counted(closure))
-            shards: Shards = Anew(closure, known, check, data, totals)
+            anew = Anew(closure, known, check, data, totals)
+            shards: Shards = kept(*anew()) if closure.keep else anew
         else:
             shards = kept(share_of(closure, known, check, data, processes.totals))
     return ShardedLinearization(shards, processes) if shared else next(shards())
 
 
-def kept(share: Linearization) -> Shards:
-    """One shard, which stays in memory."""
-    return lambda: iter([share])
+def kept(*shares: Linearization) -> Shards:
+    """Shards that stay in memory."""
+    return lambda: iter(shares)
 
 
 def counted(batches: Batches) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,9 @@ from tests.distributed.cases import (
 CUTS = [[20, 25, 15], [4, 1, 19]]
 
 
-def parameters(name: str, closure: str, split: bool, steps: int) -> torch.Tensor:
+def parameters(
+    name: str, closure: str, split: bool, steps: int, keep: bool = False
+) -> torch.Tensor:
     """After some steps in one process."""
     model, x, y = Net(), points(60, 1), points(24, 2)
     kind, arguments = OPTIMIZERS[name]
@@ -30,16 +34,104 @@ def parameters(name: str, closure: str, split: bool, steps: int) -> torch.Tensor
     make = CLOSURES[closure]
     whole = make(model, x, y)
     parts = zip(x.split(CUTS[0]), y.split(CUTS[1]), strict=True)
-    batches = Batches([make(model, *part) for part in parts])
+    batches = Batches([make(model, *part) for part in parts], keep=keep)
     for _ in range(steps):
         optimizer.step(batches if split else whole)
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "HessianFree Hessian"])
-def test_same_step_as_one_closure(name):
-    found, expected = (parameters(name, "residuals", split, 4) for split in (True, False))
+def test_same_step_as_one_closure(name, keep):
+    found, expected = (parameters(name, "residuals", split, 4, keep) for split in (True, False))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def in_batches(keep, at_once=7):
+    """The same points in one closure and in batches."""
+    model, points_of_terms = Net(), (points(60, 1), points(24, 2))
+
+    def terms(x, y):
+        return residuals(model, x, y)()
+
+    whole = kp.linearize(residuals(model, *points_of_terms), model.parameters())
+    batches = Batches.of(terms, points_of_terms, at_once=at_once, keep=keep)
+    return whole, kp.linearize(batches, model.parameters())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("at_once", [3, 7, 59, 60, 100])
+def test_the_same_jacobian(keep, at_once):
+    whole, parts = in_batches(keep, at_once)
+    u, v = torch.randn_like(whole.residual), torch.randn_like(whole.gradient)
+    for of in (
+        lambda found: found.residual,
+        lambda found: found.gradient,
+        lambda found: found.rows(),
+        lambda found: found.gramian(),
+        lambda found: found.kernel(),
+        lambda found: found @ v,
+        lambda found: found.vjp(u),
+        lambda found: found.curvature(v),
+        lambda found: found.curvature(v),  # the second is made in another way
+        lambda found: found.sketched(20, torch.Generator().manual_seed(0))[0],
+    ):
+        torch.testing.assert_close(of(parts), of(whole), rtol=1e-12, atol=1e-12)
+
+
+def test_kept_batches_are_evaluated_once():
+    model, calls = Net(), []
+
+    def terms(x):
+        calls.append(torch.is_grad_enabled())
+        return model(x).square() - 1
+
+    for keep, passes in ((True, 1), (False, 4)):
+        calls.clear()
+        found = kp.linearize(
+            Batches.of(terms, (points(12, 1),), at_once=4, keep=keep),
+            model.parameters(),
+            check=False,
+        )
+        for _ in range(3):
+            found.curvature(torch.ones_like(found.gradient))
+        # Once more, to know how many points there are
+        assert len(calls) == 3 * (passes + 1)
+
+
+def test_a_kept_batch_keeps_no_graph():
+    model, x = Net(), points(12, 1)
+    graphs = []
+
+    def terms(x):
+        r = kp.laplacian(model, x)
+        graphs.append(weakref.ref(r))
+        return r
+
+    found = kp.linearize(Batches.of(terms, (x,), at_once=4, keep=True), model.parameters())
+    assert all(each() is None for each in graphs)
+    assert not any(term.residual.requires_grad for part in found.parts() for term in part.terms)
+
+
+@pytest.mark.parametrize(
+    ("points_of_terms", "at_once", "kind", "said"),
+    [
+        ((points(60, 1), points(2, 2)), 7, ValueError, r"9 batches of 60 .* are 2 .*at_once=30"),
+        (points(60, 1), 7, TypeError, r"write \(x,\)"),
+        ((points(60, 1),), 0, ValueError, "at_once"),
+        ((points(60, 1),), 7.0, TypeError, "at_once"),
+        ((points(60, 1), 3), 7, TypeError, r"points\[1\]"),
+        ((), 7, ValueError, "points"),
+    ],
+)
+def test_points_that_cannot_be_divided(points_of_terms, at_once, kind, said):
+    with pytest.raises(kind, match=said):
+        Batches.of(lambda *x: x, points_of_terms, at_once=at_once)
+
+
+def test_keep_is_a_flag():
+    with pytest.raises(TypeError, match="Batches: keep"):
+        Batches([lambda: None], keep=2)
 
 
 @pytest.mark.parametrize("closure", ["mean_loss", "with_prior", "convex"])

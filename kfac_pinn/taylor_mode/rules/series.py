@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kfac_pinn.taylor_mode.basis import Basis
+from kfac_pinn.taylor_mode.rules import second_order
 
 Rows = Sequence[Tensor]
 Terms = list[tuple[int, Tensor, Tensor]]
@@ -173,9 +174,7 @@ class Composition(torch.autograd.Function):
         stacks = blocks(data, basis), blocks(out, basis), blocks_of_sums(sums, data, basis)
         for x, y, kept in zip(*stacks, strict=False):
             f = derivatives(x[0], y[0].copy_(function(x[0])), basis.order)
-            bell = bell_polynomials(x[1:], basis)
-            write(y[1:], faa_di_bruno(f, bell))
-            for row, each in zip(kept, bell[-1][1:], strict=False):
+            for row, each in zip(kept, push(f, x, y, basis), strict=False):
                 row.copy_(each)
         # The derivatives of f are computed again: to keep them would take K times the memory
         ctx.save_for_backward(data, out, sums)
@@ -193,12 +192,30 @@ class Composition(torch.autograd.Function):
         stacks = (blocks(each, basis) for each in (data, out, gradient, result))
         kept = blocks_of_sums(sums, data, basis)
         for x, y, g, x_bar, top in zip(*stacks, kept, strict=False):
-            f = derivatives(x[0], y[0], basis.order + 1)
             # f' along x is a product with dx: one order more of f, and none of x
-            bell = bell_polynomials(x[1:], basis, top)
-            z = [f[0], *(total(terms) for terms in faa_di_bruno(f[1:], bell[:-1]) if terms)]
-            write(x_bar, [gradient_in_value(f, g, bell), *adjoint(z, g, basis)])
+            pull(derivatives(x[0], y[0], basis.order + 1), g, x, top, basis, x_bar)
         return result, None, None, None
+
+
+def push(f: Rows, x: Rows, y: Rows, basis: Basis) -> Rows:
+    """Writes y_1 .. y_K of y = f(x); returns the sums of the top order, for `pull`."""
+    if basis.order == len(f) == 2:
+        q = second_order.squares(x, basis)
+        second_order.push(f, x, q, y)
+        return [q]
+    bell = bell_polynomials(x[1:], basis)
+    write(y[1:], faa_di_bruno(f, bell))
+    return bell[-1][1:]
+
+
+def pull(f: Rows, g: Rows, x: Rows, top: Rows, basis: Basis, x_bar: Rows) -> None:
+    """Writes the gradient in x of <g, f(x)>, with the sums of the top order where they are kept."""
+    if basis.order == 2 and len(f) == 3:
+        q = top[0] if top else second_order.squares(x, basis)
+        return second_order.pull(f, g, x, q, basis, x_bar)
+    bell = bell_polynomials(x[1:], basis, top)
+    z = [f[0], *(total(terms) for terms in faa_di_bruno(f[1:], bell[:-1]) if terms)]
+    return write(x_bar, [gradient_in_value(f, g, bell), *adjoint(z, g, basis)])
 
 
 class Shift(torch.autograd.Function):
