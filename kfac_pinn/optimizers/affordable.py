@@ -18,7 +18,8 @@ MILLISECOND = 2e7  # operations
 class Affordable:
     """Exact steps where one takes at most so many operations, counted from J's size (R, P).
 
-    About 2e10 are a second of one core. `Affordable(0)`: never; `Affordable(math.inf)`: always.
+    About 2e10 are a second of one core. `Affordable(0)`: never; `Affordable(math.inf)`: always. The
+    count falls where min(R, P) passes a thousand, since the rows are sketched from there on.
 
     Args:
         operations: of one step, at most.
