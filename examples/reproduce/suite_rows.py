@@ -13,6 +13,7 @@ import resource
 import statistics
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -138,6 +139,26 @@ def laplacians(widths: tuple[int, ...], count: int) -> dict[str, Work]:
     return against_autograd(widths, count, laplacian, nested_laplacian, hessian_laplacian)
 
 
+def first_order() -> dict[str, Work]:
+    """The Laplacian's gradient of 3,500 points, and the matrix products in it alone."""
+    model, (x, _) = network(HEAT), points(5, 3500)
+    positions, layers = len(x) * (HEAT[0] + 2), list(pairwise(HEAT))
+    inputs, gradients, outputs = (
+        [torch.rand(positions, n[i], dtype=torch.float64) for n in layers] for i in (0, 1, 1)
+    )
+    weights = [torch.rand(n, m, dtype=torch.float64) for m, n in layers]
+    back, slopes = [torch.empty_like(z) for z in inputs], [torch.empty_like(W) for W in weights]
+
+    def products() -> None:
+        for i, (z, W, g) in enumerate(zip(inputs, weights, gradients, strict=True)):
+            torch.mm(z, W.T, out=outputs[i])
+            torch.mm(g.T, z, out=slopes[i])
+            if i:  # nobody asks for the gradient in the points
+                torch.mm(g, W, out=back[i])
+
+    return {"ours": trained(laplacian, model, x), "its matrix products": products}
+
+
 def bilaplacians() -> dict[str, Work]:
     """The bilaplacian of a plate, and its parameter gradient."""
     twice = lambda u, x: nested_laplacian(nested_laplacian(u, x), x)  # noqa: E731
@@ -242,6 +263,7 @@ def steps(make: Callable[..., Any], widths: tuple[int, ...], *counts: int) -> di
 
 ROWS: dict[str, Callable[[], dict[str, Work]]] = {
     "network alone, 5-64-64-48-48-1": plain,
+    "first-order step, 3,500 points": first_order,
     "Laplacian, 64 wide, d = 5": partial(laplacians, HEAT, 3000),
     "Laplacian, 768 wide, d = 10": partial(laplacians, (10, 768, 768, 512, 512, 1), 256),
     "Laplacian, 768 wide, d = 100": partial(laplacians, (100, 768, 768, 512, 512, 1), 64),
@@ -284,6 +306,11 @@ def product_rate(size: int = 512) -> float:
     return 2 * size**3 / seconds_of(lambda: torch.mm(a, a, out=out))
 
 
+def page_faults() -> int:
+    """Of this process so far, those that needed no disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def peak_memory() -> float:
     """The largest resident set so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -309,14 +336,23 @@ def operations_of(work: Work) -> int:
 UNCOUNTED = {torch.ops.aten.addmm_: of_product}  # torch counts the others
 
 
+def faults_of(work: Work, times: int = 3) -> float:
+    """Pages that the system hands out in one repetition."""
+    before = page_faults()
+    for _ in range(times):
+        work()
+    return (page_faults() - before) / times
+
+
 def main(row: str, way: str) -> None:
-    """Measure one way of one row: seconds, MiB, operations, and times its own matrix products."""
+    """Measure one way of one row: seconds, MiB, operations, times its products, page faults."""
     ways = ROWS[row]()
     work, before = ways[way], peak_memory()
     operations = operations_of(work)
     work()
     seconds, memory = seconds_of(work), peak_memory() - before
     found: dict[str, Any] = {"seconds": seconds, "MiB": memory, "operations": operations}
+    found["faults"] = faults_of(work)
     found["products"] = seconds * product_rate() / operations if operations else None
     print(json.dumps({**found, "ways": list(ways), "from": kfac_pinn.__file__}))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfac_pinn.allocation import reuse_freed_memory
 from kfac_pinn.jacobian.backward import COMPILED, BackwardWatch
 from kfac_pinn.jacobian.batches import Batches, closures_of
 from kfac_pinn.jacobian.losses import Term
@@ -69,6 +70,7 @@ def terms_at(closure: Closure, gradients: bool = True) -> list[Term]:
 
 def run(closure: Closure, gradients: bool, parameters: Iterable[Tensor] = ()) -> Any:
     """What it returns, or the loss that it called backward on."""
+    reuse_freed_memory()
     # compiled code cannot be differentiated twice
     eager = torch.compiler.set_stance("force_eager") if gradients else nullcontext()
     with (

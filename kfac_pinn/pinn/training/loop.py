@@ -10,6 +10,7 @@ from typing import Any
 from torch import Generator, nn
 from torch.optim import Optimizer
 
+from kfac_pinn.allocation import reuse_freed_memory
 from kfac_pinn.notices import outside
 from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.training.checks import check_arguments, check_budget, check_points
@@ -53,6 +54,7 @@ def fit(
         TypeError, ValueError: if an argument is not what it should be, they do not belong together,
             or neither steps nor seconds nor a callback bounds the run (`checks`).
     """
+    reuse_freed_memory()
     budget = Budget(steps, seconds)
     check_arguments(model, problem, optimizer)
     check_budget(budget, every, sampling, callbacks)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from kfac_pinn.allocation import reuse_freed_memory
 from kfac_pinn.taylor_mode.basis import Basis
 from kfac_pinn.taylor_mode.rules import second_order
 
@@ -166,6 +167,7 @@ class Composition(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, data: Tensor, function: Any, derivatives: Any, basis: Basis) -> Tensor:
+        reuse_freed_memory()
         out = torch.empty_like(data, memory_format=torch.contiguous_format)
         sums = None
         if basis.weights is not None and basis.order > 1 and ctx.needs_input_grad[0]:
