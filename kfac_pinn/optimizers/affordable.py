@@ -18,14 +18,26 @@ MILLISECOND = 2e7  # operations
 class Affordable:
     """Exact steps where one takes at most so many operations, counted from J's size (R, P).
 
-    About 2e10 are a second of one core. `Affordable(0)`: never; `Affordable(math.inf)`: always. The
-    count falls where min(R, P) passes a thousand, since the rows are sketched from there on.
+        200 R P + 2 k m P + 10 m^3,     k, m = R, min(R, P)  up to min(R, P) = 1,000,
+                                        k, m = random sums of rows, m of them,  beyond,
+
+    about a hundred passes over J's factors for linearising it and for trials of the loss, the QR
+    decomposition of k rows and the singular values of m; and a backward pass for every row that is
+    left to autograd. About 2e10 are a second of one core. `Affordable(0)`: never;
+    `Affordable(math.inf)`: always.
+
+    The count falls at min(R, P) = 1,000, since `GaussNewton` has all rows in its decomposition up
+    to there and sums of a few hundred of them beyond: 2.0e10 with 4,700 rows and 1,000 parameters,
+    4.6e9 with 1,001. So 1,000 rows are affordable with up to 4,500 parameters, and 1,001 with up to
+    31,000.
 
     Args:
         operations: of one step, at most.
 
     Raises:
         TypeError, ValueError: for a number that is negative, or no number.
+
+    Source: eq. (35) of docs/mathematics.md; `curvature.compression.operations`.
     """
 
     operations: float = 2e10

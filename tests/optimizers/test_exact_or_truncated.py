@@ -197,3 +197,12 @@ def test_what_is_no_border_is_refused(wrong: Any) -> None:
     model, _ = problem()
     with pytest.raises(TypeError, match="exact"):
         KFACPINN(model.parameters(), exact=wrong)
+
+
+def test_the_count_falls_where_rows_begin_to_be_sketched():
+    """The figures of the docstring of `Affordable`."""
+    most = Affordable().operations
+    assert operations(4700, 1000) == pytest.approx(2.0e10, rel=0.02)
+    assert operations(4700, 1001) == pytest.approx(4.6e9, rel=0.02)
+    assert operations(1000, 4500) <= most < operations(1000, 4600)
+    assert operations(1001, 31_000) <= most < operations(1001, 32_000)
