@@ -4,8 +4,8 @@
     python examples/reproduce/five_minutes.py measure --only 3,441 --optimizer KFACPINN
     python examples/reproduce/five_minutes.py report                       # a table, in Markdown
 
-Float64, one thread, CPU seconds of the process, the same points and first weights for both. What is imported
-exists in both commits. Results: results/five_minutes.json.
+Float64, one thread, CPU seconds of the process, the same points and first weights for both. What is
+imported exists in both commits. Results: results/five_minutes.json.
 """
 
 from __future__ import annotations

@@ -37,15 +37,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "zoo"
 PAGE = HERE.parents[1] / "docs" / "experiments" / "zoo.md"
-TUNED_ON = [
-    "poisson_2d",
-    "heat_4d",
-    "helmholtz",
-    "reaction",
-    "klein_gordon",
-    "burgers",
-    "kovasznay",
-]
+TUNED_ON = (
+    "poisson_2d", "heat_4d", "helmholtz", "reaction", "klein_gordon", "burgers", "kovasznay"
+)  # fmt: skip
 RATES = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 LEFT_OUT = {"poisson_ritz"}  # an energy, whose minimum is off the solution
 
