@@ -29,7 +29,7 @@ from unittest.mock import patch
 
 import torch
 import typer
-from zoo_runs import NETWORKS, OPTIMIZERS, Runner
+from zoo_runs import CONTRADICTIONS, NETWORKS, OPTIMIZERS, Runner
 
 from kfac_pinn import PROBLEMS
 
@@ -83,7 +83,7 @@ def measure(
     names = [name for name in PROBLEMS if only in name and name not in LEFT_OUT]
     chosen = [optimizer] if optimizer else list(OPTIMIZERS)
     marks = tuple(float(each) for each in seconds.split(","))
-    known = set(chosen) <= set(OPTIMIZERS) and network in NETWORKS
+    known = set(chosen) <= set(OPTIMIZERS) and (network in NETWORKS or network == "layers" and set(names) <= set(CONTRADICTIONS))
     if not names or not known or list(marks) != sorted(set(marks)):
         raise typer.BadParameter(
             f"no problem has {only!r} in its name, or {optimizer!r} is none of {list(OPTIMIZERS)}, "
