@@ -55,7 +55,7 @@ SOLVED = 1e-12  # the loss of a window that needs no more
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "GaussNewton": GaussNewton,
     "KFACPINN": KFACPINN,
-    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=3e-2),
     "L-BFGS": lambda parameters: torch.optim.LBFGS(
         parameters, max_iter=20, history_size=50, line_search_fn="strong_wolfe"
     ),
