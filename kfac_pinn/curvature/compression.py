@@ -185,8 +185,7 @@ def decomposed(
     large = damping > LARGE_DAMPING
     linear_term, scale = linear_term_of(linearization), units_of(linearization)
     if not tall:
-        parts = list(blocks)
-        J, r = (processes.gather(torch.cat(each)) for each in zip(*parts, strict=True))
+        J, r = map(processes.gather, stacked(blocks))
         return (KernelDecomposition if large else Decomposition)(J, r, linear_term, scale)
     if large:
         # J tall: its rows span all of R^P, and the linear term has no part outside of them
@@ -196,6 +195,15 @@ def decomposed(
     J, r = map(processes.gather, reduce_rows(blocks))
     rows = (J, r) if processes.count == 1 else reduce_rows([(J, r)])
     return Decomposition(*rows, linear_term, scale)
+
+
+def stacked(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All rows together; J is not copied where it comes as one block."""
+    parts = list(blocks)
+    if len(parts) == 1:
+        return parts[0]
+    J, r = (torch.cat(each) for each in zip(*parts, strict=True))
+    return J, r
 
 
 def batches(linearization: Linearization) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import TypeAlias
 
 import torch
@@ -196,14 +196,14 @@ class Factors:
 
     def _pairs(self, linearization: Linearization, step: int) -> dict[Place, KroneckerPair]:
         """Of every layer and term, A_k = sum_s N_ks / N_k A_ks and B_k over the parts s of J."""
-        found = [self._pairs_of(part, step) for part in linearization.parts()]
-        places = list(found[0])
-        sums = [reduce(torch.add, (f[p][side] for f in found)) for side in (0, 1) for p in places]
-        whole = linearization.processes.sum(*sums)
+        # One after another: of many batches neither J nor the factors are in memory together
+        found = reduce(added, map(partial(self._pairs_of, step), linearization.parts()))
+        places = list(found)
+        whole = linearization.processes.sum(*(found[p][side] for side in (0, 1) for p in places))
         A, B = whole[: len(places)], whole[len(places) :]
         return dict(zip(places, map(KroneckerPair, A, B), strict=True))
 
-    def _pairs_of(self, part: Linearization, step: int) -> dict[Place, tuple[Tensor, Tensor]]:
+    def _pairs_of(self, step: int, part: Linearization) -> Pairs:
         """What one part adds to them."""
         cotangents, pairs = self.fisher.cotangents(part, step), {}
         layers = [(i, block) for i, block in enumerate(part.blocks) if isinstance(block, Layer)]
@@ -266,6 +266,7 @@ BlockFactors: TypeAlias = LayerFactors | LeafGramian
 BlockInverse: TypeAlias = KroneckerInverse | DenseInverse
 Job: TypeAlias = tuple[BlockFactors, float, Tensor | None]  # factors, damping and ridge
 Place: TypeAlias = tuple[int, int]  # the number of a block and of a term
+Pairs: TypeAlias = dict[Place, tuple[Tensor, Tensor]]  # A and B
 
 
 @dataclass
@@ -301,6 +302,11 @@ class KroneckerCurvature:
         for block, curvature in self.blocks.items():
             precondition(block, curvature.inverse, v, out)
         return out
+
+
+def added(sums: Pairs, parts: Pairs) -> Pairs:
+    """Place by place."""
+    return {place: (A + parts[place][0], B + parts[place][1]) for place, (A, B) in sums.items()}
 
 
 def leaf_inverse(gramian: Tensor, damping: float, ridge: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -128,16 +129,20 @@ class Anew:
             RuntimeError: for a batch whose loss is another than it was.
         """
         check, self.check = self.check, False
-        for number, closure in enumerate(self.closures):
-            with at(self.known, self.here):
-                share = share_of(closure, self.known, check, self.data, lambda _: self.totals)
-            known = self.losses.setdefault(number, share.loss)
-            if abs(share.loss - known) > torch.finfo(share.residual.dtype).eps ** 0.5 * abs(known):
-                raise RuntimeError(
-                    f"batch {number} has the loss {known:.6g} first and {share.loss:.6g} later in "
-                    "the same step: draw its points before the step, not inside the closure"
-                )
-            yield share
+        # Nothing here holds a share while the next one is made
+        return map(partial(self._share, check), range(len(self.closures)))
+
+    def _share(self, check: bool | CheckSchedule | None, number: int) -> Linearization:
+        closure = self.closures[number]
+        with at(self.known, self.here):
+            share = share_of(closure, self.known, check, self.data, lambda _: self.totals)
+        known = self.losses.setdefault(number, share.loss)
+        if abs(share.loss - known) > torch.finfo(share.residual.dtype).eps ** 0.5 * abs(known):
+            raise RuntimeError(
+                f"batch {number} has the loss {known:.6g} first and {share.loss:.6g} later in "
+                "the same step: draw its points before the step, not inside the closure"
+            )
+        return share
 
 
 @contextmanager

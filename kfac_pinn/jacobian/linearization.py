@@ -177,6 +177,12 @@ class Linearization:
         parts = v.split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
+    def outline(self) -> Linearization:
+        """All but J: blocks and sums, for whoever has the rows elsewhere."""
+        result = copy.copy(self)
+        result.terms = [term.outline() for term in self.terms]
+        return result
+
     def rows(self, block: Block | None = None) -> Tensor:
         """J, shape (R, P), or its columns of one block, shape (R, block.size)."""
         if block is not None:

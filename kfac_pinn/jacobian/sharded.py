@@ -7,14 +7,18 @@ Shard s holds the rows J_s of its points, scaled by 1 / sqrt(N_k) with N_k the n
 
 Sums are reduced. Vectors of R numbers, one a residual, are whole in every process; rows of J, of P
 numbers each, stay where they are, but for the kernel J J^T, which needs all pairs of them.
+
+Shards go through `map`, which lets each go before the next is linearised: a loop's variable would
+hold it, and `zip` and `enumerate` their last pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
-from typing import TypeAlias
+from functools import partial, reduce
+from itertools import chain
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -25,6 +29,8 @@ from kfac_pinn.jacobian.linearization import Linearization, sketches_of
 from kfac_pinn.processes import Group
 
 __all__ = ["Layout", "ShardedLinearization", "Shards"]
+
+T = TypeVar("T")
 
 Shards: TypeAlias = Callable[
     [], Iterator[Linearization]
@@ -122,9 +128,15 @@ class ShardedLinearization(Linearization):
 
     def parts(self) -> Iterator[Linearization]:
         """The shards of this process, one after another, with their places in the whole."""
-        for shard, part in zip(self.layout.own, self.shards(), strict=True):
-            part.totals, part.places = self.layout.totals, self.layout.places(shard)
-            yield part
+        return map(self._placed, self.layout.own, self.shards())
+
+    def _placed(self, number: int, shard: Linearization) -> Linearization:
+        shard.totals, shard.places = self.layout.totals, self.layout.places(number)
+        return shard
+
+    def _each(self, of: Callable[[Linearization], T]) -> list[T]:
+        """Of all shards of this process."""
+        return list(map(of, self.parts()))
 
     def mine(self, u: Tensor) -> Tensor:
         """The part of a whole vector (R, ...) that belongs to the rows of this process."""
@@ -145,7 +157,7 @@ class ShardedLinearization(Linearization):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """J v, shape (R,) or (R, m)."""
-        return self.whole(torch.cat([part @ v for part in self.parts()]))
+        return self.whole(torch.cat(self._each(lambda part: part @ v)))
 
     def vjp(self, u: Tensor) -> Tensor:
         """J^T u, shape (P,), for u (R,)."""
@@ -158,32 +170,32 @@ class ShardedLinearization(Linearization):
 
     def restrict(self, block: Block) -> Linearization:
         """The same with all columns of J zero but those of one block."""
-
-        def shards() -> Iterator[Linearization]:
-            for part in self.shards():
-                yield part.restrict(part.blocks[self.blocks.index(block)])
-
-        return ShardedLinearization(shards, self.processes, self.layout)
+        number = self.blocks.index(block)
+        restricted = lambda shard: shard.restrict(shard.blocks[number])  # noqa: E731
+        return ShardedLinearization(
+            lambda: map(restricted, self.shards()), self.processes, self.layout
+        )
 
     def rows(self, block: Block | None = None) -> Tensor:
         """J, shape (R, P), or its columns of one block: all rows of all processes."""
-        return self.whole(torch.cat([p.rows(self._there(p, block)) for p in self.parts()]))
+        return self.whole(torch.cat(self._each(lambda part: part.rows(self._there(part, block)))))
 
     def batches(
         self, size: int | None = None, block: Block | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (rows of J, entries of r) of this process, in the order of `mine`."""
-        for part in self.parts():
-            yield from part.batches(size, self._there(part, block))
+        of = lambda part: part.batches(size, self._there(part, block))  # noqa: E731
+        return chain.from_iterable(map(of, self.parts()))
 
     def sketched(self, rows: int, generator: Generator, hashes: int = 1) -> tuple[Tensor, Tensor]:
         """S J and S r for the same S as in one process, each shard adding up its own rows."""
         sketches = sketches_of(self.layout.totals, rows, generator, hashes)
-        J = r = self.residual.new_zeros(())
-        for part in self.parts():
+
+        def of(part: Linearization) -> tuple[Tensor, Tensor]:
             pairs = zip(sketches, part.places, strict=True)
-            found = part.sketched_by([sketch.at(place) for sketch, place in pairs])
-            J, r = J + found[0], r + found[1]
+            return part.sketched_by([sketch.at(place) for sketch, place in pairs])
+
+        J, r = reduce(added, map(of, self.parts()))
         J, r = self.processes.sum(J, r)
         return J, r
 
@@ -209,7 +221,7 @@ class ShardedLinearization(Linearization):
             for _ in range(count):
                 like = self.residual.new_zeros(0) if here is None else next(here).rows()
                 (rows,) = self.processes.of_rank([like], rank)
-                columns.append(torch.cat([each @ rows.T for each in self.parts()]))
+                columns.append(torch.cat(self._each(partial(times, rows.T))))
         return torch.cat(columns, dim=1)
 
     def _kernel_by_layers(self) -> Tensor:
@@ -249,7 +261,7 @@ class ShardedLinearization(Linearization):
 
 
 class Totals:
-    """What one look at each shard of a process finds: nothing of J is kept but the first shard's.
+    """What one look at each shard of a process finds: nothing of J is kept.
 
     Args:
         shards: of this process.
@@ -264,22 +276,33 @@ class Totals:
         self.linear_term: Tensor | None = None
         self.gradient: Tensor
         self.first: Linearization
-        for number, shard in enumerate(shards()):
-            self._add(number, shard)
+        for _ in map(self._add, shards()):
+            pass
 
-    def _add(self, number: int, shard: Linearization) -> None:
+    def _add(self, shard: Linearization) -> None:
         self.residuals.append(shard.residual)
         self.sizes.append([len(t.residual) for t in shard.terms])
         self.structures.append(structure(shard))
         self.data.append(None if shard.data is None else shard.data.to(shard.residual.device))
         self.loss += shard.loss
-        if number == 0:
-            self.first, self.gradient, self.linear_term = shard, shard.gradient, shard.linear_term
+        if len(self.residuals) == 1:
+            self.first, self.gradient = shard.outline(), shard.gradient
+            self.linear_term = shard.linear_term
             return
         self.gradient = self.gradient + shard.gradient
         if shard.linear_term is not None:
             known = self.linear_term
             self.linear_term = shard.linear_term + (0 if known is None else known)
+
+
+def times(v: Tensor, part: Linearization) -> Tensor:
+    """J_s v."""
+    return part @ v
+
+
+def added(sums: tuple[Tensor, Tensor], parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """One by one."""
+    return sums[0] + parts[0], sums[1] + parts[1]
 
 
 def layout_of(seen: Totals, processes: Group) -> Layout:

@@ -119,6 +119,12 @@ class TermJacobian:
         rest = AutogradJacobian(self.rest.output, [block]) if self.rest and mine else None
         return TermJacobian(self.name, self.residual, blocks, rest, points=self.points)
 
+    def outline(self) -> TermJacobian:
+        """The same without its points: which blocks it has, in which way, and none of its rows."""
+        blocks: dict[Block, BlockJacobian] = {block: NoPoints(block) for block in self.blocks}
+        rest = self.rest and AutogradJacobian(self.residual.new_zeros(0), self.rest.blocks)
+        return TermJacobian(self.name, self.residual[:0].clone(), blocks, rest, points=self.points)
+
     @property
     def _parts(self) -> list[BlockJacobian | AutogradJacobian]:
         rest = [] if self.rest is None else [self.rest]
@@ -139,3 +145,25 @@ def apart(places: Sequence[slice], rows: Tensor) -> Iterator[tuple[slice, Tensor
     """Rows of several tensors, one after the other."""
     widths = [place.stop - place.start for place in places]
     return zip(places, rows.split(widths, dim=1), strict=True)
+
+
+class NoPoints:
+    """J (0, size) of a block: no rows."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, shape (0,), or (0, m) for v (P, m)."""
+        return v.new_zeros(0, *v.shape[1:])
+
+    def add_vjp(self, u: Tensor, out: Tensor) -> None:
+        """out += 0."""
+
+    def rows(self, points: slice = slice(None)) -> Tensor:
+        """The rows (0, size)."""
+        return self.block.parameters[0].detach().new_zeros(0, self.block.size)
+
+    def sketched(self, sketch: CountSketch) -> Tensor:
+        """S J = 0, shape (m, size)."""
+        return self.rows().new_zeros(sketch.size, self.block.size)

@@ -68,15 +68,16 @@ class Pairs:
         """v -> H v, given v -> H_0 v."""
         if len(self.S) == 0:
             return base
-        S, Y = self.S, self.Y + damping * self.S
+        S, Y = self.S, self.Y
         R = torch.triu(self.SY + damping * self.SS)
         D = R.diagonal()
 
         def inverse(v: Tensor) -> Tensor:
             a = torch.linalg.solve_triangular(R, (S @ v)[:, None], upper=True)[:, 0]
-            z = base(v - a @ Y)
-            b = torch.linalg.solve_triangular(R.T, (D * a - Y @ z)[:, None], upper=False)[:, 0]
-            return z + b @ S
+            # The damping as it comes: Y + damping S would be m n numbers more in memory
+            z = base(v - a @ Y - (damping * a) @ S)
+            right = D * a - Y @ z - damping * (S @ z)
+            return z + torch.linalg.solve_triangular(R.T, right[:, None], upper=False)[:, 0] @ S
 
         return inverse
 

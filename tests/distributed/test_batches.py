@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import kfac_pinn as kp
-from kfac_pinn import Batches
+from kfac_pinn import Batches, Factors
+from kfac_pinn.jacobian.blocks import LayerJacobian
+from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from tests.distributed.cases import (
     CLOSURES,
     OPTIMIZERS,
@@ -111,6 +113,54 @@ def test_a_kept_batch_keeps_no_graph():
     found = kp.linearize(Batches.of(terms, (x,), at_once=4, keep=True), model.parameters())
     assert all(each() is None for each in graphs)
     assert not any(term.residual.requires_grad for part in found.parts() for term in part.terms)
+
+
+@pytest.fixture
+def jacobians(monkeypatch):
+    """How many there are in memory: of layers, and left to autograd with a graph."""
+    made = weakref.WeakSet()
+    for kind in (LayerJacobian, AutogradJacobian):
+
+        def noted(self, *args, _init=kind.__init__):
+            _init(self, *args)
+            made.add(self)
+
+        monkeypatch.setattr(kind, "__init__", noted)
+    return lambda: sum(isinstance(j, LayerJacobian) or j.output.requires_grad for j in made)
+
+
+READINGS = {
+    "gradient": lambda found: found.gradient,
+    "rows": lambda found: found.rows(),
+    "rows of a block": lambda found: found.rows(found.blocks[0]),
+    "gramian": lambda found: found.gramian(),
+    "diagonal": lambda found: found.gramian_diagonal(),
+    "kernel": lambda found: found.kernel(),
+    "product": lambda found: found @ torch.ones_like(found.gradient),
+    "transposed": lambda found: found.vjp(torch.ones_like(found.residual)),
+    "curvature": lambda found: found.curvature(torch.ones_like(found.gradient)),
+    "sketch": lambda found: found.sketched(5, torch.Generator().manual_seed(0)),
+    "batches": lambda found: [len(rows) for rows, _ in found.batches()],
+    "restricted": lambda found: found.restrict(found.blocks[0]).rows(),
+    "factors": lambda found: Factors().measure(found, 0),
+}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("reading", READINGS)
+def test_no_batch_is_in_memory_while_the_next_is_linearised(reading, mixed, jacobians):
+    model, alive = Net(), []
+
+    def terms(x):
+        alive.append(jacobians())
+        r = kp.laplacian(model, x)
+        return r - r.mean() if mixed else r
+
+    batches = Batches.of(terms, (points(12, 1),), at_once=3)
+    found = kp.linearize(batches, model.parameters(), check=False)
+    READINGS[reading](found)
+    assert alive == [0] * len(alive)
+    assert jacobians() == 0  # nor is the first kept for the step
 
 
 @pytest.mark.parametrize(
