@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from kfac_pinn import settings
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Points
-from kfac_pinn.settings import POSITIVE, at_least, instance
+from kfac_pinn.settings import POSITIVE, at_least, instance, many
 
 __all__ = ["CornerLayers", "early"]
 
@@ -61,9 +61,8 @@ class CornerLayers(nn.Module):
         super().__init__()
         self.domain, self.diffusivity = domain, diffusivity
         settings.check(self, domain=TIME_SPACE, diffusivity=POSITIVE)
+        many(is_wall, 1, "pairs of a coordinate and an end, [(1, 0)]")("CornerLayers: walls", walls)
         self.walls = tuple(place_of(domain.box, wall) for wall in walls)
-        if not self.walls:
-            raise ValueError("CornerLayers: walls must name one at least, as of Box.face: [(1, 0)]")
         self.width = domain.dim + 2 * len(self.walls)
 
     def forward(self, x: Any) -> Any:
@@ -87,13 +86,21 @@ class CornerLayers(nn.Module):
             yield layer / scale**k
 
 
+def is_wall(name: str, value: Any) -> None:
+    """A coordinate of space and an end, as of `Box.face`."""
+    pair = isinstance(value, Sequence) and len(value) == 2 and not isinstance(value, str)
+    if not (pair and all(type(each) is int for each in value) and value[1] in (0, 1)):
+        raise TypeError(
+            f"{name} must be a coordinate of (t, x) and an end, 0 or 1, e.g. (1, 0), found {value!r}"
+        )
+
+
 def place_of(box: Box, wall: Wall) -> tuple[int, float, int]:
     """Coordinate, its value on a face of the box, and the sign of the way inward."""
-    coordinate, end = wall if isinstance(wall, Sequence) and len(wall) == 2 else (0, wall)
-    if not (0 < coordinate < box.dim and end in (0, 1)):
+    coordinate, end = wall
+    if not 0 < coordinate < box.dim:
         raise ValueError(
-            f"CornerLayers: walls are pairs of a coordinate of space in 1 .. {box.dim - 1} and an "
-            f"end, 0 or 1, found {wall}"
+            f"CornerLayers: walls have a coordinate of space, in 1 .. {box.dim - 1}, found {wall}"
         )
     return (coordinate, (box.lower, box.upper)[end][coordinate], 1 - 2 * end)
 
@@ -104,6 +111,8 @@ def early(points: Points, domain: TimeSpace, power: float = 2.0) -> Points:
     Uniform times have the density t^(1/power - 1) then: those of layers that grow as sqrt(t) for 2.
 
     Args:
+        points: a sampler, as of `Term`.
+        domain: start and duration.
         power: at least one, which changes nothing.
 
     Raises:

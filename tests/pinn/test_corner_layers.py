@@ -114,7 +114,7 @@ def test_a_network_with_the_layers_meets_a_start_that_contradicts_an_end() -> No
 MISUSED = {
     "no time": (lambda: CornerLayers(Box.cube(2), 1.0, [(1, 1)]), "TimeSpace"),
     "no diffusion": (lambda: CornerLayers(DOMAIN, 0.0, [(1, 1)]), "diffusivity must be positive"),
-    "no wall": (lambda: CornerLayers(DOMAIN, 1.0, []), "must name one"),
+    "no wall": (lambda: CornerLayers(DOMAIN, 1.0, []), "must hold 1 at least"),
     "time as a wall": (lambda: CornerLayers(DOMAIN, 1.0, [(0, 1)]), "coordinate of space"),
     "another end": (lambda: CornerLayers(DOMAIN, 1.0, [(1, 2)]), "an end, 0 or 1"),
     "a number for a wall": (lambda: CornerLayers(DOMAIN, 1.0, [1]), "pairs"),
