@@ -91,7 +91,7 @@ def is_wall(name: str, value: Any) -> None:
     pair = isinstance(value, Sequence) and len(value) == 2 and not isinstance(value, str)
     if not (pair and all(type(each) is int for each in value) and value[1] in (0, 1)):
         raise TypeError(
-            f"{name} must be a coordinate of (t, x) and an end, 0 or 1, e.g. (1, 0), found {value!r}"
+            f"{name} must be a coordinate and an end, 0 or 1, e.g. (1, 0), found {value!r}"
         )
 
 

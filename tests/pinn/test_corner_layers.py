@@ -117,7 +117,7 @@ MISUSED = {
     "no wall": (lambda: CornerLayers(DOMAIN, 1.0, []), "must hold 1 at least"),
     "time as a wall": (lambda: CornerLayers(DOMAIN, 1.0, [(0, 1)]), "coordinate of space"),
     "another end": (lambda: CornerLayers(DOMAIN, 1.0, [(1, 2)]), "an end, 0 or 1"),
-    "a number for a wall": (lambda: CornerLayers(DOMAIN, 1.0, [1]), "pairs"),
+    "a number for a wall": (lambda: CornerLayers(DOMAIN, 1.0, [1]), "a coordinate and an end"),
     "late points": (lambda: early(DOMAIN.interior, DOMAIN, 0.5), "at least 1"),
 }
 
