@@ -90,7 +90,7 @@ FLOORS = [
     ["pinn.domains"],
     ["pinn.networks", "pinn.wrappers"],
     ["pinn.problem"],
-    ["pinn.conditions"],
+    ["pinn.conditions", "pinn.corner_layers"],
     ["pinn.problems", "pinn.windows"],
     ["pinn.training"],
     ["pinn"],

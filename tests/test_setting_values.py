@@ -79,6 +79,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Checkpoint": ("run.pt",),
     "Condition": (BOX.interior, residual, 5),
     "ConvexLoss": (torch.ones(3), torch.exp),
+    "CornerLayers": (kfac_pinn.TimeSpace(0.0, 1.0, BOX), 1.0, [(1, 1)]),
     "Every": (5,),
     "Family": ("f", BOX, SPACE, {"pde": CONDITION}),
     "FourierFeatures": (2, 4),

@@ -4,8 +4,8 @@
     python examples/reproduce/five_minutes.py measure --only 3,441 --optimizer KFACPINN
     python examples/reproduce/five_minutes.py report                       # a table, in Markdown
 
-Float64, one thread, CPU seconds of the process, the same points and first weights for both. What is imported
-exists in both commits. Results: results/five_minutes.json.
+Float64, one thread, CPU seconds of the process, the same points and first weights for both. What is
+imported exists in both commits. Results: results/five_minutes.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 
 def waves(x: Tensor) -> Tensor:
-    """sin(2 pi x) sin(2 pi y)."""
+    """prod_i sin(2 pi x_i)."""
     return torch.sin(2 * math.pi * x).prod(1, keepdim=True)
 
 
@@ -71,6 +71,9 @@ class Case:
 CASES = {
     "2d Poisson, two waves, 3,441 parameters": Case(
         (2, 40, 40, 40, 1), waves, 8 * math.pi**2, (4000, 700)
+    ),
+    "3d Poisson, two waves, 3,481 parameters": Case(
+        (3, 40, 40, 40, 1), waves, 12 * math.pi**2, (4000, 700)
     ),
     "2d Poisson, 9,873 parameters": Case((2, 64, 64, 48, 48, 1), hill, 2 * math.pi**2, (900, 120)),
     "5d Poisson, 10,065 parameters": Case((5, 64, 64, 48, 48, 1), cosines, math.pi**2, (3000, 500)),

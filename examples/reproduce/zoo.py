@@ -5,13 +5,14 @@
     python examples/reproduce/zoo.py measure --only convection --network sine --hidden 32-32
     python examples/reproduce/zoo.py measure --only kdv --network periodic --hidden 20-20 \
         --windows 25 --points interior=1350,initial=150,periodic=10
+    python examples/reproduce/zoo.py rates                         # which rate Adam should have
     python examples/reproduce/zoo.py report                        # fills docs/experiments/zoo.md
 
 One run is one JSON file in results/zoo: the error (relative L2 on points held out) after 30, 100
 and 300 seconds of `fit`, whose seconds are those of the training thread. By time windows (`march`)
 there is one error, at the end: it stands under the first of these seconds that all windows together
 kept to. A run that fails leaves its reason; a run that was interrupted is made again. Float64, one
-thread, nothing tuned.
+thread, nothing tuned but the rate of Adam, once for all problems (`rates`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import json
 import math
 import statistics
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
-from zoo_runs import NETWORKS, OPTIMIZERS, Runner
+from zoo_runs import CONTRADICTIONS, NETWORKS, OPTIMIZERS, Runner
 
 from kfac_pinn import PROBLEMS
 
@@ -34,6 +37,10 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "zoo"
 PAGE = HERE.parents[1] / "docs" / "experiments" / "zoo.md"
+TUNED_ON = (
+    "poisson_2d", "heat_4d", "helmholtz", "reaction", "klein_gordon", "burgers", "kovasznay"
+)  # fmt: skip
+RATES = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 LEFT_OUT = {"poisson_ritz"}  # an energy, whose minimum is off the solution
 
 #: The best relative L2 errors that were published, with their methods, where one is known.
@@ -76,7 +83,9 @@ def measure(
     names = [name for name in PROBLEMS if only in name and name not in LEFT_OUT]
     chosen = [optimizer] if optimizer else list(OPTIMIZERS)
     marks = tuple(float(each) for each in seconds.split(","))
-    known = set(chosen) <= set(OPTIMIZERS) and network in NETWORKS
+    known = set(chosen) <= set(OPTIMIZERS) and (
+        network in NETWORKS or (network == "layers" and set(names) <= set(CONTRADICTIONS))
+    )
     if not names or not known or list(marks) != sorted(set(marks)):
         raise typer.BadParameter(
             f"no problem has {only!r} in its name, or {optimizer!r} is none of {list(OPTIMIZERS)}, "
@@ -92,6 +101,28 @@ def measure(
                     result = run(marks)
                     _write(path, json.dumps(asdict(result), indent=1) + "\n")
                     typer.echo(f"{run.name}: {result.errors}, {result.reason}")
+
+
+@app.command()
+def rates(seconds: float = 30.0, file: Path = HERE / "results" / "adam_rates.json") -> None:
+    """Adam by rate on problems of several kinds: what `OPTIMIZERS` takes is the best in the mean.
+
+    The mean is that of the logarithms of the errors.
+    """
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    for name, rate in itertools.product(TUNED_ON, RATES):
+        found = stored.setdefault(name, {})
+        if f"{rate:g}" not in found:
+            with_rate = {"Adam": partial(torch.optim.Adam, lr=rate)}
+            with patch.dict(OPTIMIZERS, with_rate):
+                errors = Runner(name, "Adam")((seconds,)).errors
+            found[f"{rate:g}"] = errors[f"{seconds:g}"]
+            _write(file, json.dumps(stored, indent=1) + "\n")
+    for rate in RATES:
+        errors = [each[f"{rate:g}"] for each in stored.values()]
+        typer.echo(f"{rate:g}: {statistics.geometric_mean(errors):.2e}")
 
 
 @app.command()

@@ -25,6 +25,7 @@ from kfac_pinn import (
     SIREN,
     Box,
     Callback,
+    CornerLayers,
     FourierFeatures,
     GaussNewton,
     History,
@@ -39,6 +40,7 @@ from kfac_pinn import (
     StopAtLoss,
     TimeSpace,
     WithUnknowns,
+    early,
     fit,
     march,
     relative_l2,
@@ -53,7 +55,7 @@ SOLVED = 1e-12  # the loss of a window that needs no more
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "GaussNewton": GaussNewton,
     "KFACPINN": KFACPINN,
-    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=3e-2),
     "L-BFGS": lambda parameters: torch.optim.LBFGS(
         parameters, max_iter=20, history_size=50, line_search_fn="strong_wolfe"
     ),
@@ -79,12 +81,16 @@ NETWORKS: dict[str, Callable[[Sizes], nn.Module]] = {
 }
 
 
+# Problems whose start contradicts a wall: diffusivity and walls of `CornerLayers` ("layers")
+CONTRADICTIONS = {"robin_heat": (1.0, ((1, 1),))}
+
+
 @dataclass
 class Result:
     """What one run came to.
 
     Attributes:
-        network, sizes: which of `NETWORKS`, and its layers.
+        network, sizes: which of `NETWORKS`, or "layers", and its layers.
         errors: relative L2 by the seconds after which it was measured.
         unknowns: of an inverse problem, the relative errors of the numbers at the end.
         steps, loss: at the end.
@@ -211,16 +217,26 @@ class Runner:
 
     def model(self, problem: Problem) -> nn.Module:
         """The network, with what is unknown."""
-        network = NETWORKS[self.network](self.sizes(problem))
-        if self.network != "tanh":
-            network = nn.Sequential(Normalized(box_of(problem)), network)
+        network = self.layered(problem) if self.network == "layers" else self.scaled(problem)
         if not isinstance(problem, InverseProblem):
             return network
         guesses = {name: each.guess for name, each in problem.unknowns.items()}
         return WithUnknowns(network, guesses)
 
+    def scaled(self, problem: Problem) -> nn.Module:
+        """A network of the points in [-1, 1]^d; of the points as they are, if it is an MLP."""
+        network = NETWORKS[self.network](self.sizes(problem))
+        plain = self.network == "tanh"
+        return network if plain else nn.Sequential(Normalized(box_of(problem)), network)
+
+    def layered(self, problem: Problem) -> nn.Module:
+        """An MLP of the points and the layers of a start that contradicts a wall."""
+        diffusivity, walls = CONTRADICTIONS[self.problem]
+        layers = CornerLayers(in_time(problem), diffusivity, walls)
+        return nn.Sequential(layers, MLP((layers.width, *self.sizes(problem)[1:])))
+
     def drawn(self) -> Problem:
-        """The problem, with as many points as were asked for."""
+        """The problem, with as many points as were asked for; early ones for "layers"."""
         problem = PROBLEMS[self.problem]()
         sizes = dict(part.split("=") for part in self.points.split(",") if part)
         if unknown := set(sizes) - set(problem.terms):
@@ -229,6 +245,9 @@ class Runner:
             name: replace(term, size=int(sizes.get(name, term.size)))
             for name, term in problem.terms.items()
         }
+        if self.network == "layers":
+            domain = in_time(problem)
+            terms = {n: replace(t, points=early(t.points, domain)) for n, t in terms.items()}
         return replace(problem, terms=terms)
 
     def __call__(self, seconds: tuple[float, ...]) -> Result:
@@ -260,9 +279,7 @@ class Runner:
 
     def by_windows(self, problem: Problem, seconds: tuple[float, ...]) -> tuple[nn.Module, Outcome]:
         """One network a window, until its loss is small, stands, or has taken its time."""
-        domain = problem.domain
-        if not isinstance(domain, TimeSpace):
-            raise typer.BadParameter(f"{self.problem} has no time: leave --windows out")
+        domain = in_time(problem)
         length = (domain.end - domain.start) / self.windows
         first = window(problem, (domain.start, domain.start + length))
         found, clock = Outcome({}), Spent(seconds[-1], self.windows)
@@ -290,6 +307,13 @@ class Runner:
             seed=self.seed,
             callbacks=[*more, Progress()],
         )
+
+
+def in_time(problem: Problem) -> TimeSpace:
+    """The domain of a problem that has time."""
+    if not isinstance(problem.domain, TimeSpace):
+        raise typer.BadParameter(f"{problem.name} has no time: neither windows nor layers of it")
+    return problem.domain
 
 
 def box_of(problem: Problem) -> Box:

@@ -12,6 +12,7 @@ stages    a second network for the error of the first
 """
 
 from kfac_pinn.pinn.conditions import dirichlet, interface, neumann, periodic, robin
+from kfac_pinn.pinn.corner_layers import CornerLayers, early
 from kfac_pinn.pinn.domains import (
     Ball,
     Box,
@@ -100,6 +101,7 @@ __all__ = [
     "Callback",
     "Causal",
     "Checkpoint",
+    "CornerLayers",
     "Corrected",
     "Domain",
     "Every",
@@ -136,6 +138,7 @@ __all__ = [
     "cole_hopf",
     "corrected",
     "dirichlet",
+    "early",
     "fit",
     "fokker_planck",
     "gauss_legendre",
