@@ -84,7 +84,8 @@ def cells(row: str, found: dict[str, Any]) -> list[list[str]]:
         if way == "commit":
             continue
         if "failed" in each:
-            lines.append([row if way == "ours" else "", way, each["failed"][:60], "", "", "", ""])
+            why = "not installed" if "No module named" in each["failed"] else each["failed"][:60]
+            lines.append([row if way == "ours" else "", way, why, "", "", "", ""])
             continue
         ratio = "" if way == "ours" else f"{ours['seconds'] / each['seconds']:.2f}"
         counted = f"{each['operations'] / 1e9:.3g}" if each["operations"] else "not counted"

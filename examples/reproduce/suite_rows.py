@@ -12,7 +12,7 @@ import json
 import resource
 import statistics
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,7 @@ from kfac_pinn import (
     GaussNewton,
     HessianFree,
     KFACStar,
+    LevenbergMarquardt,
     bilaplacian,
     laplacian,
     linearize,
@@ -261,6 +262,43 @@ def steps(make: Callable[..., Any], widths: tuple[int, ...], *counts: int) -> di
     return {"ours": lambda: optimizer.step(ours), "Adam": adam_step(models[1], theirs)}
 
 
+class Residual(nn.Module):
+    """Residuals as the outputs of a module, for code that fits models to data."""
+
+    def __init__(self, model: nn.Module, operator: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.operator = model, operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1), to be fitted to zero."""
+        return self.operator(self.model, x).reshape(-1, 1) + 1
+
+
+def their_step(operator: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Work:
+    """A step of torch-levenberg-marquardt, which is made when it is first called for."""
+
+    @cache
+    def optimizer() -> Any:
+        # Where it is not installed, this way fails and no other
+        from torch_levenberg_marquardt.training import LevenbergMarquardtModule
+
+        return LevenbergMarquardtModule(Residual(network((2, 32, 32, 1)), operator))
+
+    targets = torch.zeros(len(x), 1, dtype=x.dtype)
+    return lambda: optimizer().training_step(x, targets)
+
+
+def levenberg_marquardt() -> dict[str, Work]:
+    """A step on one term, from the same weights; all of them decrease the loss alike."""
+    model, (x, _) = network((2, 32, 32, 1)), points(2, 900)
+    optimizer = LevenbergMarquardt(model.parameters())
+    return {
+        "ours": lambda: optimizer.step(lambda: laplacian(model, x) + 1),
+        "torch-levenberg-marquardt": their_step(hessian_laplacian, x),
+        "the same, our Laplacian": their_step(laplacian, x),
+    }
+
+
 ROWS: dict[str, Callable[[], dict[str, Work]]] = {
     "network alone, 5-64-64-48-48-1": plain,
     "first-order step, 3,500 points": first_order,
@@ -284,6 +322,7 @@ ROWS: dict[str, Callable[[], dict[str, Work]]] = {
     "step: HessianFree": partial(steps, HessianFree, HEAT),
     "step: SPRING": partial(steps, SPRING, HEAT, 800, 200),
     "step: ENGD": partial(steps, ENGD, (2, 32, 32, 1), 900, 120),
+    "step: LevenbergMarquardt, 1,185 parameters": levenberg_marquardt,
     "step: GaussNewton, 1,185 parameters": partial(steps, GaussNewton, (2, 32, 32, 1), 900, 120),
     "step: GaussNewton, 3,441 parameters": partial(steps, GaussNewton, SMALL, 4000, 700),
 }

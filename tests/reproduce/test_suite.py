@@ -68,3 +68,19 @@ def test_report_fills_the_page_from_the_stored_figures(tmp_path: Path) -> None:
     assert "| a row | ours | 500 | 3 | 2 | 4.0 |  |" in text and "old" not in text
     assert "|  | theirs | 1e+03 | 3 | 2 | 4.0 | 0.50 |" in text
     assert text.startswith("before") and text.endswith("after\n")
+
+
+def test_a_rival_that_is_not_installed_is_said_to_be_missing() -> None:
+    import benchmark_suite
+
+    each = {"seconds": 0.5, "MiB": 3.0, "operations": 0, "products": None}
+    found = {"ours": each, "theirs": {"failed": "ModuleNotFoundError: No module named 'theirs'"}}
+    assert benchmark_suite.cells("a row", found)[1][1:3] == ["theirs", "not installed"]
+
+
+def test_residuals_as_a_module_are_those_of_the_closure() -> None:
+    import suite_rows
+
+    model, (x, _) = suite_rows.network((2, 6, 5, 1)), suite_rows.points(2, 7)
+    module = suite_rows.Residual(model, suite_rows.hessian_laplacian)
+    torch.testing.assert_close(module(x), suite_rows.laplacian(model, x).reshape(-1, 1) + 1)
