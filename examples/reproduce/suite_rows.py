@@ -262,6 +262,24 @@ def steps(make: Callable[..., Any], widths: tuple[int, ...], *counts: int) -> di
     return {"ours": lambda: optimizer.step(ours), "Adam": adam_step(models[1], theirs)}
 
 
+def kfac_star_parts() -> dict[str, Work]:
+    """A K-FAC* step, and what it consists of, each alone."""
+    model, x = network(HEAT), points(5)
+    closure, parameters = closure_of(model, x), list(model.parameters())
+    optimizer, parts = KFACStar(parameters), Factors()
+    found = linearize(closure, parameters, check=False)
+    v, measured = found.vjp(found.residual), parts.measure(found, 0)
+    return {
+        "ours": lambda: optimizer.step(closure),
+        "residuals": lambda: total_loss(closure()),
+        "residuals, backward to the layers": lambda: linearize(closure, parameters, check=False),
+        "gradient of the weights": lambda: found.vjp(found.residual),
+        "second moments": lambda: parts.measure(found, 0),
+        "inverses": lambda: [parts.invert(each, 1e-8) for each in measured.values()],
+        "two products with J": lambda: (found @ v, found @ v),
+    }
+
+
 class Residual(nn.Module):
     """Residuals as the outputs of a module, for code that fits models to data."""
 
@@ -289,7 +307,7 @@ def their_step(operator: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Wo
 
 
 def levenberg_marquardt() -> dict[str, Work]:
-    """A step on one term, from the same weights; all of them decrease the loss alike."""
+    """A step on one term, from the same weights."""
     model, (x, _) = network((2, 32, 32, 1)), points(2, 900)
     optimizer = LevenbergMarquardt(model.parameters())
     return {
@@ -318,6 +336,7 @@ ROWS: dict[str, Callable[[], dict[str, Work]]] = {
     "sketch, 4,700 to 1,700 rows": sketch,
     "step: KFAC": partial(steps, partial(KFAC, lr=1e-3), HEAT),
     "step: KFACStar": partial(steps, KFACStar, HEAT),
+    "KFACStar, part by part": kfac_star_parts,
     "step: KFACPINN": partial(steps, partial(KFACPINN, products=10), HEAT),
     "step: HessianFree": partial(steps, HessianFree, HEAT),
     "step: SPRING": partial(steps, SPRING, HEAT, 800, 200),
