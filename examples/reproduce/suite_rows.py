@@ -272,7 +272,7 @@ def kfac_star_parts() -> dict[str, Work]:
     return {
         "ours": lambda: optimizer.step(closure),
         "residuals": lambda: total_loss(closure()),
-        "residuals, backward to the layers": lambda: linearize(closure, parameters, check=False),
+        "residuals, backward, gradient": lambda: linearize(closure, parameters, check=False),
         "gradient of the weights": lambda: found.vjp(found.residual),
         "second moments": lambda: parts.measure(found, 0),
         "inverses": lambda: [parts.invert(each, 1e-8) for each in measured.values()],
