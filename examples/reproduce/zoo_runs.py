@@ -229,10 +229,16 @@ class Runner:
         plain = self.network == "tanh"
         return network if plain else nn.Sequential(Normalized(box_of(problem)), network)
 
+    def in_time(self, problem: Problem) -> TimeSpace:
+        """The domain of a problem that has time."""
+        if not isinstance(problem.domain, TimeSpace):
+            raise typer.BadParameter(f"{self.problem} has no time: leave --windows out")
+        return problem.domain
+
     def layered(self, problem: Problem) -> nn.Module:
         """An MLP of the points and the layers of a start that contradicts a wall."""
         diffusivity, walls = CONTRADICTIONS[self.problem]
-        layers = CornerLayers(in_time(problem), diffusivity, walls)
+        layers = CornerLayers(self.in_time(problem), diffusivity, walls)
         return nn.Sequential(layers, MLP((layers.width, *self.sizes(problem)[1:])))
 
     def drawn(self) -> Problem:
@@ -246,7 +252,7 @@ class Runner:
             for name, term in problem.terms.items()
         }
         if self.network == "layers":
-            domain = in_time(problem)
+            domain = self.in_time(problem)
             terms = {n: replace(t, points=early(t.points, domain)) for n, t in terms.items()}
         return replace(problem, terms=terms)
 
@@ -279,7 +285,7 @@ class Runner:
 
     def by_windows(self, problem: Problem, seconds: tuple[float, ...]) -> tuple[nn.Module, Outcome]:
         """One network a window, until its loss is small, stands, or has taken its time."""
-        domain = in_time(problem)
+        domain = self.in_time(problem)
         length = (domain.end - domain.start) / self.windows
         first = window(problem, (domain.start, domain.start + length))
         found, clock = Outcome({}), Spent(seconds[-1], self.windows)
@@ -307,13 +313,6 @@ class Runner:
             seed=self.seed,
             callbacks=[*more, Progress()],
         )
-
-
-def in_time(problem: Problem) -> TimeSpace:
-    """The domain of a problem that has time."""
-    if not isinstance(problem.domain, TimeSpace):
-        raise typer.BadParameter(f"{problem.name} has no time: neither windows nor layers of it")
-    return problem.domain
 
 
 def box_of(problem: Problem) -> Box:

@@ -115,6 +115,20 @@ def test_points_are_those_of_a_term(tmp_path: Path) -> None:
     assert "has no {'start'}" in call("measure", *args).output
 
 
+def test_layers_come_with_early_points_where_the_start_contradicts_a_wall() -> None:
+    plain, layered = (Runner("robin_heat", "KFACPINN", network) for network in ("tanh", "layers"))
+    times = []
+    for runner in (plain, layered):
+        problem = runner.drawn()
+        model = runner.model(problem).double()
+        x = problem.terms["interior"].points(
+            100, torch.Generator().manual_seed(0), torch.float64, "cpu"
+        )
+        assert model(x).shape == (100, 1)
+        times.append(x[:, 0])
+    torch.testing.assert_close(times[1], times[0] ** 2)
+
+
 def test_time_windows_need_a_time(tmp_path: Path) -> None:
     args = ("--only", "poisson_2d", "--windows", "2", "--folder", str(tmp_path))
     assert "poisson_2d has no time" in call("measure", *args).output
@@ -122,7 +136,13 @@ def test_time_windows_need_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [("--only", "nothing"), ("--optimizer", "SGD"), ("--network", "tan"), ("--seconds", "3,2")],
+    [
+        ("--only", "nothing"),
+        ("--optimizer", "SGD"),
+        ("--network", "tan"),
+        ("--seconds", "3,2"),
+        ("--only", "poisson_2d", "--network", "layers"),
+    ],
 )
 def test_misuse_is_named(args, tmp_path: Path) -> None:
     assert call("measure", *args, "--folder", str(tmp_path)).exit_code == 2
