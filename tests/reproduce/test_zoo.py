@@ -116,6 +116,7 @@ def test_points_are_those_of_a_term(tmp_path: Path) -> None:
 
 
 def test_layers_come_with_early_points_where_the_start_contradicts_a_wall() -> None:
+    Runner = load("zoo_runs").Runner
     plain, layered = (Runner("robin_heat", "KFACPINN", network) for network in ("tanh", "layers"))
     times = []
     for runner in (plain, layered):
