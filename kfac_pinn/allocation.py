@@ -1,8 +1,8 @@
 """Memory that a step frees stays with the process for the next one, on the CPU.
 
 Every step asks for the same temporaries of some megabytes. glibc gives each back to the system when
-it is freed, and the system hands out pages of zeros again in the next step: 15,000 page faults in a
-first-order step of 5-64-64-48-48-1 with 3,500 points, a quarter of its time here.
+it is freed, and the system hands out pages of zeros again in the next step: thousands of page
+faults, about a tenth of a step (examples/reproduce/benchmark_allocation.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ KEPT = 2**30  # bytes that are free, at most, before they are given back
 def reuse_freed_memory() -> bool:
     """Let glibc keep freed blocks of up to 32 MiB, at most 1 GiB, and use them again.
 
-    The first closure, jet or `fit` of a process calls it. What a process holds at most stays what
-    it was: it only holds it longer. Nothing is done where the user has decided, in the environment
+    The first closure, jet or `fit` of a process calls it. What a process holds at most stays about
+    what it was: it only holds it longer. Nothing is done where the user has decided, in the environment
     variables MALLOC_... or GLIBC_TUNABLES, and on other systems.
 
     Returns:

@@ -34,9 +34,9 @@ app = typer.Typer(add_completion=False, help=__doc__)
 Results = Annotated[Path, typer.Option(help="Folder of the result files.")]
 
 
-def measured(row: str, way: str, threads: int, tree: Path) -> dict[str, Any]:
-    """One way of one row, by the package of that tree."""
-    settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tree.resolve())}
+def measured(row: str, way: str, threads: int, tree: Path, **more: str) -> dict[str, Any]:
+    """One way of one row, by the package of that tree, with more variables set."""
+    settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(tree.resolve()), **more}
     done = subprocess.run(
         [sys.executable, str(HERE / "suite_rows.py"), row, way],
         env={**os.environ, **settings},

@@ -133,6 +133,7 @@ class Anew:
         return map(partial(self._share, check), range(len(self.closures)))
 
     def _share(self, check: bool | CheckSchedule | None, number: int) -> Linearization:
+        """That of one batch, at the parameters of the step."""
         closure = self.closures[number]
         with at(self.known, self.here):
             share = share_of(closure, self.known, check, self.data, lambda _: self.totals)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from kfac_pinn import settings
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Points
-from kfac_pinn.settings import POSITIVE, at_least, instance, many
+from kfac_pinn.settings import FUNCTION, POSITIVE, at_least, instance, many
 
 __all__ = ["CornerLayers", "early"]
 
@@ -118,6 +118,7 @@ def early(points: Points, domain: TimeSpace, power: float = 2.0) -> Points:
     Raises:
         TypeError, ValueError: for a setting of another kind.
     """
+    FUNCTION("early: points", points)
     TIME_SPACE("early: domain", domain)
     at_least(1.0)("early: power", power)
     duration = domain.end - domain.start

@@ -118,6 +118,7 @@ MISUSED = {
     "time as a wall": (lambda: CornerLayers(DOMAIN, 1.0, [(0, 1)]), "coordinate of space"),
     "another end": (lambda: CornerLayers(DOMAIN, 1.0, [(1, 2)]), "an end, 0 or 1"),
     "a number for a wall": (lambda: CornerLayers(DOMAIN, 1.0, [1]), "a coordinate and an end"),
+    "drawn points": (lambda: early(torch.rand(5, 3), DOMAIN), "points must be a function"),
     "late points": (lambda: early(DOMAIN.interior, DOMAIN, 0.5), "at least 1"),
 }
 
