@@ -25,8 +25,8 @@ def reuse_freed_memory() -> bool:
     """Let glibc keep freed blocks of up to 32 MiB, at most 1 GiB, and use them again.
 
     The first closure, jet or `fit` of a process calls it. What a process holds at most stays about
-    what it was: it only holds it longer. Nothing is done where the user has decided, in the environment
-    variables MALLOC_... or GLIBC_TUNABLES, and on other systems.
+    what it was: it only holds it longer. Nothing is done where the user has decided, in the
+    environment variables MALLOC_... or GLIBC_TUNABLES, and on other systems.
 
     Returns:
         Whether it was done.
