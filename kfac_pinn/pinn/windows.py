@@ -13,9 +13,9 @@ u_{i-1} as initial condition.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class Windows(nn.Module):
         self.ends, self.pieces = tuple(ends), nn.ModuleList(pieces)
         if len(self.ends) != len(self.pieces):
             raise ValueError(f"{len(self.ends)} ends of {len(self.pieces)} windows: one a window")
-        if not all(a < b for a, b in pairwise(self.ends)):
+        if not all(a < b for a, b in itertools.pairwise(self.ends)):
             raise ValueError(f"Windows: ends must increase, found {self.ends}")
 
     def forward(self, x: Any) -> Any:
@@ -126,6 +126,7 @@ def march(
     *,
     velocity: str | None = None,
     hard: bool = False,
+    features: nn.Module | None = None,
 ) -> Windows:
     """Solve a problem on so many time windows of equal length, one after the other.
 
@@ -141,24 +142,29 @@ def march(
         velocity: the term of the initial velocities u_t, where there is one.
         hard: whether the values are handed over exactly (`Continued`), not by a term of the loss.
             The i-th window then evaluates all networks before it.
+        features: of the points, (t, x) -> (t, ...), whose further columns belong to the time of the
+            whole problem (`CornerLayers`) and are not moved. `network` is one of features then.
 
     Raises:
-        ValueError: for a problem without time or without these terms, fewer windows than one, or
-            another term that holds at the start only.
+        TypeError: for features that are no module.
+        ValueError: for a problem without time or without these terms, fewer windows than one,
+            another term that holds at the start only, or features that are trained or do not begin
+            with t.
     """
     domain = timed(problem, initial)
     if count < 1:
         raise ValueError(f"{count} windows: give at least 1")
+    columns = 1 + domain.space.dim if features is None else columns_of(features, network, domain)
     ends = torch.linspace(domain.start, domain.end, count + 1, dtype=torch.float64).tolist()
     pieces: list[nn.Module] = []
     frozen: list[nn.Parameter] = []
     start_from = network
-    for start, end in pairwise(ends):
+    for start, end in itertools.pairwise(ends):
         before = pieces[-1] if pieces else None
-        offset = torch.tensor(
-            [start - domain.start] + [0.0] * domain.space.dim, dtype=torch.float64
-        )
-        own = Shifted(copied(start_from), offset)
+        offset = torch.zeros(columns, dtype=torch.float64)
+        offset[0] = start - domain.start
+        moving = Shifted(copied(start_from), offset)
+        own = moving if features is None else nn.Sequential(features, moving)
         one = window(problem, (start, end), before, initial=initial, velocity=velocity)
         if hard and before is not None:
             terms = {name: term for name, term in one.terms.items() if name != initial}
@@ -167,14 +173,34 @@ def march(
         else:
             pieces.append(own)
             train(own, one)
-        start_from = own.network
+        start_from = moving.network
         if hard:  # copied before it is frozen, since copies share what is frozen
-            start_from = copied(own.network)
+            start_from = copied(moving.network)
             frozen += [p for p in own.parameters() if p.requires_grad]
             own.requires_grad_(False)
     for parameter in frozen:
         parameter.requires_grad_(True)
     return Windows(ends[1:], pieces)
+
+
+def columns_of(features: nn.Module, network: nn.Module, domain: TimeSpace) -> int:
+    """How many features there are, t the first of them."""
+    MODULE("march: features", features)
+    if any(p.requires_grad for p in features.parameters()):
+        raise ValueError(
+            "march: features have parameters that are trained, and all windows share them: put "
+            "them into the network, or freeze them with requires_grad_(False)"
+        )
+    like = next(network.parameters())
+    x = domain.interior(3, torch.Generator().manual_seed(0), like.dtype, "cpu").to(like.device)
+    with torch.no_grad():
+        found = features(x)
+    if not torch.equal(found[:, 0], x[:, 0]):
+        raise ValueError(
+            "march: the first of the features must be t, as it is of CornerLayers: it is what "
+            "windows move"
+        )
+    return int(found.shape[1])
 
 
 def window(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.lora import adapters
 from hyperlora_ext.serialization import state, with_factors
-from kfac_pinn import LevenbergMarquardt, taylor
+from kfac_pinn import CornerLayers, LevenbergMarquardt, dirichlet, early, relative_l2, taylor
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 from kfac_pinn.pinn.problem import Problem, Term
@@ -195,6 +195,63 @@ def test_a_shifted_network_is_linearised() -> None:
     assert (v(x) - v.network(x - torch.tensor([0.5, 0.0]).double())).abs().max() == 0
     last = Shifted(v.network, torch.tensor([0.25], dtype=F64))  # of the last coordinate alone
     assert torch.equal(last(x), v.network(x - torch.tensor([0.0, 0.25]).double()))
+
+
+class Clock(nn.Module):
+    """(t, x) -> (t, x, sqrt(t - START)): what belongs to the time of the whole problem."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.cat([x, torch.sqrt(x[:, :1] - START + 1e-9)], dim=1)
+
+
+def test_features_keep_the_time_of_the_whole_problem() -> None:
+    network, starts = MLP((3, 4, 1)).double(), []
+    solved = march(network, transport(), 4, lambda u, _: starts.append(u), features=Clock())
+    x = DOMAIN.interior(40, torch.Generator().manual_seed(0), F64)
+    place = ((x[:, :1] - START) / 0.5).floor()
+    expected = network(torch.cat([x[:, :1] - 0.5 * place, x[:, 1:], Clock()(x)[:, 2:]], dim=1))
+    torch.testing.assert_close(solved(x), expected)
+    assert len(starts) == 4 and all(u[0] is starts[0][0] for u in starts)
+    slopes = torch.func.vmap(torch.func.jacrev(lambda y: solved(y[None])[0, 0]))(x)
+    found = taylor(solved, x, 1)[1].movedim(0, 1)[..., 0]
+    torch.testing.assert_close(found, slopes)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_layers_of_the_first_moment_are_there_in_later_windows(hard: bool) -> None:
+    """A solution that is one of them is found exactly by a linear network, in every window."""
+    layers = CornerLayers(DOMAIN, 0.05, [(1, 1)])
+
+    def solution(x: Tensor) -> Tensor:
+        return layers(x)[:, 2:3]
+
+    def interior(u: Any, x: Tensor) -> Tensor:
+        _, (u_t, _), u_xx = taylor(u, x, weights=[0.0, 1.0])
+        return u_t - 0.05 * u_xx
+
+    terms = {
+        "interior": Term(DOMAIN.interior, interior, 60),
+        "initial": Term(DOMAIN.initial, dirichlet(solution), 20),
+        "walls": Term(early(DOMAIN.boundary, DOMAIN), dirichlet(solution), 40),
+    }
+    problem = Problem("layer", DOMAIN, terms, solution)
+    network = nn.Linear(layers.width, 1).double()
+    solved = march(network, problem, 3, trained(12), features=layers, hard=hard)
+    assert relative_l2(solved, solution, DOMAIN.interior(300, dtype=F64)) < 1e-8
+
+
+def test_features_that_windows_cannot_share_are_refused() -> None:
+    network = MLP((3, 4, 1)).double()
+
+    def going(features: Any) -> None:
+        march(network, transport(), 2, lambda u, problem: None, features=features)
+
+    with pytest.raises(TypeError, match="march: features"):
+        going(torch.sqrt)
+    with pytest.raises(ValueError, match="parameters that are trained"):
+        going(nn.Linear(2, 3).double())
+    with pytest.raises(ValueError, match="must be t"):
+        going(PeriodicFeatures((1.0, None)))
 
 
 def test_problems_without_time_are_refused(base: nn.Module) -> None:

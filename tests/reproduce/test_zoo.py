@@ -14,7 +14,7 @@ from kfac_pinn.pinn.conditions import dirichlet
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Problem, Term
 from kfac_pinn.pinn.problems import PROBLEMS
-from kfac_pinn.taylor_mode.operators import partial
+from kfac_pinn.taylor_mode.operators import partial, taylor
 
 
 @pytest.fixture(autouse=True)
@@ -94,17 +94,17 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.Monke
 def test_time_windows_share_the_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROBLEMS, "zz_decaying", decaying)
     args = ("--only", "zz", "--optimizer", "GaussNewton", "--network", "periodic")
-    parts = ("--windows", "3", "--points", "interior=40,initial=20", "--seconds", "60,120")
+    parts = ("--windows", "3", "--points", "interior=100,initial=20", "--seconds", "60,240")
     done = call("measure", *args, *parts, "--folder", str(tmp_path))
     assert done.exit_code == 0, done.output
     found = json.loads(
         (
-            tmp_path / "zz_decaying-periodic-3windows-interior=40,initial=20-GaussNewton-0.json"
+            tmp_path / "zz_decaying-periodic-3windows-interior=100,initial=20-GaussNewton-0.json"
         ).read_text()
     )
     (mark,) = found["errors"]
     spent = float(found["reason"].split(" of ")[0])
-    assert spent <= float(mark) <= 120 and found["steps"] == spent and found["windows"] == 3
+    assert spent <= float(mark) <= 240 and found["steps"] == spent and found["windows"] == 3
     assert found["errors"][mark] < 1e-3
     text = load("zoo").table([found])
     assert "| zz_decaying | 2-8-1 periodic, 3 windows | GaussNewton |" in text
@@ -128,6 +128,17 @@ def test_layers_come_with_early_points_where_the_start_contradicts_a_wall() -> N
         assert model(x).shape == (100, 1)
         times.append(x[:, 0])
     torch.testing.assert_close(times[1], times[0] ** 2)
+
+
+def test_what_is_even_in_x_has_layers_at_both_ends_in_one() -> None:
+    runner = load("zoo_runs").Runner("allen_cahn", "GaussNewton", "layers", "6-6")
+    model = runner.model(runner.drawn()).double()
+    x = PROBLEMS["allen_cahn"]().domain.interior(50, dtype=torch.float64)
+    torch.testing.assert_close(model(x), model(x * x.new_tensor([1.0, -1.0])))
+    wall = x * x.new_tensor([1.0, 0.0]) + x.new_tensor([0.0, 1.0])
+    layers = runner.layers(PROBLEMS["allen_cahn"]())
+    inward = -taylor(layers, wall, 1)[1][1][:, 2]  # the first layer's, from the start on
+    torch.testing.assert_close(inward, torch.full_like(inward, -1 / (4e-4) ** 0.5))
 
 
 def test_time_windows_need_a_time(tmp_path: Path) -> None:
