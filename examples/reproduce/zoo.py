@@ -66,7 +66,7 @@ PUBLISHED = {
 
 @app.command()
 def measure(
-    only: Annotated[str, typer.Option(help="problems with this in their name")] = "",
+    only: Annotated[str, typer.Option(help="the problem of this name, or those with this in it")] = "",
     optimizer: Annotated[str, typer.Option(help="one of them; all, if empty")] = "",
     network: Annotated[str, typer.Option(help=f"one of {', '.join(NETWORKS)}")] = "tanh",
     hidden: Annotated[str, typer.Option(help="e.g. 32-32; the problem's smallest, if empty")] = "",
@@ -79,7 +79,8 @@ def measure(
     """Train whatever has no result yet, the seeds one after the other."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    names = [name for name in PROBLEMS if only in name and name not in LEFT_OUT]
+    named = [only] if only in PROBLEMS else [name for name in PROBLEMS if only in name]
+    names = [name for name in named if name not in LEFT_OUT]
     chosen = [optimizer] if optimizer else list(OPTIMIZERS)
     marks = tuple(float(each) for each in seconds.split(","))
     known = set(chosen) <= set(OPTIMIZERS) and (
