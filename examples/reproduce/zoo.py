@@ -66,7 +66,7 @@ PUBLISHED = {
 
 @app.command()
 def measure(
-    only: Annotated[str, typer.Option(help="the problem of this name, or those with this in it")] = "",
+    only: Annotated[str, typer.Option(help="a problem, or a part of names")] = "",
     optimizer: Annotated[str, typer.Option(help="one of them; all, if empty")] = "",
     network: Annotated[str, typer.Option(help=f"one of {', '.join(NETWORKS)}")] = "tanh",
     hidden: Annotated[str, typer.Option(help="e.g. 32-32; the problem's smallest, if empty")] = "",
