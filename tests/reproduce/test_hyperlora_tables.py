@@ -154,7 +154,7 @@ def test_rows_of_another_budget_are_not_passed_off_as_new(tmp_path: Path) -> Non
 def test_the_command_prints_markdown(bench: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     main(["3", "kovasznay", "--base", "0.1", "--task", "0.05", "--hyper", "0.05", "--tasks", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 9
+    assert lines[0].startswith("| method") and lines[1].startswith("|---") and len(lines) == 10
     main(["1", "kovasznay", "--base", "0.1", "--task", "0.05", "--tasks", "1", "--ranks", "2"])
     assert "L-PINN 2" in capsys.readouterr().out
     assert list(markdown(iter([{"a": 1e-9, "b": None, "c": "x"}])))[2] == "| 1e-09 |  | x |"
