@@ -9,8 +9,13 @@ from tests.distributed.cases import OPTIMIZERS, by_default, sampled_factors, tra
 
 SHARDS = {2: ([1, 3], [2, 1]), 3: ([1, 2, 4], [3, 1, 1])}
 # Fewer rows of the sketch than parameters: two orders of the sums differ by 5e-10 after 20 steps
+# Steps on trust: no trial corrects what rounding has moved (1.6e-9 found)
 # Pivots: what is left of the diagonal cancels, and is divided by (5.6e-9 found)
-TOLERANCE = {"GaussNewton sketch": 1e-8, "ENGD pivots": 1e-7}
+TOLERANCE = {
+    "GaussNewton sketch": 1e-8,
+    "GaussNewton one evaluation": 1e-7,
+    "ENGD pivots": 1e-7,
+}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

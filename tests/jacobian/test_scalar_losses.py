@@ -376,7 +376,7 @@ def test_a_robust_loss_in_single_precision_to_the_end(kind: Any) -> None:
             loss = torch.log(torch.cosh(model(x) - x.sin())).mean()
             loss.backward()
             optimizer.step()
-    assert float(loss) < 1e-7
+    assert float(loss) < 2 * torch.finfo(loss.dtype).eps  # of a cosh near 1
 
 
 REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
