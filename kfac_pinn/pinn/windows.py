@@ -13,9 +13,9 @@ u_{i-1} as initial condition.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class Windows(nn.Module):
         self.ends, self.pieces = tuple(ends), nn.ModuleList(pieces)
         if len(self.ends) != len(self.pieces):
             raise ValueError(f"{len(self.ends)} ends of {len(self.pieces)} windows: one a window")
-        if not all(a < b for a, b in itertools.pairwise(self.ends)):
+        if not all(a < b for a, b in pairwise(self.ends)):
             raise ValueError(f"Windows: ends must increase, found {self.ends}")
 
     def forward(self, x: Any) -> Any:
@@ -159,7 +159,7 @@ def march(
     pieces: list[nn.Module] = []
     frozen: list[nn.Parameter] = []
     start_from = network
-    for start, end in itertools.pairwise(ends):
+    for start, end in pairwise(ends):
         before = pieces[-1] if pieces else None
         offset = torch.zeros(columns, dtype=torch.float64)
         offset[0] = start - domain.start
@@ -191,8 +191,8 @@ def columns_of(features: nn.Module, network: nn.Module, domain: TimeSpace) -> in
             "march: features have parameters that are trained, and all windows share them: put "
             "them into the network, or freeze them with requires_grad_(False)"
         )
-    like = next(network.parameters())
-    x = domain.interior(3, torch.Generator().manual_seed(0), like.dtype, "cpu").to(like.device)
+    x = domain.interior(3, torch.Generator().manual_seed(0), torch.float64, "cpu")
+    x = x.to(next(network.parameters(), x))
     with torch.no_grad():
         found = features(x)
     if not torch.equal(found[:, 0], x[:, 0]):

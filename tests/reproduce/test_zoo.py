@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,27 @@ def test_points_are_scaled_by_the_box_around_them() -> None:
     torch.testing.assert_close(
         torch.tensor(box.upper), torch.tensor([1.0, 6.28]), atol=0.02, rtol=0
     )
+
+
+ROOT = Path(__file__).parents[2]
+IN_README = {
+    "convection": ("convection-sine-40-40-GaussNewton", "100"),
+    "wave": ("wave_two_modes-sine-32-32-GaussNewton", "30"),
+    "reaction": ("reaction-tanh-KFACPINN", "100"),
+    "Helmholtz": ("helmholtz-sine-40-40-KFACPINN", "60"),
+    "2+1d Burgers": ("burgers_2d-tanh-GaussNewton", "300"),
+    "Allen–Cahn": ("allen_cahn-layers-*-GaussNewton", "300"),
+    "Korteweg–de Vries": ("kdv-harmonics-*-GaussNewton", "600"),
+    "Kuramoto–Sivashinsky": ("kuramoto_sivashinsky-harmonics-*-GaussNewton", "2400"),
+}
+
+
+@pytest.mark.parametrize("row", IN_README)
+def test_what_the_readme_says_is_in_the_result_files(row: str) -> None:
+    name, mark = IN_README[row]
+    files = (ROOT / "examples" / "reproduce" / "results" / "zoo").glob(f"{name}-[0-9].json")
+    errors = [json.loads(file.read_text())["errors"][mark] for file in files]
+    (line,) = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| {row}")]
+    said = line.split("|")[2].split("(")[0]
+    assert float(said) == float(f"{statistics.median(errors):.1e}")
+    assert ("three seeds" in line) == (len(errors) == 3)
