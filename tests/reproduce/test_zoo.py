@@ -181,6 +181,7 @@ def test_points_are_scaled_by_the_box_around_them() -> None:
 
 
 ROOT = Path(__file__).parents[2]
+ZOO = ROOT / "examples" / "reproduce" / "results" / "zoo"
 IN_README = {
     "convection": ("convection-sine-40-40-GaussNewton", "100"),
     "wave": ("wave_two_modes-sine-32-32-GaussNewton", "30"),
@@ -193,10 +194,11 @@ IN_README = {
 }
 
 
+@pytest.mark.skipif(not ZOO.exists(), reason="results are in the repository only")
 @pytest.mark.parametrize("row", IN_README)
 def test_what_the_readme_says_is_in_the_result_files(row: str) -> None:
     name, mark = IN_README[row]
-    files = (ROOT / "examples" / "reproduce" / "results" / "zoo").glob(f"{name}-[0-9].json")
+    files = ZOO.glob(f"{name}-[0-9].json")
     errors = [json.loads(file.read_text())["errors"][mark] for file in files]
     (line,) = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| {row}")]
     said = line.split("|")[2].split("(")[0]
