@@ -33,6 +33,11 @@ from kfac_pinn.settings import (
 __all__ = ["Errors", "Family", "Splits", "values"]
 
 
+def outputs(network: Function) -> Function:
+    """The fields of a network whose outputs they are."""
+    return network
+
+
 def unknown(x: Tensor, task: Tensor) -> Tensor:
     """The solution of a family whose solution is not known.
 
@@ -100,6 +105,8 @@ class Family:
             is cheaper than one after the other; None: it is not.
         known: a part of the fields that needs no network, likewise; None: zero. Networks represent
             the rest, of which the residuals must be written; `field` puts both together.
+        observed: network -> what of it the fields are, a function of points (N, d) -> (N, c): its
+            outputs by default, the derivative of a potential, say. Residuals are of the network.
         grid: where errors are measured, shape (M, d); not needed without a solution.
         counts: numbers of train, validation and test tasks of the paper.
         front: which points (x (N, d), task (p,)) lie where the solution is steep, bools (N,).
@@ -118,12 +125,15 @@ class Family:
     front: Callable[[Tensor, Tensor], Tensor] | None = None
     known: Callable[[Tensor, Tensor], Tensor] | None = None
     solver: Callable[[Tensor], Tensor] | None = None
+    observed: Callable[[Function], Function] = outputs
 
     def __post_init__(self) -> None:
         check(self, name=TEXT, domain=is_domain, space=having("sample", "Interval(0.0, 1.0)"))
         check(self, conditions=named(CONDITION), solution=FUNCTION, grid=TENSOR)
         check(self, counts=many(whole(1), 3), front=optional(FUNCTION))
         check(self, known=optional(FUNCTION), solver=optional(FUNCTION))
+        if not isinstance(self.observed, type):  # a class makes one, too
+            check(self, observed=FUNCTION)
 
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""
@@ -177,22 +187,27 @@ class Family:
         def solution(x: Tensor) -> Tensor:
             return self.rest(x, one.to(x))
 
-        known = None if self.solution is unknown else solution
+        # A problem compares outputs, and what is observed of a network need not be one
+        hidden = self.solution is unknown or self.observed is not outputs
+        known = None if hidden else solution
         return Problem(f"{self.name}, task {_short(one)}", self.domain, terms, known)
 
     def rest(self, x: Tensor, task: Tensor) -> Tensor:
-        """What a network of the task (p,) should be at the points x (N, d): all but the known."""
+        """What is observed of a network of the task (p,) should be this at x (N, d): all but the
+        known.
+        """
         whole = self.solution(x, task)
         return whole if self.known is None else whole - self.known(x, task)
 
     def field(self, network: Function, task: Tensor) -> Callable[[Tensor], Tensor]:
-        """u of the task (p,), x (N, d) -> (N, c): the network and the known part."""
+        """u of the task (p,), x (N, d) -> (N, c): what is observed, and the known part."""
+        observed = self.observed(network)
         if (known := self.known) is None:
-            return network
-        return lambda x: network(x) + known(x, task.to(x))
+            return observed
+        return lambda x: observed(x) + known(x, task.to(x))
 
     def reference(self, task: Task) -> Tensor:
-        """What a network should be on the grid, (M, c); computed once a task.
+        """What is observed of a network should be this on the grid, (M, c); computed once a task.
 
         Raises:
             ValueError: if the family has no solution.
@@ -200,7 +215,8 @@ class Family:
         return self.references(single(self.space, task)[None])[0]
 
     def references(self, tasks: Tensor) -> Tensor:
-        """What networks of the tasks (T, p) should be on the grid, (T, M, c); computed once a task.
+        """What is observed of networks of the tasks (T, p) should be this on the grid, (T, M, c);
+        computed once a task.
 
         Raises:
             ValueError: if the family has no solution.
@@ -214,7 +230,7 @@ class Family:
         return torch.stack([self._references[key] for key in keys])
 
     def _solved(self, tasks: Tensor) -> Tensor:
-        """What networks should be on the grid, all at once where the family has a solver."""
+        """The references, all at once where the family has a solver."""
         if self.solver is None:
             return torch.stack([self.rest(self.grid, task) for task in tasks])
         whole = self.solver(tasks)
@@ -224,7 +240,8 @@ class Family:
 
     def _size(self, task: Tensor) -> Tensor:
         """||u*|| of all of u on the grid."""
-        return self.field(lambda x: self.reference(task), task)(self.grid).norm()
+        rest = self.reference(task)
+        return (rest if self.known is None else rest + self.known(self.grid, task)).norm()
 
     @cached_property
     def _references(self) -> dict[tuple[float, ...], Tensor]:
@@ -239,7 +256,8 @@ class Family:
         """
         tasks = self.space.check(tasks).to(self.grid)
         pairs = zip(tasks, self.references(tasks), strict=True)
-        differences = [values(predict(task), self.grid, truth) - truth for task, truth in pairs]
+        seen = ((self.observed(predict(task)), truth) for task, truth in pairs)
+        differences = [values(u, self.grid, truth) - truth for u, truth in seen]
         # Relative to all of u: a known part that is nearly everything would make errors look large
         sizes = torch.stack([self._size(task) for task in tasks])
         steep = [self.front(self.grid, task) for task in tasks] if self.front else []

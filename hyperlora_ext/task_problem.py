@@ -168,6 +168,6 @@ def known_fields(
 
     def residual(u: Callable[[Any], Any], pairs: Tensor, task: Tensor) -> tuple[Tensor, ...]:
         """u - u*, field by field."""
-        return (u(pairs[:, :dim]) - pairs[:, dim:]).unbind(1)
+        return (family.observed(u)(pairs[:, :dim]) - pairs[:, dim:]).unbind(1)
 
     return {"field": Condition(points, residual, size)}

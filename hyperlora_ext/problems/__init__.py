@@ -3,7 +3,9 @@
 from hyperlora_ext.problems.coupled_burgers import burgers2d, in_front, step_function
 from hyperlora_ext.problems.navier_stokes import kovasznay
 from hyperlora_ext.problems.scalar_burgers import (
+    Slope,
     burgers1d,
+    burgers1d_potential,
     burgers1d_published,
     reflection,
 )
@@ -13,8 +15,10 @@ from hyperlora_ext.problems.transport_equation import convection, transport
 from hyperlora_ext.problems.waves import helmholtz
 
 __all__ = [
+    "Slope",
     "Trajectory",
     "burgers1d",
+    "burgers1d_potential",
     "burgers1d_published",
     "burgers2d",
     "convection",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
@@ -16,7 +17,15 @@ from hyperlora_ext.symmetry import Symmetry
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
 from kfac_pinn.taylor_mode.operators import taylor
 
-__all__ = ["burgers1d", "burgers1d_published", "heat_flow", "reflection"]
+__all__ = [
+    "Slope",
+    "burgers1d",
+    "burgers1d_potential",
+    "burgers1d_published",
+    "heat_flow",
+    "primitive",
+    "reflection",
+]
 
 DOMAIN = TimeSpace(0.0, 1.0, Box((0.0,), (1.0,), sobol))
 
@@ -96,8 +105,69 @@ def burgers1d_published(viscosity: float = 0.01, weight: float = 10.0) -> Family
     return _family(viscosity, GaussianField(), conditions)
 
 
-def reflection() -> Symmetry:
-    """u(t, x) -> -u(t, 1 - x), which solves the equation from -u0(-x): for `averaged`."""
+def burgers1d_potential(viscosity: float = 0.01, weight: float = 10.0) -> Family:
+    """The same tasks for networks that represent a potential of u: u = psi_x.
+
+        psi_t + psi_x^2 / 2 = nu psi_xx,   psi(0, x) = the primitive of u0 without a mean
+
+    Integrated once, an error of the equation is one of psi of its own size, wherever it is made.
+    Residuals of u itself add up on the way into a front and move it, and move the mean of u, and
+    nothing later brings these back. Here u has its mean exactly, and psi is smoother than u by one
+    derivative.
+
+    Both residuals count 2 pi times, as the derivative of the lowest mode does; u0 itself is asked
+    for beside its primitive, with a hundredth of the weight.
+
+    Args:
+        viscosity, weight: as of `burgers1d`.
+
+    Source: the Hamilton-Jacobi equation of which Burgers' is the derivative; e.g. Evans, Partial
+    Differential Equations, 3.4.
+    """
+    scale, root = 2 * math.pi, math.sqrt(weight)
+
+    def interior(psi: Function, x: Tensor, task: Tensor) -> Tensor:
+        _, (psi_t, psi_x), psi_xx = taylor(psi, x, weights=x.new_tensor([0.0, 1.0]))
+        return scale * (psi_t + psi_x.square() / 2 - viscosity * psi_xx)
+
+    def initial(psi: Function, x: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
+        value, (slope,) = taylor(psi, x, order=1, directions=x.new_tensor([[0.0, 1.0]]))
+        psi0, u0 = heat_flow(primitive(task), x, viscosity)
+        return root * scale * (value - psi0), root / 10 * (slope - u0)
+
+    conditions = {
+        "interior": Condition(DOMAIN.interior, interior, 10_000),
+        "initial": Condition(_initial_points, initial, 128),
+    }
+    posed = _family(viscosity, GaussianField(centred=True), conditions)
+    return replace(posed, observed=Slope)
+
+
+class Slope:
+    """u = psi_x of a potential psi(t, x): a function of points (N, 2) -> (N, 1)."""
+
+    def __init__(self, potential: Function) -> None:
+        self.potential = potential
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Those of the potential, if it is a network."""
+        own = getattr(self.potential, "parameters", None)
+        return own() if callable(own) else iter(())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """psi_x at the points x."""
+        slope: Tensor = taylor(self.potential, x, order=1, directions=x.new_tensor([[0.0, 1.0]]))[
+            1
+        ][0]
+        return slope
+
+
+def reflection(potential: bool = False) -> Symmetry:
+    """u(t, x) -> -u(t, 1 - x), which solves the equation from -u0(-x): for `averaged`.
+
+    Args:
+        potential: of networks whose slope u is: they are even where u is odd.
+    """
 
     def task(u0: Tensor) -> Tensor:
         # Values at j / p go to -j / p, which is (p - j) / p: the first stays
@@ -106,7 +176,8 @@ def reflection() -> Symmetry:
     def points(x: Tensor) -> Tensor:
         return torch.cat([x[:, :1], 1 - x[:, 1:]], dim=1)
 
-    return Symmetry(task, points, lambda fields: -fields)
+    sign = 1 if potential else -1
+    return Symmetry(task, points, lambda fields: sign * fields)
 
 
 def _family(
@@ -149,12 +220,30 @@ def heat_flow(initial: Tensor, x: Tensor, viscosity: float) -> tuple[Tensor, Ten
         x: points (t, x), (N, 2).
     """
     p = initial.shape[1]
-    values = initial[:1] if initial.stride(0) == 0 else initial  # one task for all points
-    modes = torch.fft.rfft(values)[:, : p // 2] / p
+    modes = torch.fft.rfft(_distinct(initial))[:, : p // 2] / p
     k = 2 * math.pi * torch.arange(p // 2, dtype=x.dtype, device=x.device)
     waves = torch.exp(torch.complex(-viscosity * k.square() * x[:, :1], k * x[:, 1:])) * modes
     waves = waves * (2 - (k == 0).to(x))  # the others come in conjugate pairs
     return waves.real.sum(1, keepdim=True), -(k * waves.imag).sum(1, keepdim=True)
+
+
+def primitive(values: Tensor) -> Tensor:
+    """The function without a mean whose derivative is u, on the same grid of period 1.
+
+    Args:
+        values: u without a mean at j / p, one each, (N, p); its highest mode is left out.
+    """
+    p = values.shape[1]
+    modes = torch.fft.rfft(_distinct(values))[:, 1 : p // 2]
+    k = torch.arange(1, p // 2, dtype=values.dtype, device=values.device)
+    zero = modes.new_zeros(len(modes), 1)
+    found = torch.fft.irfft(torch.cat([zero, modes / (2j * math.pi * k), zero], dim=1), n=p)
+    return found.expand(len(values), -1)
+
+
+def _distinct(values: Tensor) -> Tensor:
+    """The one task that all points have, (1, p), or each its own, (N, p)."""
+    return values[:1] if values.stride(0) == 0 else values
 
 
 def _early_points(n: int, tasks: Tensor, generator: Generator | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,21 +36,35 @@ def damped_inverse(
 
     Cholesky; `pinv_solve` where an entry of the damping is zero, since M alone may be singular
     and Cholesky would divide by rounding errors, and where rounding made M + damping I indefinite.
+    Both in double precision: single precision factors a matrix eps ||M|| away, which is more than
+    the damping of a long run, and hides it behind an M that is then indefinite.
 
     Args:
         matrix: M, shape (n, n); b has shape (n,) or (n, m).
         damping: a number, or one for each unknown (n,).
         rtol: of `pinv_solve`.
     """
-    shift = torch.as_tensor(damping, dtype=matrix.dtype, device=matrix.device)
-    damped = matrix.clone()
+    damped = matrix.to(double(matrix), copy=True)
+    shift = torch.as_tensor(damping, dtype=damped.dtype, device=damped.device)
     damped.diagonal().add_(shift)
     # Cholesky finds out whether M + damping I is positive definite, which eigenvalues would, too,
     # at several times the cost
     factor, failed = torch.linalg.cholesky_ex(damped)
     if failed or not shift.all():
-        return partial(pinv_solve, damped, rtol=rtol)
-    return lambda rhs: torch.cholesky_solve(rhs.reshape(len(rhs), -1), factor).reshape(rhs.shape)
+        # What M's own precision left of zero, not what double precision would
+        rtol = len(matrix) * torch.finfo(matrix.dtype).eps if rtol is None else rtol
+        return lambda rhs: pinv_solve(damped, rhs.to(damped), rtol).to(rhs)
+
+    def solve(rhs: Tensor) -> Tensor:
+        columns = rhs.to(damped).reshape(len(rhs), -1)
+        return torch.cholesky_solve(columns, factor).reshape(rhs.shape).to(rhs)
+
+    return solve
+
+
+def double(like: Tensor) -> torch.dtype:
+    """float64, where the device has it."""
+    return like.dtype if like.device.type == "mps" else torch.float64
 
 
 def pinv_solve(matrix: Tensor, rhs: Tensor, rtol: float | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,11 +116,13 @@ class Benchmark:
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
         """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""
         torch.manual_seed(0)
-        hyper = HyperLoRA(self.base, self.config.family.space, rank)
+        base = copy.deepcopy(self.base).to(self.config.hyper_dtype)
+        hyper = HyperLoRA(base, self.config.family.space, rank)
         start, label = now(), f"{method} {rank or '*'}"
         spent: dict[str, Any] = {"seconds": self.budget.hyper}
         spent["callbacks"] = self.cache.callbacks(label)
         history = self._train(hyper, method, rank, spent)
+        hyper.double()
         if history is None:
             return hyper, now() - start
         return hyper, float(history.last["seconds"])

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import (
     burgers1d,
+    burgers1d_potential,
     burgers1d_published,
     burgers2d,
     kovasznay,
@@ -51,6 +52,7 @@ class Config:
         plain: a new network of points and task, the alternative to a hypernetwork, and its points.
         schedule: of one network, adapted or whole; None: Levenberg-Marquardt on the points above.
         aimed: whether adapters start along a Gauss-Newton step, instead of at random.
+        hyper_dtype: of hypernetworks while they are trained; all else is float64.
         fresh: whether hypernetworks by physics meet new tasks in every step, instead of the
             training set.
         symmetry: of the family, over which predictions may be averaged.
@@ -73,6 +75,7 @@ class Config:
     plain: tuple[Callable[[], nn.Module], Sizes] | None = None
     schedule: Train | None = None
     aimed: bool = True
+    hyper_dtype: torch.dtype = torch.float64
     fresh: bool = True
     symmetry: Symmetry | None = None
     baselines: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
@@ -163,6 +166,16 @@ def _burgers1d_whole() -> Config:
     return replace(_burgers1d(), family=family, baselines={}, printed="burgers1d")
 
 
+def _burgers1d_potential() -> Config:
+    """Networks represent a potential of u, hypernetworks are trained in single precision."""
+    return replace(
+        _burgers1d_whole(),
+        family=burgers1d_potential(),
+        symmetry=reflection(potential=True),
+        hyper_dtype=torch.float32,
+    )
+
+
 def _burgers2d() -> Config:
     return Config(
         burgers2d(),
@@ -221,6 +234,7 @@ CONFIGS: dict[str, Callable[[], Config]] = {
     "kovasznay": _kovasznay,
     "burgers1d": _burgers1d,
     "burgers1d_whole": _burgers1d_whole,
+    "burgers1d_potential": _burgers1d_potential,
     "burgers2d": _burgers2d,
     "kovasznay_published": _kovasznay_published,
     "burgers1d_published": _burgers1d_published,

@@ -44,10 +44,11 @@ def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -
         raise ValueError(f"maps have two coordinates, {family.name} has one: plot its errors by x")
     plane = family.grid[:, :-2].eq(family.grid[-1, :-2]).all(1)  # the last time, if there is one
     points, truth = family.grid[plane], truth[plane]
-    whole = family.field(lambda x: truth, task)(points)
+    whole = truth if family.known is None else truth + family.known(points, task)
     shape = tuple(len(points[:, i].unique()) for i in (-2, -1))
     with torch.no_grad():
-        errors = {name: values(u, points, truth) - truth for name, u in networks.items()}
+        seen = {name: values(family.observed(u), points, truth) for name, u in networks.items()}
+    errors = {name: field - truth for name, field in seen.items()}
     rows, columns = truth.shape[1], 1 + len(networks)
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, constrained_layout=True

@@ -103,7 +103,7 @@ def by_pinns(
     tasks, networks = known
     grid = family.grid.to(like)
     with torch.no_grad():
-        fields = torch.stack([network(grid).cpu() for network in networks])
+        fields = torch.stack([family.observed(network)(grid).cpu() for network in networks])
     terms = known_fields(family, lambda tasks: fields)
     return train(hyper, TaskProblem(family, tasks, terms, {"field": size}), **budget)
 
