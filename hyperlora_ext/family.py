@@ -131,9 +131,7 @@ class Family:
         check(self, name=TEXT, domain=is_domain, space=having("sample", "Interval(0.0, 1.0)"))
         check(self, conditions=named(CONDITION), solution=FUNCTION, grid=TENSOR)
         check(self, counts=many(whole(1), 3), front=optional(FUNCTION))
-        check(self, known=optional(FUNCTION), solver=optional(FUNCTION))
-        if not isinstance(self.observed, type):  # a class makes one, too
-            check(self, observed=FUNCTION)
+        check(self, known=optional(FUNCTION), solver=optional(FUNCTION), observed=FUNCTION)
 
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 import hyperlora_ext as hl
 import kfac_pinn.pinn.problems
-from hyperlora_ext.problems import burgers1d, burgers1d_published, burgers2d, kovasznay
+from hyperlora_ext.problems import (
+    burgers1d,
+    burgers1d_potential,
+    burgers1d_published,
+    burgers2d,
+    kovasznay,
+)
 from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule
 from kfac_pinn import (
     ENGD,
@@ -154,6 +160,10 @@ FAMILIES: dict[str, tuple[Callable[[], hl.Family], Callable[[], nn.Module]]] = {
     "Kovasznay": (kovasznay, lambda: MLP((2, 5, 5, 3))),
     "1D Burgers": (
         burgers1d,
+        lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, 5, 5, 1))),
+    ),
+    "1D Burgers, potential": (
+        burgers1d_potential,
         lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, 5, 5, 1))),
     ),
     "1D Burgers, published": (burgers1d_published, lambda: MLP((2, 5, 5, 1))),

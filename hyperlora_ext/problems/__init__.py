@@ -3,11 +3,11 @@
 from hyperlora_ext.problems.coupled_burgers import burgers2d, in_front, step_function
 from hyperlora_ext.problems.navier_stokes import kovasznay
 from hyperlora_ext.problems.scalar_burgers import (
-    Slope,
     burgers1d,
     burgers1d_potential,
     burgers1d_published,
     reflection,
+    slope,
 )
 from hyperlora_ext.problems.spectral import Trajectory, solve_burgers
 from hyperlora_ext.problems.splitting import solve_transport
@@ -15,7 +15,6 @@ from hyperlora_ext.problems.transport_equation import convection, transport
 from hyperlora_ext.problems.waves import helmholtz
 
 __all__ = [
-    "Slope",
     "Trajectory",
     "burgers1d",
     "burgers1d_potential",
@@ -26,6 +25,7 @@ __all__ = [
     "in_front",
     "kovasznay",
     "reflection",
+    "slope",
     "solve_burgers",
     "solve_transport",
     "step_function",

@@ -18,13 +18,13 @@ from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = [
-    "Slope",
     "burgers1d",
     "burgers1d_potential",
     "burgers1d_published",
     "heat_flow",
     "primitive",
     "reflection",
+    "slope",
 ]
 
 DOMAIN = TimeSpace(0.0, 1.0, Box((0.0,), (1.0,), sobol))
@@ -131,16 +131,21 @@ def burgers1d_potential(viscosity: float = 0.01, weight: float = 10.0) -> Family
         return scale * (psi_t + psi_x.square() / 2 - viscosity * psi_xx)
 
     def initial(psi: Function, x: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
-        value, (slope,) = taylor(psi, x, order=1, directions=x.new_tensor([[0.0, 1.0]]))
+        value, (psi_x,) = taylor(psi, x, order=1, directions=x.new_tensor([[0.0, 1.0]]))
         psi0, u0 = heat_flow(primitive(task), x, viscosity)
-        return root * scale * (value - psi0), root / 10 * (slope - u0)
+        return root * scale * (value - psi0), root / 10 * (psi_x - u0)
 
     conditions = {
         "interior": Condition(DOMAIN.interior, interior, 10_000),
         "initial": Condition(_initial_points, initial, 128),
     }
     posed = _family(viscosity, GaussianField(centred=True), conditions)
-    return replace(posed, observed=Slope)
+    return replace(posed, observed=slope)
+
+
+def slope(potential: Function) -> Slope:
+    """u = psi_x of a network of psi(t, x)."""
+    return Slope(potential)
 
 
 class Slope:

@@ -15,6 +15,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
     burgers1d,
+    burgers1d_potential,
     burgers1d_published,
     burgers2d,
     in_front,
@@ -30,7 +31,13 @@ from hyperlora_ext.task_problem import TaskProblem
 from kfac_pinn.pinn.networks import MLP
 
 F64 = torch.float64
-FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]
+FAMILIES = [
+    kovasznay(),
+    burgers2d(),
+    burgers1d(),
+    burgers1d_published(),
+    burgers1d_potential(),
+]
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -21,6 +21,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import (
     burgers1d,
+    burgers1d_potential,
     burgers1d_published,
     burgers2d,
     kovasznay,
@@ -37,7 +38,13 @@ from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 from kfac_pinn.taylor_mode.operators import taylor
 
 F64 = torch.float64
-FAMILIES = [kovasznay(), burgers2d(), burgers1d(), burgers1d_published()]
+FAMILIES = [
+    kovasznay(),
+    burgers2d(),
+    burgers1d(),
+    burgers1d_published(),
+    burgers1d_potential(),
+]
 
 
 def seeded(seed: int = 0) -> torch.Generator:

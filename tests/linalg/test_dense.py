@@ -49,6 +49,18 @@ def test_damping_of_each_unknown(seed, size):
     )
 
 
+def test_a_damping_below_the_rounding_of_single_precision_still_counts():
+    """In a long run J J^T grew, its Cholesky factor failed, and every step was lost."""
+    J = (100 * normal(0, 60, 40)).round()  # single precision has M to the last digit
+    M, b, damping = (J @ J.mT).float(), (J @ normal(1, 40)).float(), 1e-2
+    assert torch.equal(M.double(), J @ J.mT)
+    assert torch.linalg.cholesky_ex(M + damping * torch.eye(60)).info
+    found = damped_solve(M, b, damping)
+    expected = torch.linalg.solve(M.double() + damping * torch.eye(60).double(), b.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=0)
+
+
 def test_negative_eigenvalues_count_by_their_size():
     values = torch.tensor([-2.0, 1e-20, 1.0, -1e-20], dtype=torch.float64)
     vectors = torch.linalg.qr(normal(0, 4, 4)).Q
