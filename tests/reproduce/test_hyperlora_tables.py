@@ -265,6 +265,17 @@ def test_one_problem_is_posed_in_two_ways() -> None:
     assert torch.allclose(one.mse, other.mse) and torch.allclose(one.relative, other.relative)
 
 
+def test_hypernetworks_of_single_precision_are_used_in_double(
+    bench: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(bench.config, hyper_dtype=torch.float32)
+    monkeypatch.setitem(CONFIGS, "kovasznay", lambda: config)
+    hyper, seconds = Benchmark("kovasznay", TINY).hyper("physics", 1)
+    assert seconds > 0 and hyper.start.dtype == torch.float64
+    rounded = [p.float().double() for p in hyper.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(hyper.parameters(), rounded, strict=True))
+
+
 def test_a_table_in_the_papers_way(bench: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command; by seconds, which end also what is published in epochs."""
     few = {"interior": 12, "boundary": 8}
