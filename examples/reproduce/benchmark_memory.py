@@ -205,8 +205,9 @@ def measure(
     stored = json.loads(file.read_text())["rows"] if file.exists() else {}
     for number in map(int, rows.split(",")) if rows else range(len(ROWS)):
         row, found = ROWS[number], measured(number)
-        # Blocks of the larger network are mapped anyway
-        found["mapped"] = found["MiB"] if row in PUBLISHED else measured(number, **MAPPED)["MiB"]
+        # Blocks of the larger network are mapped anyway, but not those of its batches
+        whole = row in PUBLISHED and not row.at_once
+        found["mapped"] = found["MiB"] if whole else measured(number, **MAPPED)["MiB"]
         stored[" | ".join(row.cells())] = found
         typer.echo(line(row, found))
         file.write_text(json.dumps({"rows": stored, **versions(__file__)}, indent=1) + "\n")

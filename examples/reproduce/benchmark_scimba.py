@@ -99,7 +99,8 @@ def ours(name: str, seconds: float) -> Row:
     torch.manual_seed(0)
     network = MLP((2, 32, 32, 1))
     history = fit(network, problem, OURS[name](network.parameters()), seconds=seconds)
-    return {"error": error(network), "steps": history.last["step"], "seconds": history.last["seconds"]}
+    last = history.last
+    return {"error": error(network), "steps": last["step"], "seconds": last["seconds"]}
 
 
 def main(seconds: float = 30.0, folder: Path = RESULTS.parent) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import TypeAlias
 
 import torch
@@ -206,14 +206,15 @@ class Factors:
     def _pairs_of(self, step: int, part: Linearization) -> Pairs:
         """What one part adds to them."""
         cotangents, pairs = self.fisher.cotangents(part, step), {}
+        # Residuals of one pass share their inputs; kept with these, it would stay with a batch
+        moment = cache(self.sharing.inputs)
         layers = [(i, block) for i, block in enumerate(part.blocks) if isinstance(block, Layer)]
         for number, block in layers:
             for k, (term, u) in enumerate(zip(part.terms, cotangents, strict=True)):
                 signs = Signs(step, part.totals[k], part.places[k].start or 0)
                 if (found := term.factors(block, signs)) is not None:
                     jacobian, by_point = found
-                    # The inputs' moment is cached: residuals of one pass share it
-                    A = self.sharing.inputs(jacobian.inputs)[block.columns, block.columns]
+                    A = moment(jacobian.inputs)[block.columns, block.columns]
                     # A sampled g has random signs already, and u is one number a point
                     B = self._gradients(jacobian.g, u if by_point or u is None else 1.0)
                     pairs[number, k] = term.share * A, term.share * B

@@ -27,7 +27,7 @@ class Expand:
     """Each position counts as a point: A = 1/(NS) sum_ns z z^T, B = 1/N sum_ns g g^T, eq. (13)."""
 
     def inputs(self, inputs: LayerInputs) -> Tensor:
-        return inputs.second_moment / (inputs.z.shape[0] * inputs.z.shape[1])
+        return inputs.second_moment() / (inputs.z.shape[0] * inputs.z.shape[1])
 
     def gradients(self, g: Tensor) -> Tensor:
         return second_moment(g) / g.shape[1]
@@ -43,7 +43,7 @@ class Reduce:
     def inputs(self, inputs: LayerInputs) -> Tensor:
         # e is averaged with z: a bias that acts on the value alone acts on 1 / S of the positions
         mean = LayerInputs(inputs.z.mean(0, keepdim=True), inputs.unit.mean(0, keepdim=True))
-        return mean.second_moment / inputs.z.shape[1]
+        return mean.second_moment() / inputs.z.shape[1]
 
     def gradients(self, g: Tensor) -> Tensor:
         return second_moment(g.sum(0, keepdim=True)) / g.shape[1]

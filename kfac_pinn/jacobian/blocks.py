@@ -82,7 +82,6 @@ class LayerInputs:
     def __init__(self, z: Tensor, unit: Tensor) -> None:
         self.z, self.unit = z, unit
 
-    @cached_property
     def second_moment(self) -> Tensor:
         """sum_ns [z; e][z; e]^T, shape (d_in + 1, d_in + 1)."""
         z, e = self.z, self.unit

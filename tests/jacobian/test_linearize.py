@@ -225,7 +225,7 @@ def test_rows_and_factors_of_backpack() -> None:
         assert isinstance(jacobian_, LayerJacobian)
         z, g = jacobian_.inputs.z[0], jacobian_.g[0]
         close(z.T @ z / len(x), A)
-        close(jacobian_.inputs.second_moment[:-1, :-1] / len(x), A)
+        close(jacobian_.inputs.second_moment()[:-1, :-1] / len(x), A)
         close(g.T @ g / len(x), B)
 
 
