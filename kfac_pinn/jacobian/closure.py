@@ -74,15 +74,23 @@ def linearize(
         if isinstance(closure, Batches):
             totals = processes.totals(counted(closure))
             anew = Anew(closure, known, check, data, totals)
-            shards: Shards = kept(*anew()) if closure.keep else anew
+            shards: Shards = kept(anew()) if closure.keep else anew
         else:
-            shards = kept(share_of(closure, known, check, data, processes.totals))
+            shards = kept([share_of(closure, known, check, data, processes.totals)])
     return ShardedLinearization(shards, processes) if shared else next(shards())
 
 
-def kept(*shares: Linearization) -> Shards:
-    """Shards that stay in memory."""
-    return lambda: iter(shares)
+def kept(shares: Iterable[Linearization]) -> Shards:
+    """Shards that stay in memory, each made when it is its turn for the first time."""
+    coming, made = iter(shares), list[Linearization]()
+
+    def shards() -> Iterator[Linearization]:
+        yield from made
+        for share in coming:
+            made.append(share)
+            yield share
+
+    return shards
 
 
 def counted(batches: Batches) -> list[int]:
@@ -190,7 +198,7 @@ def linearize_loss(
             source = Source(known, None, now, check is not False)
             share = linearized(total, known, source, processes.totals)
             share.data = data_of([total], list(known))
-    return share if isinstance(processes, Alone) else ShardedLinearization(kept(share), processes)
+    return share if isinstance(processes, Alone) else ShardedLinearization(kept([share]), processes)
 
 
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:

@@ -285,11 +285,14 @@ class Totals:
         self.structures.append(structure(shard))
         self.data.append(None if shard.data is None else shard.data.to(shard.residual.device))
         self.loss += shard.loss
+        gradient = shard.gradient
+        # The sum is what is read: P numbers less of each shard that is kept
+        vars(shard).pop("gradient", None)
         if len(self.residuals) == 1:
-            self.first, self.gradient = shard.outline(), shard.gradient
+            self.first, self.gradient = shard.outline(), gradient
             self.linear_term = shard.linear_term
             return
-        self.gradient = self.gradient + shard.gradient
+        self.gradient = self.gradient + gradient
         if shard.linear_term is not None:
             known = self.linear_term
             self.linear_term = shard.linear_term + (0 if known is None else known)

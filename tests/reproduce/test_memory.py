@@ -49,7 +49,8 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("way", [(), (200, True), (200, False)])
+# Many small batches: what stays with each of them beside z and g would be seen
+@pytest.mark.parametrize("way", [(), (200, True), (200, False), (50, True)])
 @pytest.mark.parametrize("work", ["J", "KFACStar"])
 def test_the_model_counts_what_is_there(work: str, way: tuple[Any, ...]) -> None:
     import benchmark_memory
