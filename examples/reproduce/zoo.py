@@ -7,6 +7,7 @@
         --windows 25 --points interior=1350,initial=150,periodic=10
     python examples/reproduce/zoo.py rates                         # which rate Adam should have
     python examples/reproduce/zoo.py report                        # fills docs/experiments/zoo.md
+    python examples/reproduce/zoo.py counts                        # solved by whom, and when
 
 One run is one JSON file in results/zoo: the error (relative L2 on points held out) after 30, 100
 and 300 seconds of `fit`, whose seconds are those of the training thread. By time windows (`march`)
@@ -132,6 +133,30 @@ def report(folder: Path = RESULTS, page: Path = PAGE) -> None:
         raise typer.BadParameter(f"there is no result in {folder}: measure first")
     before, _, rest = page.read_text().partition(BEGIN)
     _write(page, f"{before}{BEGIN}{table(runs)}\n{END}{rest.partition(END)[2]}")
+
+
+@app.command()
+def counts(below: float = 1e-3, folder: Path = RESULTS) -> None:
+    """Of the problems' own tanh networks: how many each optimizer brings below an error, by when.
+
+    And on how many an optimizer is ahead of the default at that time.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    plain = [run for run in runs if run["network"] == "tanh" and run.get("windows", 1) == 1]
+    for mark in sorted({mark for run in plain for mark in run["errors"]}, key=float):
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in OPTIMIZERS}
+        for run in plain:
+            if mark in run["errors"]:
+                known = found[run["optimizer"]].setdefault(run["problem"], [])
+                known.append(run["errors"][mark])
+        errors = {
+            name: {p: statistics.median(e) for p, e in of.items()} for name, of in found.items()
+        }
+        default = errors["KFACPINN"]
+        for name, of in errors.items():
+            solved = sum(error < below for error in of.values())
+            ahead = sum(error < default.get(problem, 0.0) for problem, error in of.items())
+            typer.echo(f"{mark} s, {name}: {solved} of {len(of)} below {below:g}, {ahead} ahead")
 
 
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
