@@ -53,7 +53,10 @@ def test_the_papers_way_is_a_config_too(name: str) -> None:
     assert config.train is config.train_all is PUBLISHED_PINN and not config.aimed
     assert config.hyper_train is PUBLISHED_HYPER and config.printed == name
     assert isinstance(ours.train, LevenbergSchedule) and ours.aimed
-    assert config.hyper_step == {k: c.size for k, c in config.family.conditions.items()}
+    whole = {k: c.size for k, c in config.family.conditions.items()}
+    # A hundred tasks of 10,256 points do not fit into memory
+    fewer = {"interior": 200, "initial": 32, "periodic": 32}
+    assert config.hyper_step == (fewer if name == "burgers1d" else whole)
     tasks = config.family.splits().train
     assert config.by_physics(tasks)(None) is tasks
     assert not torch.equal(ours.by_physics(tasks)(None)[:1], tasks[:1])
