@@ -161,10 +161,9 @@ class Slope:
 
     def __call__(self, x: Tensor) -> Tensor:
         """psi_x at the points x."""
-        slope: Tensor = taylor(self.potential, x, order=1, directions=x.new_tensor([[0.0, 1.0]]))[
-            1
-        ][0]
-        return slope
+        found: Tensor
+        _, (found,) = taylor(self.potential, x, order=1, directions=x.new_tensor([[0.0, 1.0]]))
+        return found
 
 
 def reflection(potential: bool = False) -> Symmetry:
