@@ -176,6 +176,8 @@ class Family:
     def problem(self, task: Task) -> Problem:
         """The single task (p,) as a kfac_pinn problem, ready for `kfac_pinn.pinn.training`.
 
+        Its solution is what outputs are compared with: where fields are observed it has none.
+
         Raises:
             ValueError: for a task of the wrong size, or several.
         """
