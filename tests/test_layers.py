@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # A package named without its modules is one unit: its files may import each other.
 FLOORS = [
-    ["allocation", "notices", "processes", "settings"],
+    ["allocation", "notices", "processes", "settings", "threads"],
     ["linalg"],
     ["taylor_mode.detached", "taylor_mode.rule_table", "taylor_mode.basis"],
     ["taylor_mode.jets"],

@@ -25,6 +25,7 @@ except ImportError:  # before the stages were folders
     from kfac_pinn.problems import poisson_2d, poisson_5d, poisson_10d
 
 CASES = {
+    "1185": (poisson_2d, (2, 32, 32, 1)),
     "9873": (poisson_2d, (2, 64, 64, 48, 48, 1)),
     "10065": (poisson_5d, (5, 64, 64, 48, 48, 1)),
     "118145": (poisson_10d, (10, 256, 256, 128, 128, 1)),
@@ -32,6 +33,7 @@ CASES = {
 OPTIMIZERS = {
     "KFACStar": KFACStar,
     "KFACPINN": lambda parameters: KFACPINN(parameters, products=10),  # so: truncated steps
+    "default": KFACPINN,
     "GaussNewton": lambda parameters: GaussNewton(parameters, compression=Sketch(600)),
 }
 WARM_UP = 8  # steps 1, 2, 4 and 8 check the Jacobian; the next one is the 16th

@@ -44,7 +44,6 @@ from kfac_pinn.optimizers.record import (
 )
 from kfac_pinn.optimizers.remarks import (
     Remarks,
-    Stopwatch,
     Subject,
     refuse_accumulated,
     without_hooks,
@@ -55,6 +54,7 @@ from kfac_pinn.search.damping import DampingLaw
 from kfac_pinn.search.one_evaluation import OneEvaluation, Trial
 from kfac_pinn.search.step import Outcome, Step
 from kfac_pinn.settings import optional, whole_number
+from kfac_pinn.threads import THREADS, Stopwatch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -166,7 +166,8 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         refuse_scaler(self)
         refuse_inference()
         name = type(self).__name__
-        with self._source.reading(closure, name, self.max_iter, self.processes) as reading:
+        reads = self._source.reading(closure, name, self.max_iter, self.processes)
+        with THREADS.lent(self.processes.count), reads as reading:
             loss, moved = self._once(reading)
             for _ in range(self.max_iter - 1):
                 rested = not moved
@@ -219,7 +220,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
         if linearization is not None:
             hand_out_gradients(linearization, parameters)
         self._precision = Precision.of(parameters[0])
-        self._remarks.busy(self.steps, watch, parameters[0])
+        self._remarks.busy(self.steps, watch)
         return objective.origin.new_tensor(loss), moves(step)
 
     def _proposal(

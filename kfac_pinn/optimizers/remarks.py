@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from torch import Tensor
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.notices import NOTICES, outside
+from kfac_pinn.threads import Stopwatch, decided, waited
 
-__all__ = ["Remarks", "Stopwatch", "Subject", "refuse_accumulated", "without_hooks"]
+__all__ = ["Remarks", "Subject", "refuse_accumulated", "without_hooks"]
 
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
 SMALL_LR = 1e-2  # Adam's habit of 1e-3: steps that are solved for have lr 1, and 0.1 may be meant
-FIRST_STEPS, BUSY, LONG = 5, 3.0, 0.05  # steps watched, wall seconds a second of work, seconds
+FIRST_STEPS = 5  # that are watched for threads that wait
 
 
 class Subject(Enum):
@@ -134,18 +134,16 @@ class Remarks:
                 f"the closure changes the gradients after backward(), {NO_EFFECT}",
             )
 
-    def busy(self, steps: int, watch: Stopwatch, like: Tensor) -> None:
-        """A step that mostly waited for its own threads."""
-        if steps > FIRST_STEPS or like.device.type != "cpu" or torch.get_num_threads() == 1:
-            return
-        wall, worked = watch.read()
-        if wall > LONG and wall > BUSY * worked:
+    def busy(self, steps: int, watch: Stopwatch) -> None:
+        """A step that mostly waited for threads that the environment asks for."""
+        threads, (wall, worked) = torch.get_num_threads(), watch.read()
+        if steps <= FIRST_STEPS and threads > 1 and decided() and waited(wall, worked):
             self.once(
                 Subject.BUSY,
                 f"a step took {wall:.2g} s, of which this thread worked {worked:.2g} s: if nothing "
-                f"in the closure waits, the machine is too busy for {torch.get_num_threads()} "
-                "threads, which then wait for each other. Set OMP_NUM_THREADS=1 before Python "
-                "starts, or call torch.set_num_threads(1)",
+                f"in the closure waits, the cores have other work, and the {threads} threads that "
+                "OMP_NUM_THREADS or MKL_NUM_THREADS asks for wait for each other. Unset it (a step "
+                "then takes as many as do not wait), set it to 1, or call torch.set_num_threads(1)",
             )
 
     def hooked(self, parameters: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -186,24 +184,6 @@ def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for each, entries in zip(hooks, kept, strict=True):
             each.update(entries)
-
-
-class Stopwatch:
-    """Seconds since it was made: of the wall, and of work of this thread."""
-
-    def __init__(self) -> None:
-        self.start = self.now()
-
-    def read(self) -> tuple[float, float]:
-        """(wall, work)."""
-        wall, work = self.now()
-        return wall - self.start[0], work - self.start[1]
-
-    @staticmethod
-    def now() -> tuple[float, float]:
-        """Both clocks."""
-        # Of this thread alone: other threads of the process would hide that this one waits
-        return time.perf_counter(), time.thread_time()
 
 
 ACCUMULATED = (

@@ -263,7 +263,7 @@ def test_a_step_that_mostly_waits_earns_one_hint(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     model = network(2, 5, 1)
     optimizer = KFACPINN(model.parameters())
-    with pytest.warns(UserWarning, match="OMP_NUM_THREADS=1") as seen:
+    with pytest.warns(UserWarning, match="OMP_NUM_THREADS") as seen:
         for _ in range(3):
             optimizer.step(waiting_closure(model, 0.1))
     assert len(seen) == 1
