@@ -2,8 +2,8 @@
 
 A parallel loop ends when its slowest thread does. A thread whose core another program uses has its
 turn some milliseconds later, in each of a step's thousands of loops: on two cores, one of them
-taken, a step of a small network took eighty times as long on two threads as on one
-(examples/reproduce/benchmark_threads.py busy).
+taken, a step takes several times as long on two threads as on one
+(examples/reproduce/benchmark_threads.py --busy 1).
 """
 
 from __future__ import annotations
