@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["THREADS", "Stopwatch", "Threads", "decided", "look", "waited"]
+__all__ = ["GRAIN", "THREADS", "Stopwatch", "Threads", "decided", "look", "waited"]
 
 GRAIN = 2**15  # numbers that PyTorch gives a thread at least
 LOOPS = 4  # of a look

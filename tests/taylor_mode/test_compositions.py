@@ -74,6 +74,16 @@ def test_rows_and_their_gradient_against_nested_autograd(
     torch.testing.assert_close(gradient, truth, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_every_thread_has_a_share_that_is_worth_its_start(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    few, many = torch.empty(3, 10), torch.empty(10_000, 10)
+    assert series.entries(few) == max(2**21 // 12, 2**16 * threads if threads > 1 else 0)
+    assert series.entries(many) == (256 if threads == 1 else 2**16 * threads)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_gradients_of_gradients(weights: str) -> None:
     """A second backward pass, through the first."""

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from kfac_pinn.allocation import reuse_freed_memory
 from kfac_pinn.taylor_mode.basis import Basis
 from kfac_pinn.taylor_mode.rules import second_order
+from kfac_pinn.threads import GRAIN
 
 Rows = Sequence[Tensor]
 Terms = list[tuple[int, Tensor, Tensor]]
@@ -28,6 +29,7 @@ Bilinear = Callable[[Tensor, Tensor], Tensor]
 # What one block of rows may take: a share of a core's cache, or enough to keep a GPU busy.
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}
 MIN_BLOCK = 256  # entries: of less, the calls cost more than the cache saves
+SHARE = 2 * GRAIN  # entries a thread: of less, several cost more than they save
 FEW_ROWS = 16  # so many are summed one by one, in the cache; of more the calls cost more
 
 
@@ -253,8 +255,9 @@ def blocks_of_sums(sums: Tensor | None, data: Tensor, basis: Basis) -> Iterator[
 
 def entries(data: Tensor) -> int:
     """How many entries of a stack go together."""
-    most = BLOCK_BYTES.get(data.device.type, 2**28)
-    return max(MIN_BLOCK, most // (len(data) * data.element_size()))
+    most = BLOCK_BYTES.get(data.device.type, 2**28) // (len(data) * data.element_size())
+    threads = torch.get_num_threads()
+    return max(most, MIN_BLOCK if threads == 1 else SHARE * threads)
 
 
 def write(rows: Rows, terms: list[Terms]) -> None:
