@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from kfac_pinn.curvature.compression import Compression, Last, Sketch
-from kfac_pinn.curvature.decomposition import Decomposition
+from kfac_pinn.curvature.decomposition import Decomposition, GramianDecomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
@@ -300,28 +300,31 @@ class SpannedSteps:
     that no step removes enters as noise. p_2 has the exact gradient, is free of that noise, and bad
     where S misses curvature. The exact model, two products with J for each lambda_i, weighs them.
     It begins with three lambda_i, of a radius and its neighbours: between them, where most trials
-    of a search are, no further product is needed.
+    of a search are, no further product is needed. Steps of dampings below the rounding of J^T J
+    cannot be told apart by their products: there every trial has a pair of its own.
     """
 
     def __init__(self, linearization: Linearization, decomposition: Decomposition) -> None:
         self.linearization, self.decomposition = linearization, decomposition
         self.other = decomposition.solver(linearization.gradient.double())
+        self.least = GramianDecomposition.rounding * float(decomposition.S[0]) ** 2
         self.pairs: dict[float, Span] = {}
 
     def __call__(self, damping: float) -> Step:
         """The step, and the decrease that it promises."""
-        span = self._span(damping)
+        span = self._shared(damping) if damping > self.least else self._pair(damping)
         ridge = (damping * self.decomposition.units.square()).to(span.directions)
         model = QuadraticModel(self.linearization, span, ridge)
         c = model.minimiser()
         return Step(c @ span.directions, predicted=model.decrease(c))
 
-    def _span(self, damping: float) -> Span:
+    def _shared(self, damping: float) -> Span:
         """Of all pairs so far, which enclose this damping."""
         if not self.pairs:
             radius = length_of(self.decomposition, damping)
             near = (self.decomposition.damping(radius * factor) for factor in NEIGHBOURS)
-            self.pairs = {each: self._pair(each) for each in (damping, *near)}
+            chosen = (damping, *(each for each in near if each > self.least))
+            self.pairs = {each: self._pair(each) for each in chosen}
         elif not min(self.pairs) <= damping <= max(self.pairs):
             self.pairs[damping] = self._pair(damping)
         return reduce(Span.joined, self.pairs.values())
