@@ -21,7 +21,8 @@ __all__ = ["Remarks", "Subject", "refuse_accumulated", "without_hooks"]
 JUMP = 100.0  # of the loss between two steps: new points of the same kind change it by less
 CLIPPED = 1e-2  # relative change of the gradient's norm that rounding does not explain
 SMALL_LR = 1e-2  # Adam's habit of 1e-3: steps that are solved for have lr 1, and 0.1 may be meant
-FIRST_STEPS = 5  # that are watched for threads that wait
+FIRST_STEPS = range(2, 6)  # that are watched for threads that wait; the first one loads code
+LONG = 0.05  # seconds
 
 
 class Subject(Enum):
@@ -137,7 +138,8 @@ class Remarks:
     def busy(self, steps: int, watch: Stopwatch) -> None:
         """A step that mostly waited for threads that the environment asks for."""
         threads, (wall, worked) = torch.get_num_threads(), watch.read()
-        if steps <= FIRST_STEPS and threads > 1 and decided() and waited(wall, worked):
+        long = steps in FIRST_STEPS and wall > LONG
+        if long and threads > 1 and decided() and waited(wall, worked):
             self.once(
                 Subject.BUSY,
                 f"a step took {wall:.2g} s, of which this thread worked {worked:.2g} s: if nothing "

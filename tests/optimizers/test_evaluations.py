@@ -275,7 +275,7 @@ def test_no_hint_later_nor_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     model = network(2, 5, 1)
     optimizer = KFACPINN(model.parameters())
     optimizer.step(waiting_closure(model, 0.1))  # one thread in the tests
-    for _ in range(remarks.FIRST_STEPS):
+    for _ in remarks.FIRST_STEPS:
         optimizer.step(waiting_closure(model, 0.0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     optimizer.step(waiting_closure(model, 0.1))
