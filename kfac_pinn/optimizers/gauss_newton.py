@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator
 
 from kfac_pinn.curvature.compression import Compression, Last, Sketch
-from kfac_pinn.curvature.decomposition import Decomposition, GramianDecomposition
+from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
@@ -19,7 +18,7 @@ from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
 from kfac_pinn.optimizers.remarks import JUMP, Subject
 from kfac_pinn.search.damping import DampingLaw
-from kfac_pinn.search.model import DampedModel, QuadraticModel, Span, Trial
+from kfac_pinn.search.model import DampedModel, QuadraticModel, Trial
 from kfac_pinn.search.one_evaluation import OneEvaluation, standard_error
 from kfac_pinn.search.step import Outcome, Step
 from kfac_pinn.search.trust_region import RatioControl, Stage, TakenStep, TargetSchedule
@@ -34,7 +33,6 @@ __all__ = ["GaussNewton"]
 FREE_SHARE = 0.9
 FIRST = Last(damping=1.0, free=0.0)  # the first step begins with large dampings
 BEGINNING = Stage()
-NEIGHBOURS = (1 / RatioControl.factor, RatioControl.factor)  # radii, relative, of a search's start
 FIRST_STEPS = 10  # while the damping still comes down, the share says nothing yet
 
 
@@ -112,8 +110,8 @@ class GaussNewton(ModelOptimizer):
 
     A step costs O(R P min(R, P)) operations for R rows (points of all residuals) and P parameters:
     a second or less up to about a thousand of either. Above, m ~ 1000 random sums of the rows stand
-    for them, O(m^2 P + m^3), the step being the best combination of those that they know
-    (`SpannedSteps`). Given minutes it ends the most accurate here by orders of magnitude, up to
+    for them, O(m^2 P + m^3), the step being the best combination of two that they know
+    (`sketched_model`). Given minutes it ends the most accurate here by orders of magnitude, up to
     about ten thousand parameters; in seconds, from about a thousand on, truncated steps are ahead.
 
     Args:
@@ -286,53 +284,24 @@ def damped_model(linearization: Linearization, decomposition: Decomposition) -> 
 
 
 def sketched_model(linearization: Linearization, decomposition: Decomposition) -> DampedModel:
-    """The exact model of a step on the span of the steps that a sketch knows, eq. (31)."""
-    return DampedModel(linearization, SpannedSteps(linearization, decomposition))
+    """The exact model of a step on the span of two that a sketch knows, eq. (31).
 
-
-class SpannedSteps:
-    """lambda -> the best step in the span of those of the dampings so far, by the exact model.
-
-        p(lambda) = sum_i c_i p_1(lambda_i) + d_i p_2(lambda_i),    J_S = S J,
-        p_1 = -(J_S^T J_S + lambda D^2)^-1 J_S^T r_S,   p_2 = -(J_S^T J_S + lambda D^2)^-1 J^T r.
+        p(lambda) = c_1 p_1 + c_2 p_2,    p_1 = -(J_S^T J_S + lambda D^2)^-1 J_S^T r_S,
+                                          p_2 = -(J_S^T J_S + lambda D^2)^-1 J^T r,    J_S = S J.
 
     p_1 solves the sketched problem. That is nearly all of it once J can fit r, while the part of r
     that no step removes enters as noise. p_2 has the exact gradient, is free of that noise, and bad
-    where S misses curvature. The exact model, two products with J for each lambda_i, weighs them.
-    It begins with three lambda_i, of a radius and its neighbours: between them, where most trials
-    of a search are, no further product is needed. Steps of dampings below the rounding of J^T J
-    cannot be told apart by their products: there every trial has a pair of its own.
+    where S misses curvature. The exact model, two products with J, weighs them.
     """
+    other = decomposition.solver(linearization.gradient.double())
 
-    def __init__(self, linearization: Linearization, decomposition: Decomposition) -> None:
-        self.linearization, self.decomposition = linearization, decomposition
-        self.other = decomposition.solver(linearization.gradient.double())
-        self.least = GramianDecomposition.rounding * float(decomposition.S[0]) ** 2
-        self.pairs: dict[float, Span] = {}
-
-    def __call__(self, damping: float) -> Step:
-        """The step, and the decrease that it promises."""
-        span = self._shared(damping) if damping > self.least else self._pair(damping)
-        ridge = (damping * self.decomposition.units.square()).to(span.directions)
-        model = QuadraticModel(self.linearization, span, ridge)
+    def solve(damping: float) -> Step:
+        pair = torch.stack([decomposition.step(damping), other(damping)])
+        # At small dampings p_2 is long, and its square beyond float32: unit lengths span the same
+        pair = torch.nn.functional.normalize(pair, dim=1, eps=torch.finfo(pair.dtype).tiny)
+        ridge = (damping * decomposition.units.square()).to(linearization.residual)
+        model = QuadraticModel(linearization, pair.to(linearization.residual), ridge)
         c = model.minimiser()
-        return Step(c @ span.directions, predicted=model.decrease(c))
+        return Step(c @ model.directions, predicted=model.decrease(c))
 
-    def _shared(self, damping: float) -> Span:
-        """Of all pairs so far, which enclose this damping."""
-        if not self.pairs:
-            radius = length_of(self.decomposition, damping)
-            near = (self.decomposition.damping(radius * factor) for factor in NEIGHBOURS)
-            chosen = (damping, *(each for each in near if each > self.least))
-            self.pairs = {each: self._pair(each) for each in chosen}
-        elif not min(self.pairs) <= damping <= max(self.pairs):
-            self.pairs[damping] = self._pair(damping)
-        return reduce(Span.joined, self.pairs.values())
-
-    def _pair(self, damping: float) -> Span:
-        """p_1 and p_2."""
-        pair = torch.stack([self.decomposition.step(damping), self.other(damping)])
-        # At small dampings p_2 is long, and its square beyond float32: unit ||D p|| span the same
-        lengths = (self.decomposition.units * pair).norm(dim=1, keepdim=True)
-        pair = pair / lengths.clamp_min(torch.finfo(pair.dtype).tiny)
-        return Span.of(self.linearization, pair.to(self.linearization.residual))
+    return DampedModel(linearization, solve)

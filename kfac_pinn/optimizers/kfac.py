@@ -20,7 +20,7 @@ from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer, Parameters
 from kfac_pinn.optimizers.direction import DirectionOptimizer
 from kfac_pinn.search.line import GridSearch, Search
-from kfac_pinn.search.model import QuadraticModel, Span
+from kfac_pinn.search.model import QuadraticModel
 from kfac_pinn.search.step import Step
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ class KFACStar(LeastSquaresOptimizer):
             return Step(step)
         plane = torch.stack([direction, previous])
         # Two products with J, exact: F itself is too rough to say how far to go
-        span = Span.of(linearization, plane)
-        model = QuadraticModel(linearization, span, self.expand("damping"))
+        model = QuadraticModel(linearization, plane, self.expand("damping"))
         c = model.minimiser()
         alpha, mu = c.tolist()
         step = alpha * direction + mu * previous

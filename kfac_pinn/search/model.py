@@ -27,7 +27,6 @@ from kfac_pinn.search.step import Step
 __all__ = [
     "DampedModel",
     "QuadraticModel",
-    "Span",
     "Trial",
     "decrease_of_solution",
     "decrease_ratio",
@@ -113,41 +112,26 @@ class DampedModel:
         return -float(self.linearization.gradient @ p + 0.5 * p @ self.curvature(p))
 
 
-@dataclass(frozen=True)
-class Span:
-    """A few directions d_i, shape (m, P), and their exact images J d_i, shape (R, m)."""
-
-    directions: Tensor
-    images: Tensor
-
-    @classmethod
-    def of(cls, linearization: Linearization, directions: Tensor) -> Span:
-        """Of directions (m, P): m products with J."""
-        return cls(directions, linearization @ directions.T)
-
-    def joined(self, other: Span) -> Span:
-        """The directions of both."""
-        directions = torch.cat([self.directions, other.directions])
-        return Span(directions, torch.cat([self.images, other.images], 1))
-
-
 class QuadraticModel:
     """The damped Gauss-Newton model on the span of a few directions, eq. (20).
 
         m(c) = L + g.p + 1/2 p.(J^T J + diag(lambda)) p,    p = sum_i c_i d_i
 
     Args:
-        linearization: gives L and g.
-        span: d_i and J d_i.
+        linearization: gives L, g and the exact products J d_i.
+        directions: d_i, shape (m, P).
         damping: lambda, a number or a vector (P,).
     """
 
-    def __init__(self, linearization: Linearization, span: Span, damping: float | Tensor) -> None:
-        self.directions, self.images = span.directions, span.images
-        self.slope = self.directions @ linearization.gradient
+    def __init__(
+        self, linearization: Linearization, directions: Tensor, damping: float | Tensor
+    ) -> None:
+        self.directions = directions
+        self.images = linearization @ directions.T  # (R, m)
+        self.slope = directions @ linearization.gradient
         ridge = 0.0 if linearization.ridge is None else linearization.ridge
-        self.ridge = (ridge * self.directions) @ self.directions.T
-        self.damping = (damping * self.directions) @ self.directions.T
+        self.ridge = (ridge * directions) @ directions.T
+        self.damping = (damping * directions) @ directions.T
 
     def minimiser(self) -> Tensor:
         """c, shape (m,): (D J^T J D^T + D lambda D^T) c = -D g, of least norm where singular.

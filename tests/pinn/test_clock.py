@@ -68,7 +68,7 @@ def test_other_threads_do_not_count() -> None:
 def test_there_is_one_notion_of_seconds() -> None:
     """Only the clock reads a clock, what says that both differ, and what runs with commits that
     had none; a wall clock is called so."""
-    compare = ("clock.py", "remarks.py", "timed_steps.py", "timed_processes.py", "five_minutes.py")
+    compare = ("clock.py", "threads.py", "timed_steps.py", "timed_processes.py", "five_minutes.py")
     folders = ("kfac_pinn", "hyperlora_ext", "examples")
     for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
         for line in path.read_text().splitlines():

@@ -24,7 +24,6 @@ from kfac_pinn.search.damping import (
 from kfac_pinn.search.model import (
     DampedModel,
     QuadraticModel,
-    Span,
     decrease_of_solution,
     decrease_ratio,
     predicted_decrease,
@@ -91,7 +90,7 @@ def test_all_predictions_are_one(case: tuple[nn.Module, Closure], damping: float
     assert decrease_of_solution(p, damping, float(g @ p + 0.5 * p @ A @ p)) == expected
     assert DampedModel(lin, lambda damping: p).step(damping).predicted == expected
     assert DampedModel(lin, lambda damping: p, lambda v: G @ v).decrease(p) == expected
-    plane = QuadraticModel(lin, Span.of(lin, torch.stack([p, g])), 0.0)
+    plane = QuadraticModel(lin, torch.stack([p, g]), 0.0)
     assert plane.decrease(torch.tensor([1.0, 0.0], dtype=p.dtype)) == expected
 
 

@@ -21,7 +21,7 @@ from kfac_pinn.search.line import (
     NormConstraint,
     Search,
 )
-from kfac_pinn.search.model import QuadraticModel, Span
+from kfac_pinn.search.model import QuadraticModel
 from kfac_pinn.search.step import Outcome, Step
 
 Residual = Callable[[Tensor], Tensor]
@@ -240,7 +240,7 @@ def test_the_quadratic_model_is_minimised(seed: int, count: int, damping: float)
     problem = Problem(residual, torch.randn(4, dtype=torch.float64))
     lin = problem.linearization
     directions = torch.randn(count, 4, dtype=torch.float64)
-    model = QuadraticModel(lin, Span.of(lin, directions), damping)
+    model = QuadraticModel(lin, directions, damping)
     c = model.minimiser()
     H = A.T @ A + damping * torch.eye(4, dtype=torch.float64)
     slope = directions @ (H @ (c @ directions) + lin.gradient)
@@ -253,9 +253,9 @@ def test_the_quadratic_model_of_dependent_directions() -> None:
     residual, *_ = linear(6, 4)
     lin = Problem(residual, torch.randn(4, dtype=torch.float64)).linearization
     direction = torch.randn(4, dtype=torch.float64)
-    alone = QuadraticModel(lin, Span.of(lin, direction[None]), 0.0)
-    twice = QuadraticModel(lin, Span.of(lin, torch.stack([direction, 2 * direction])), 0.0)
-    with_zero = QuadraticModel(lin, Span.of(lin, torch.stack([direction, 0 * direction])), 0.0)
+    alone = QuadraticModel(lin, direction[None], 0.0)
+    twice = QuadraticModel(lin, torch.stack([direction, 2 * direction]), 0.0)
+    with_zero = QuadraticModel(lin, torch.stack([direction, 0 * direction]), 0.0)
     expected = alone.decrease(alone.minimiser())
     for model in (twice, with_zero):
         assert torch.isfinite(model.minimiser()).all()
@@ -266,6 +266,6 @@ def test_damping_a_parameter_at_a_time() -> None:
     residual, A, _ = linear(6, 3)
     lin = Problem(residual, torch.randn(3, dtype=torch.float64)).linearization
     damping = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    c = QuadraticModel(lin, Span.of(lin, torch.eye(3, dtype=torch.float64)), damping).minimiser()
+    c = QuadraticModel(lin, torch.eye(3, dtype=torch.float64), damping).minimiser()
     expected = torch.linalg.solve(A.T @ A + damping.diag(), -lin.gradient)
     torch.testing.assert_close(c, expected, rtol=1e-10, atol=1e-12)
