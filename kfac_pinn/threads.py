@@ -51,11 +51,15 @@ def decided() -> bool:
 def look(threads: int) -> tuple[float, float]:
     """(wall, work): seconds of four short loops on so many threads."""
     numbers = torch.zeros(threads * GRAIN, dtype=torch.uint8)
-    torch.set_num_threads(threads)
-    watch = Stopwatch()
-    for _ in range(LOOPS):
-        numbers.bitwise_not_()
-    return watch.read()
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        watch = Stopwatch()
+        for _ in range(LOOPS):
+            numbers.bitwise_not_()
+        return watch.read()
+    finally:
+        torch.set_num_threads(usual)
 
 
 def waited(wall: float, work: float) -> bool:
@@ -98,8 +102,8 @@ class Threads:
         if usual == 1 or processes > 1 or decided():
             yield
             return
+        count = self._count(usual)
         try:
-            count = self._count(usual)
             torch.set_num_threads(count)
             watch = self._watch()
             yield
@@ -108,7 +112,9 @@ class Threads:
             if count > 1 and waited(wall, work):
                 self._note(usual, count // 2, wall)
         finally:
-            torch.set_num_threads(usual)
+            # Unless the closure itself has said how many from now on
+            if torch.get_num_threads() == count:
+                torch.set_num_threads(usual)
 
     def _count(self, usual: int) -> int:
         """How many of them do not wait: as found before, or now where a look is due."""

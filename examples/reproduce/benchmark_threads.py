@@ -64,6 +64,7 @@ def others(count: int) -> Iterator[None]:
     finally:
         for each in found:
             each.kill()
+            each.wait()
 
 
 def main(

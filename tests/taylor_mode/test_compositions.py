@@ -80,8 +80,10 @@ def test_every_thread_has_a_share_that_is_worth_its_start(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     few, many = torch.empty(3, 10), torch.empty(10_000, 10)
-    assert series.entries(few) == max(2**21 // 12, 2**16 * threads if threads > 1 else 0)
-    assert series.entries(many) == (256 if threads == 1 else 2**16 * threads)
+    assert series.entries(few) == {1: 2**21 // 12, 2: 2**21 // 12, 8: 8 * 2**16}[threads]
+    assert series.entries(many) == {1: 256, 2: 2 * 4 * 52, 8: 8 * 4 * 52}[threads]
+    elsewhere = torch.empty(3, 10, device="meta")  # threads of the CPU are no matter of a GPU
+    assert series.entries(elsewhere) == 2**28 // 12
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -256,8 +256,9 @@ def blocks_of_sums(sums: Tensor | None, data: Tensor, basis: Basis) -> Iterator[
 def entries(data: Tensor) -> int:
     """How many entries of a stack go together."""
     most = BLOCK_BYTES.get(data.device.type, 2**28) // (len(data) * data.element_size())
-    threads = torch.get_num_threads()
-    return max(most, MIN_BLOCK if threads == 1 else SHARE * threads)
+    threads = torch.get_num_threads() if data.device.type == "cpu" else 1
+    # Of many rows a thread has enough in fewer entries, and blocks are memory
+    return max(MIN_BLOCK, most, threads * min(SHARE, 4 * most) if threads > 1 else 0)
 
 
 def write(rows: Rows, terms: list[Terms]) -> None:
