@@ -31,7 +31,9 @@ def unsolved(network: nn.Module, problem: Problem, seed: int = 0) -> tuple[float
     """
     like = next(network.parameters())
     # A third stream: neither training points nor those that a schedule held out
-    batch = problem.sample(Generator().manual_seed(seed + 2), None, like.dtype, like.device)
+    batch = problem.sample(
+        Generator().manual_seed(seed + 2), None, like.dtype.to_real(), like.device
+    )
     loss = float(total_loss(batch.residuals(network)()))
     none = float(total_loss(batch.residuals(lambda x: 0.0 * network(x))()))
     return loss, loss / none if none else 0.0 if loss == 0 else float("inf")

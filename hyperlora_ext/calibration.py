@@ -115,7 +115,7 @@ def distance(
 
     def values(of: Any) -> Tensor:
         like = next(of.parameters())
-        found: Tensor = family.field(of, task)(grid.to(like)).to(grid)
+        found: Tensor = family.field(of, task)(grid.to(like.device, like.dtype.to_real())).to(grid)
         return found
 
     exact = family.solution(grid, task.to(grid)) if truth is None else values(truth)

@@ -107,7 +107,7 @@ def solve(
     many = {name: 2 * term.size for name, term in problem.terms.items()}
     # Another stream than that of the training points
     generator = Generator().manual_seed(seed + 1)
-    judges = problem.sample(generator, many, like.dtype, like.device).residuals(model)
+    judges = problem.sample(generator, many, like.dtype.to_real(), like.device).residuals(model)
     best = Best(judges, tolerance)
     predicted = best.judge(model)
     # With more trials a step that hardly moves passes the veto, and the points are kept too long

@@ -60,7 +60,8 @@ def direction(model: nn.Module, batch: Batch, judges: Batch) -> Direction:
     step = min(steps, key=objective)
     blocks = dict(zip(weights, found.unflatten(step), strict=True))
     # -g . p layer by layer adds up to the decrease to first order, the signs cancelling in shares
-    slopes = [float(part.sum()) for part in found.unflatten(found.gradient * step)]
+    pairs = zip(found.unflatten(found.gradient), found.unflatten(step), strict=True)
+    slopes = [float((g.conj() * p).real.sum()) for g, p in pairs]
     shares = [slope / sum(slopes) for slope in slopes]
     factored = {
         name: torch.linalg.svd(block, full_matrices=False) for name, block in blocks.items()
@@ -86,6 +87,6 @@ def towards(problem: Problem, base: nn.Module) -> dict[str, Tensor]:
 
     def draw(most: int) -> Batch:
         sizes = {name: min(most, term.size) for name, term in problem.terms.items()}
-        return problem.sample(generator, sizes, like.dtype, like.device)
+        return problem.sample(generator, sizes, like.dtype.to_real(), like.device)
 
     return direction(base, draw(POINTS), draw(5 * POINTS)).rows

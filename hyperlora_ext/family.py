@@ -283,7 +283,7 @@ def values(u: Function, grid: Tensor, truth: Tensor) -> Tensor:
     """
     parameters = getattr(u, "parameters", None)
     like = next(parameters(), grid) if callable(parameters) else grid
-    found: Tensor = u(grid.to(like)).to(truth)
+    found: Tensor = u(grid.to(like.device, like.dtype.to_real())).to(truth)
     if found.shape != truth.shape:
         raise ValueError(
             f"the network returns shape {tuple(found.shape)} and the solution has "

@@ -69,7 +69,7 @@ def grow(
     like = next(base.parameters())
 
     def draw(sizes: Mapping[str, int] | None) -> Batch:
-        return problem.sample(generator, sizes, like.dtype, like.device)
+        return problem.sample(generator, sizes, like.dtype.to_real(), like.device)
 
     judges = draw(train.held_out or train.sizes)
     model, losses = base, [held_out_loss(judges.residuals(base))]

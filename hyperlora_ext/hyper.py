@@ -246,8 +246,19 @@ class Fields:
 def emitter(
     base: nn.Module, rank: Ranks | None, cap: bool
 ) -> tuple[Iterable[str], Callable[[str, nn.Linear], nn.Module]]:
-    """Which layers of the base have their weights emitted, and what stands for each."""
+    """Which layers of the base have their weights emitted, and what stands for each.
+
+    Raises:
+        ValueError: for ranks that do not fit, and for a layer that is complex.
+    """
+    layers = linear_layers(base)
+    ranks = dict.fromkeys(layers, 0) if rank is None else ranks_for(base, rank, cap)
+    if wrong := [name for name in ranks if layers[name].weight.is_complex()]:
+        real = {name: 4 for name, layer in layers.items() if not layer.weight.is_complex()}
+        raise ValueError(
+            f"layer {wrong[0]!r} is complex, and a hypernetwork emits real numbers: name the ranks "
+            f"of the others, rank={real}"
+        )
     if rank is None:
-        return linear_layers(base), lambda name, linear: TaskLinear(Whole(frozen(linear)))
-    ranks = ranks_for(base, rank, cap)
+        return ranks, lambda name, linear: TaskLinear(Whole(frozen(linear)))
     return ranks, lambda name, linear: TaskLinear(LowRank(frozen(linear), ranks[name]))

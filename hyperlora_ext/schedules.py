@@ -86,7 +86,9 @@ class LevenbergSchedule:
         first = next(p for p in model.parameters() if p.requires_grad)
         # Another stream than that of the training points: held out means held out
         generator = Generator().manual_seed(run.get("seed", 0) + 1)
-        judges = problem.sample(generator, self.held_out or self.sizes, first.dtype, first.device)
+        judges = problem.sample(
+            generator, self.held_out or self.sizes, first.dtype.to_real(), first.device
+        )
         held_out = judges.residuals(model)
         # With more trials a step that hardly moves passes the veto, and points are kept too long
         optimizer = LevenbergMarquardt(model.parameters(), held_out=held_out, trials=6)
@@ -162,7 +164,7 @@ class StochasticSchedule:
         """SPRING, its damping in units of the problem."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         generator, like = Generator().manual_seed(seed), parameters[0]
-        batch = problem.sample(generator, self.sizes, like.dtype, like.device)
+        batch = problem.sample(generator, self.sizes, like.dtype.to_real(), like.device)
         kernel = linearize(batch.residuals(model), parameters).kernel()
         # In units of J J^T at the start: the number does not depend on the terms' weights
         damping = self.damping * float(kernel.diagonal().mean())

@@ -152,7 +152,11 @@ def with_factors(model: nn.Module, saved: State, source: str = "the state") -> n
 
     adapted, offset = rewired(model, parts, adapter), saved["offset"]
     like = next(model.parameters())
-    return adapted if offset is None else Shifted(adapted, offset.to(like, copy=True))
+    return (
+        adapted
+        if offset is None
+        else Shifted(adapted, offset.to(like.device, like.dtype.to_real(), copy=True))
+    )
 
 
 def by_layer(saved: State, source: str) -> dict[str, dict[str, Tensor]]:

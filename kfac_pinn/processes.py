@@ -169,7 +169,8 @@ class Processes:
         Raises:
             RuntimeError: where they are not, in all processes.
         """
-        numbers = [(float(p.double().sum()), float(p.double().norm())) for p in parameters]
+        parts = [torch.view_as_real(p) if p.is_complex() else p for p in parameters]
+        numbers = [(float(p.double().sum()), float(p.double().norm())) for p in parts]
         self.alike(str(numbers), APART)
 
     def sum(self, *tensors: Tensor) -> list[Tensor]:

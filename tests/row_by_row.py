@@ -28,8 +28,13 @@ def rows_by_autograd(closure: Callable[[], Any], parameters: Sequence[Tensor]) -
         slopes = torch.autograd.grad(
             r, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        rows.append(torch.cat([slope.reshape(-1) for slope in slopes]))
+        rows.append(torch.cat([coordinates(slope) for slope in slopes]))
     return torch.stack(rows)
+
+
+def coordinates(t: Tensor) -> Tensor:
+    """Flat; of a complex tensor real and imaginary part of each entry."""
+    return (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)
 
 
 def assert_exact(

@@ -278,10 +278,12 @@ def test_parameters_of_mixed_dtype() -> None:
         linearize(lambda: model[0](x)[:, 0], list(model.parameters()), names=names)
 
 
-def test_complex_parameters() -> None:
-    p = nn.Parameter(torch.ones(1, dtype=torch.complex128))
-    with fails(ValueError, "complex128", "real dtype"):
-        linearize(lambda: x[:, 0] * p.real, [p])
+def test_complex_parameters_of_another_precision() -> None:
+    """`model.double()` leaves complex ones as they are."""
+    model = network()
+    p = nn.Parameter(torch.ones(1, dtype=torch.complex64))
+    with fails(ValueError, "complex64", "float64", r"p.data.to\(torch.complex128\)"):
+        linearize(lambda: model(x)[:, 0] * p.real, [*model.parameters(), p])
 
 
 def test_parameters_that_are_not_there() -> None:

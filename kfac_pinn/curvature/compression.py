@@ -28,7 +28,13 @@ from kfac_pinn.curvature.decomposition import (
 )
 from kfac_pinn.jacobian.closure import Linearization
 from kfac_pinn.jacobian.layers import Leaf
-from kfac_pinn.linalg import CountSketch, normal_equations, reduce_rows, rows_at_once
+from kfac_pinn.linalg import (
+    CountSketch,
+    flatten,
+    normal_equations,
+    reduce_rows,
+    rows_at_once,
+)
 from kfac_pinn.processes import ALONE, Group
 from kfac_pinn.settings import at_least, optional, whole
 
@@ -252,7 +258,7 @@ def units_of(linearization: Linearization) -> Units | None:
     if not leaves:
         return None
     layers = [part for b in linearization.blocks if not isinstance(b, Leaf) for part in b.slices]
-    theta = torch.cat([p.detach().reshape(-1) for p in linearization.parameters]).double()
+    theta = flatten(p.detach() for p in linearization.parameters).double()
     rounding = RESOLVED * torch.finfo(linearization.residual.dtype).eps
 
     def scale(squares: Tensor) -> Tensor:

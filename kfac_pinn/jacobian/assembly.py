@@ -14,6 +14,7 @@ from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
 from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.partition import NOWHERE, Partition
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
+from kfac_pinn.linalg import real
 
 __all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
 
@@ -80,10 +81,10 @@ class Assembly:
         return {leaf: LeafJacobian(leaf, rows) for leaf, rows in pairs if rows is not None}
 
     def _fits(self, leaf: Leaf, output: Tensor) -> bool:
-        """Whether a leaf is small enough; one that is not may not reach the residual at all."""
-        if leaf.size <= LARGEST_LEAF:
+        """Whether a leaf is small enough, and real; else it may not reach the residual at all."""
+        if leaf.size <= LARGEST_LEAF and not leaf.parameter.is_complex():
             return True
-        # A large leaf that the residual does not read costs nothing
+        # A leaf that the residual does not read costs nothing
         if backward(output, [leaf.parameter])[0] is None:
             return False
         raise MixedError
@@ -157,7 +158,7 @@ def backward(
     """d (sum of all entries) / d place, None where there is no path; the graph is kept."""
     if not places:
         return []
-    return torch.autograd.grad(output.sum(), places, retain_graph=True, allow_unused=True)
+    return torch.autograd.grad(real(output).sum(), places, retain_graph=True, allow_unused=True)
 
 
 def mixes_points(tensor: Tensor, calls: Sequence[LayerCall]) -> bool:

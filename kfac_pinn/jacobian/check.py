@@ -20,6 +20,7 @@ from torch import Tensor
 from kfac_pinn.jacobian.capture.graph import inputs_first
 from kfac_pinn.jacobian.dense_rows import probe, strided, tolerance, uses_tf32
 from kfac_pinn.jacobian.linearization import Linearization
+from kfac_pinn.linalg import flatten, real
 from kfac_pinn.notices import NOTICES, outside
 from kfac_pinn.settings import at_least, whole_number
 
@@ -87,7 +88,7 @@ def autograd_of(scalar: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     gradients = torch.autograd.grad(
         scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return torch.cat([strided(gradient).reshape(-1) for gradient in gradients])
+    return flatten(map(strided, gradients))
 
 
 def names_of(parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> list[str]:
@@ -99,7 +100,8 @@ def refuse_changes(names: Mapping[Tensor, str], before: Sequence[Tensor]) -> Non
     """A closure evaluates the residuals; it must not train."""
     for (p, name), old in zip(names.items(), before, strict=True):
         # nan is not equal to itself, and a diverged model gets its own error later
-        if not torch.equal(p.detach().nan_to_num(), old.nan_to_num()):
+        now, then = real(p.detach()).nan_to_num(), real(old).nan_to_num()
+        if not torch.equal(now, then):
             raise RuntimeError(
                 f"the closure changed parameter {name}. It may be called several times a step and "
                 "must leave the parameters alone: no optimizer step, no clipping or renormalising "

@@ -225,16 +225,13 @@ def refuse_parameter(name: str, p: Tensor, like: Tensor) -> None:
         )
     if not (p.is_leaf and p.requires_grad):
         raise ValueError(f"parameter {name} is not a leaf that requires a gradient; leave it out")
-    if p.is_complex():
-        raise ValueError(
-            f"parameter {name} is {p.dtype}: all parameters must have one real dtype. Train its "
-            "real and its imaginary part"
-        )
-    if (p.dtype, p.device) != (like.dtype, like.device) or not p.is_floating_point():
+    kinds = [(t.dtype.to_real(), t.device) for t in (p, like)]
+    if kinds[0] != kinds[1] or not (p.is_floating_point() or p.is_complex()):
         raise ValueError(
             f"parameter {name} is {p.dtype} on {p.device}, the first one {like.dtype} on "
-            f"{like.device}: all parameters must have one real dtype and device. Call e.g. "
-            "model.double() before building the optimizer"
+            f"{like.device}: all parameters must have one precision and device. Call e.g. "
+            "model.double() before building the optimizer (complex parameters: "
+            "p.data = p.data.to(torch.complex128))"
         )
     # A Gramian squares the condition number: half precision has three decimals before that
     if torch.finfo(p.dtype).bits < 32:

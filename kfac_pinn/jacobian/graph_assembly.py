@@ -38,6 +38,7 @@ from kfac_pinn.jacobian.residual_graph import (
 )
 from kfac_pinn.jacobian.sampled import Sampler
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
+from kfac_pinn.linalg import real
 from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["GraphAssembly"]
@@ -214,7 +215,7 @@ class GraphAssembly:
         leaves = list(wanted)
         found = chain(broadcasts, [leaf.parameter for leaf in leaves], read.points)
         return {
-            leaf: LeafJacobian(leaf, rows.reshape(read.points, -1))
+            leaf: LeafJacobian(leaf, real(rows).reshape(read.points, -1))
             for leaf, rows in zip(leaves, found, strict=True)
             if rows is not None
         }
@@ -242,8 +243,8 @@ class GraphAssembly:
         edges = [get_gradient_edge(leaf) for leaf in leaves]
         tagged = Tagged(read.output, edges, read.memory.entries)
         for i, leaf in enumerate(leaves):
-            # Each entry is a row of one number, told apart as points are
-            owners = tagged.owners(i, each_entry, i)
+            # Each entry is a row of one number, told apart as points are; a complex one has two
+            owners = None if leaf.is_complex() else tagged.owners(i, each_entry, i)
             if owners is None:
                 yield None
                 continue

@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kfac_pinn.linalg import dimension
+
 __all__ = ["Block", "Layer", "Leaf"]
 
 
@@ -97,8 +99,8 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """The number of parameters of the block."""
-        return self.parameter.numel()
+        """The number of parameters of the block, two an entry if it is complex."""
+        return dimension(self.parameter)
 
 
 Block: TypeAlias = Layer | Leaf

@@ -18,7 +18,14 @@ from kfac_pinn.jacobian.blocks import LayerJacobian
 from kfac_pinn.jacobian.layers import Block, Leaf
 from kfac_pinn.jacobian.sampled import signs
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
-from kfac_pinn.linalg import CountSketch, batches_of_rows, sum_of_squares
+from kfac_pinn.linalg import (
+    CountSketch,
+    batches_of_rows,
+    dimension,
+    flatten,
+    sum_of_squares,
+    unflatten,
+)
 from kfac_pinn.processes import ALONE, Group
 
 __all__ = ["Linearization", "sketches_of"]
@@ -68,7 +75,7 @@ class Linearization:
     @property
     def size(self) -> int:
         """P, the number of parameters."""
-        return sum(p.numel() for p in self.parameters)
+        return sum(map(dimension, self.parameters))
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -88,7 +95,7 @@ class Linearization:
 
     def with_ridge(self, weights: Tensor) -> Linearization:
         """That of L(theta) + 1/2 sum_i w_i theta_i^2, for weights w (P,): weight decay."""
-        theta = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        theta = flatten(p.detach() for p in self.parameters)
         slope, result = weights * theta, copy.copy(self)
         result.ridge = weights if self.ridge is None else self.ridge + weights
         result.loss = self.loss + 0.5 * float(slope @ theta)
@@ -173,9 +180,8 @@ class Linearization:
         return Linearization(self.parameters, [t.restrict(block) for t in self.terms], self.loss)
 
     def unflatten(self, v: Tensor) -> list[Tensor]:
-        """A flat vector (P,) as views of the parameters' shapes."""
-        parts = v.split([p.numel() for p in self.parameters])
-        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+        """A flat vector (P,) in the parameters' shapes: views, copies for complex ones."""
+        return unflatten(v, self.parameters)
 
     def outline(self) -> Linearization:
         """All but J: blocks and sums, for whoever has the rows elsewhere."""

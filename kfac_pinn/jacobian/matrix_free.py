@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.jacobian.layers import Layer, Leaf
-from kfac_pinn.linalg import rows_at_once
+from kfac_pinn.linalg import dimension, real, rows_at_once
 from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["AutogradJacobian"]
@@ -60,13 +60,13 @@ class AutogradJacobian:
     def add_vjp(self, u: Tensor, out: Tensor) -> None:
         """out += J^T u."""
         if self._known is not None:
-            found = (u @ self._known).split([p.numel() for p in self.parameters])
+            found = (u @ self._known).split([dimension(p) for p in self.parameters])
         else:
             with self._at_origin():
                 found = self._pull(u)
         for place, part in zip(self.places, found, strict=True):
             if part is not None:
-                out[place] += part.reshape(-1)
+                out[place] += real(part).reshape(-1)
 
     def rows(self, points: slice = slice(None), block: Layer | Leaf | None = None) -> Tensor:
         """The rows (N, sum of the blocks' sizes), or the columns of one block."""
@@ -119,7 +119,7 @@ class AutogradJacobian:
                 self._transposed = u, self._pull(u, create_graph=True)
             u, found = self._transposed
             pairs = [
-                (part, v[place].view_as(part))
+                (real(part), v[place].view_as(real(part)))
                 for part, place in zip(found, self.places, strict=True)
                 if part is not None and part.requires_grad
             ]
@@ -147,7 +147,7 @@ class AutogradJacobian:
         """Rows by backward passes, several at once where autograd can."""
         indices = torch.arange(len(self.output), device=self.output.device)[points]
         # Beside the gradients each row holds tensors of the graph, say eight of the residual's size
-        width = sum(p.numel() for p in self.parameters) + 8 * len(self.output)
+        width = sum(map(dimension, self.parameters)) + 8 * len(self.output)
         size = min(256, rows_at_once(width))  # each holds gradients of the whole graph
         with self._at_origin():
             return torch.cat([self._batch(part) for part in indices.split(size)])
@@ -169,7 +169,9 @@ class AutogradJacobian:
             found = tuple(None if p[0] is None else torch.stack(p) for p in each)  # type: ignore
         return torch.cat(
             [
-                u.new_zeros(len(u), p.numel()) if f is None else f.reshape(len(u), -1).detach()
+                u.new_zeros(len(u), dimension(p))
+                if f is None
+                else real(f.detach()).reshape(len(u), -1)
                 for f, p in zip(found, self.parameters, strict=True)
             ],
             dim=1,

@@ -15,6 +15,7 @@ from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.jacobian.running import evaluate as loss_at
 from kfac_pinn.jacobian.running import sums
 from kfac_pinn.jacobian.slopes import Slope, slope
+from kfac_pinn.linalg import flatten, unflatten
 from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["Objective"]
@@ -46,7 +47,7 @@ class Objective:
         self.closure, self.parameters, self.ridge = closure, list(parameters), ridge
         self.names = names_of(self.parameters, names)
         self.repeatable = True  # whether the closure may be evaluated at other parameters
-        self.origin = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.origin = flatten(p.detach() for p in self.parameters)
         self.evaluations = 0
         self.gradients = False  # whether the closure calls autograd itself
         self._last: tuple[Tensor, float] | None = None
@@ -130,7 +131,7 @@ class Objective:
 
     @torch.no_grad()
     def _write(self, flat: Tensor) -> None:
-        parts = flat.split([p.numel() for p in self.parameters])
+        parts = unflatten(flat, self.parameters)
         for parameter, part in zip(self.parameters, parts, strict=True):
             # .data: graphs that the linearisation keeps do not mind (`AutogradJacobian`)
-            parameter.data.copy_(part.view_as(parameter))
+            parameter.data.copy_(part)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kfac_pinn.jacobian.layers import Layer, Leaf
+from kfac_pinn.linalg import dimension
 
 __all__ = ["NOWHERE", "Pair", "Partition"]
 
@@ -42,11 +43,13 @@ class Partition:
     def __init__(
         self, names: Mapping[Tensor, str], pairs: Iterable[Pair], alone: Iterable[int] = ()
     ) -> None:
-        ends = itertools.accumulate((p.numel() for p in names), initial=0)
+        ends = itertools.accumulate(map(dimension, names), initial=0)
         places = [slice(*pair) for pair in itertools.pairwise(ends)]
         self.names = names
         self.places = dict(zip(map(id, names), places, strict=True))
-        self.layers = self._layers(list(pairs), frozenset(alone))
+        # A complex matrix acts as a real one of twice the width with shared entries: no factors
+        layers = [pair for pair in pairs if not pair.weight.is_complex()]
+        self.layers = self._layers(layers, frozenset(alone))
         layered = {id(p) for layer in self.layers.values() for p in layer.parameters}
         self.leaves = {id(p): Leaf(p, self.places[id(p)]) for p in names if id(p) not in layered}
 

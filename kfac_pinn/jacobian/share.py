@@ -27,6 +27,7 @@ from kfac_pinn.jacobian.running import explained
 from kfac_pinn.jacobian.sources import Source
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.jacobian.terms import as_terms, holds_loss, loss_of
+from kfac_pinn.linalg import real
 
 __all__ = ["NothingReturnedError", "SelfLinearizing", "Totals", "linearized", "share_of"]
 
@@ -73,7 +74,7 @@ def share_of(
             refuse_changes(known, before)
             refuse_infinite(result, known)
             if now:
-                compare(result, outputs_of(closure, next(iter(known))), known)
+                compare(result, outputs_of(closure, real(next(iter(known)))), known)
             return result
     call = called(closure, known)
     # Compiled code has one opaque node for its whole graph, and no second derivative
@@ -139,7 +140,7 @@ def linearized(
     output: Any, known: Mapping[Tensor, str], source: Source, totals: Totals = list
 ) -> Linearization:
     """r and J of what a closure returned or called backward on, with its graph."""
-    like = next(iter(known))
+    like = real(next(iter(known)))
     terms = as_terms(output, known)
     triples = [[(term.name, *pair) for pair in tangents_of(term, like)] for term in terms]
     points = totals([term.points for term in terms])

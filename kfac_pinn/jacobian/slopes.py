@@ -25,6 +25,7 @@ from kfac_pinn.jacobian.share import (
     tensors_of,
 )
 from kfac_pinn.jacobian.terms import as_terms, is_loss, total_loss
+from kfac_pinn.linalg import dimension, flatten, real
 from kfac_pinn.processes import ALONE, Alone, Group
 
 __all__ = ["Slope", "slope", "slope_of_losses"]
@@ -44,7 +45,7 @@ class Slope(Linearization):
     ) -> None:
         pairs = list(zip(parameters, slopes, strict=True))
         parts = [torch.zeros_like(p) if g is None else strided(g) for p, g in pairs]
-        gradient = torch.cat([part.reshape(-1) for part in parts])
+        gradient = flatten(parts)
         super().__init__(parameters, [], loss, gradient)
         self.gradient, self.residual = gradient, gradient.new_zeros(0)
         self._used = [g is not None for g in slopes]
@@ -52,8 +53,9 @@ class Slope(Linearization):
     @cached_property
     def blocks(self) -> list[Block]:
         """One a parameter that the loss depends on."""
-        ends = torch.tensor([p.numel() for p in self.parameters]).cumsum(0).tolist()
-        places = [slice(end - p.numel(), end) for p, end in zip(self.parameters, ends, strict=True)]
+        ends = torch.tensor([dimension(p) for p in self.parameters]).cumsum(0).tolist()
+        pairs = zip(self.parameters, ends, strict=True)
+        places = [slice(end - dimension(p), end) for p, end in pairs]
         entries = zip(self.parameters, places, self._used, strict=True)
         return [Leaf(p, place) for p, place, used in entries if used]
 
@@ -141,5 +143,5 @@ def loss_in(output: Any, parameters: Sequence[Tensor]) -> Tensor:
             )
         return output.as_subclass(Tensor)
     for term in as_terms(output, parameters):
-        tangents_of(term, parameters[0])
+        tangents_of(term, real(parameters[0]))
     return total_loss(output)

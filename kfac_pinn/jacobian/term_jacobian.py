@@ -14,7 +14,7 @@ from kfac_pinn.jacobian.blocks import BlockJacobian, EntriesJacobian, LayerJacob
 from kfac_pinn.jacobian.layers import Block, Layer
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sampled import Sampler, Signs, factors_of_entries
-from kfac_pinn.linalg import CountSketch, batches_of_rows
+from kfac_pinn.linalg import CountSketch, batches_of_rows, real
 
 __all__ = ["TermJacobian"]
 
@@ -162,7 +162,7 @@ class NoPoints:
 
     def rows(self, points: slice = slice(None)) -> Tensor:
         """The rows (0, size)."""
-        return self.block.parameters[0].detach().new_zeros(0, self.block.size)
+        return real(self.block.parameters[0].detach()).new_zeros(0, self.block.size)
 
     def sketched(self, sketch: CountSketch) -> Tensor:
         """S J = 0, shape (m, size)."""

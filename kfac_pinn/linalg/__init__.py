@@ -1,5 +1,6 @@
 """The linear algebra everything above stands on; knows nothing of networks or equations.
 
+coordinates  tensors as one vector of real numbers
 kronecker   sums of Kronecker products on weight-shaped matrices, and their inverses
 dense       damped and pseudo-inverse solves, blocked QR reduction of tall problems
 krylov      conjugate gradients with stop rules as objects
@@ -9,6 +10,7 @@ memory      how many rows of J are held at once
 sketches    CountSketch of rows, Nystrom and pivoted Cholesky approximation of an operator
 """
 
+from kfac_pinn.linalg.coordinates import dimension, flatten, real, unflatten
 from kfac_pinn.linalg.dense import (
     aligned,
     damped_inverse,
@@ -53,14 +55,18 @@ __all__ = [
     "conjugate_gradients",
     "damped_inverse",
     "damped_solve",
+    "dimension",
+    "flatten",
     "generator_for",
     "geometric_indices",
     "normal_equations",
     "nystrom",
     "pinv_solve",
     "pivoted",
+    "real",
     "reduce_rows",
     "rows_at_once",
     "sum_of_squares",
+    "unflatten",
     "updated",
 ]

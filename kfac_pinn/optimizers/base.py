@@ -18,6 +18,7 @@ from kfac_pinn.jacobian.check import CheckSchedule
 from kfac_pinn.jacobian.closure import NothingReturnedError
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.linalg import dimension
 from kfac_pinn.optimizers.arguments import (
     PART,
     Common,
@@ -297,7 +298,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     def _trial(self, parameters: list[Tensor]) -> Trial | None:
         """The step that is still to be judged, if it was one of these parameters."""
         # With other parameters, layers added or frozen say, there is no way back along the old ones
-        trial, size = self.unseen.trial, sum(p.numel() for p in parameters)
+        trial, size = self.unseen.trial, sum(map(dimension, parameters))
         return trial if trial is not None and len(trial.origin) == size else None
 
     def _forward_or_back(

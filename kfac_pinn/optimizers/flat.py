@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kfac_pinn.linalg import dimension, flatten, real, unflatten
+
 __all__ = ["FlatOptimizer", "Parameters"]
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -32,7 +34,7 @@ class FlatOptimizer(Optimizer):
         """A hyper-parameter of the groups as a flat vector (P,)."""
         parts = [
             # A vector, not a number a group: all formulas are then those of one group
-            torch.full((p.numel(),), float(group[key]), dtype=p.dtype, device=p.device)
+            real(p.detach()).new_full((dimension(p),), float(group[key]))
             for group in self.param_groups
             for p in group["params"]
             if p.requires_grad
@@ -57,14 +59,13 @@ class FlatOptimizer(Optimizer):
         """The parameters' state tensors of one name as a flat vector (P,), zero where missing."""
         parts = [self.state[p].get(key) for p in self.parameters]
         pairs = zip(parts, self.parameters, strict=True)
-        return torch.cat([(torch.zeros_like(p) if s is None else s).reshape(-1) for s, p in pairs])
+        return flatten(torch.zeros_like(p) if s is None else s for s, p in pairs)
 
     def scatter(self, key: str, flat: Tensor) -> None:
         """The reverse of `gather`."""
-        parts = flat.split([p.numel() for p in self.parameters])
-        for p, part in zip(self.parameters, parts, strict=True):
+        for p, part in zip(self.parameters, unflatten(flat, self.parameters), strict=True):
             # A tensor of its own each: a view would save the whole flat vector with every parameter
-            self.state[p][key] = part.view_as(p).clone()
+            self.state[p][key] = part.clone()
 
     def names(self) -> list[str]:
         """Of the trained tensors, for errors: as given, or number and shape."""

@@ -13,6 +13,7 @@ from kfac_pinn.curvature.compression import Compression, Last, Sketch
 from kfac_pinn.curvature.decomposition import Decomposition
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.linalg import flatten
 from kfac_pinn.optimizers.arguments import Common, check_parts, only_unseen
 from kfac_pinn.optimizers.base import Parameters
 from kfac_pinn.optimizers.damped import ModelOptimizer, tried
@@ -56,7 +57,7 @@ class Memory:
 
     def begin(self, linearization: Linearization, decomposition: Decomposition) -> float:
         """Where the search begins: the last radius; in the first step, ||D theta||."""
-        theta = torch.cat([p.detach().reshape(-1) for p in linearization.parameters])
+        theta = flatten(p.detach() for p in linearization.parameters)
         length = float((decomposition.units * theta).norm()) or 1.0
         # A step below the rounding of theta moves nothing: the radius must be able to grow again
         rounding = torch.finfo(linearization.residual.dtype).eps * length

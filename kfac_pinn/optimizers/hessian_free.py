@@ -16,7 +16,13 @@ from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.losses import Residuals
 from kfac_pinn.jacobian.objective import Objective
-from kfac_pinn.linalg import RelativeProgress, Solution, conjugate_gradients, geometric_indices
+from kfac_pinn.linalg import (
+    RelativeProgress,
+    Solution,
+    conjugate_gradients,
+    flatten,
+    geometric_indices,
+)
 from kfac_pinn.linalg.krylov import Operator, StopRule
 from kfac_pinn.optimizers.arguments import Common, check_parts
 from kfac_pinn.optimizers.base import Parameters
@@ -68,7 +74,7 @@ class Hessian:
             slopes = torch.autograd.grad(
                 loss, parameters, create_graph=True, materialize_grads=True
             )
-            gradient = torch.cat([slope.reshape(-1) for slope in slopes])
+            gradient = flatten(slopes)
 
         ridge = 0.0 if linearization.ridge is None else linearization.ridge
 
@@ -76,7 +82,7 @@ class Hessian:
             columns = torch.autograd.grad(
                 gradient, parameters, v, retain_graph=True, materialize_grads=True
             )
-            (whole,) = processes.sum(torch.cat([column.reshape(-1) for column in columns]))
+            (whole,) = processes.sum(flatten(columns))
             return whole + ridge * v
 
         return product

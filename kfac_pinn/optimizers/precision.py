@@ -26,7 +26,7 @@ class Precision:
     @classmethod
     def of(cls, parameter: Tensor) -> Precision:
         """Those of a parameter."""
-        return cls(parameter.dtype, parameter.device)
+        return cls(parameter.dtype.to_real(), parameter.device)
 
     @classmethod
     def named(cls, name: str, device: torch.device) -> Precision | None:

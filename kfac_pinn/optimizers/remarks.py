@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.objective import Objective
+from kfac_pinn.linalg import flatten
 from kfac_pinn.notices import NOTICES, outside
 from kfac_pinn.threads import Stopwatch, decided, waited
 
@@ -114,8 +115,8 @@ class Remarks:
 
     def clipped(self, parameters: Sequence[Tensor], gradient: Tensor) -> None:
         """The gradients were changed between backward() and step(), which steps do not read."""
-        grads = [p.grad.reshape(-1) for p in parameters if p.grad is not None]
-        found = float(torch.cat(grads).norm()) if grads else 0.0
+        grads = [p.grad for p in parameters if p.grad is not None]
+        found = float(flatten(grads).norm()) if grads else 0.0
         expected = float(gradient.norm())
         self.steepest = max(self.steepest, expected)
         # Near a minimum what is left of a sum that cancels is rounded as its summands are

@@ -192,7 +192,8 @@ def columns_of(features: nn.Module, network: nn.Module, domain: TimeSpace) -> in
             "them into the network, or freeze them with requires_grad_(False)"
         )
     x = domain.interior(3, torch.Generator().manual_seed(0), torch.float64, "cpu")
-    x = x.to(next(network.parameters(), x))
+    like = next(network.parameters(), x)
+    x = x.to(like.device, like.dtype.to_real())
     with torch.no_grad():
         found = features(x)
     if not torch.equal(found[:, 0], x[:, 0]):

@@ -350,3 +350,32 @@ def test_a_layer_whose_weight_is_read_is_adapted_and_gets_its_gradient() -> None
     h = HyperLoRA(base, Interval(0, 1), {"b": 1}, hidden=(3,))
     with pytest.raises(RuntimeError, match=r"the base reads the weight of a linear layer itself"):
         h(torch.ones(1, 1, dtype=F64), x)
+
+
+class Complex(nn.Module):
+    """A complex layer between real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 5, dtype=F64)
+        self.second = nn.Linear(5, 5, dtype=torch.complex128)
+        self.last = nn.Linear(5, 1, dtype=F64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.second(self.first(x) + 0j)).real)  # type: ignore[no-any-return]
+
+
+def test_complex_layers_are_adapted_and_not_emitted() -> None:
+    base, x = Complex(), torch.randn(7, 2, dtype=F64)
+    v = trained(adapt(base, rank=2))
+    assert adapters(v)["second"].A.is_complex()
+    assert (merge(v)(x) - v(x)).abs().max() < 1e-12
+    known = [*base.state_dict().values()]
+    with_factors(base, state(v))
+    assert all(torch.equal(a, b) for a, b in zip(known, base.state_dict().values(), strict=True))
+    found = linearize(lambda: v(x), [p for p in v.parameters() if p.requires_grad])
+    assert len(found.rows().T) == 2 * (2 + 5) + 2 * 2 * (5 + 5) + 1 + 5
+    for rank in (2, None):
+        with pytest.raises(ValueError, match=r"'second' is complex.*'first': 4, 'last': 4"):
+            HyperLoRA(base, Interval(0.0, 1.0), rank)
+    assert HyperLoRA(base, Interval(0.0, 1.0), {"first": 1, "last": 1}).pinn(0.5)(x).shape == (7, 1)

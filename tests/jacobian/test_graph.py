@@ -369,6 +369,25 @@ def test_the_first_residual_vanishes_at_first() -> None:
         assert in_factors(assert_exact(closure, list(model.parameters())))
 
 
+def test_columns_of_one_residual_share_no_memory() -> None:
+    """Which rows an equation of a system reads is the same in every run, and its K-FAC factors."""
+    model = mlp(2, 5, 2)
+
+    def closure() -> Tensor:
+        x = leaf()
+        u = model(x)
+        return torch.stack([u[:, 0] - 1, derivative(u[:, 1:], x)[:, 0]], dim=1)
+
+    def factors() -> list[Tensor]:
+        found = linearize(closure, list(model.parameters()))
+        jacobians = [j for term in found.terms for j in term.blocks.values()]
+        return [t for j in jacobians for t in (j.inputs.z, j.g)]
+
+    first, second, third = factors(), factors(), factors()
+    for others in (second, third):
+        assert all(torch.equal(a, b) for a, b in zip(first, others, strict=True))
+
+
 def test_what_is_remembered_is_bounded() -> None:
     model = mlp(2, 3, 1)
     for n in range(2, 12):

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from row_by_row import assert_exact, derivative
 from torch import Tensor, nn
 
+from kfac_pinn import linearize
+from kfac_pinn.jacobian.blocks import LayerJacobian
+
 Apply = Callable[[Tensor, list[nn.Parameter]], Tensor]
 
 
@@ -113,12 +116,29 @@ def test_every_program_is_exact(program: tuple[Callable[[], Any], list[nn.Parame
     assert_exact(*program)
 
 
+@given(programs())
+def test_every_run_reads_what_the_first_one_did(
+    program: tuple[Callable[[], Any], list[nn.Parameter]],
+) -> None:
+    """What is remembered of a program saves work and changes no number, K-FAC's factors neither."""
+
+    def read() -> list[Tensor]:
+        blocks = [block for term in linearize(*program).terms for block in term.blocks.values()]
+        layers = [block for block in blocks if isinstance(block, LayerJacobian)]
+        others = [block.rows() for block in blocks if not isinstance(block, LayerJacobian)]
+        return [*others, *(t for layer in layers for t in (layer.inputs.z, layer.g))]
+
+    first = read()
+    for again in (read(), read()):
+        assert len(first) == len(again)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 @given(programs(), st.booleans())
 def test_and_so_is_its_loss(
     program: tuple[Callable[[], Any], list[nn.Parameter]], backward: bool
 ) -> None:
     closure, parameters = program
-    from kfac_pinn import linearize
 
     def loss() -> Tensor:
         terms = [(1 + k) * r.square().mean() for k, r in enumerate(closure())]

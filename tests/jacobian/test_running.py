@@ -112,13 +112,10 @@ def test_other_errors_of_the_closure_stay_as_they_are() -> None:
         KFACPINN(model.parameters()).step(lambda: model(torch.rand(4, 3, dtype=torch.float64)))
 
 
-def test_parameters_without_numbers_and_complex_ones() -> None:
+def test_parameters_without_numbers() -> None:
     model = nn.Linear(2, 1, device="meta")
     with pytest.raises(ValueError, match="to_empty"):
         KFACPINN(model.parameters()).step(lambda: model(points(3)))
-    w = torch.randn(2, 1, dtype=torch.complex128, requires_grad=True)
-    with pytest.raises(ValueError, match=r"complex128.*Train its real and its imaginary part"):
-        KFACPINN([w]).step(lambda: (points(3).to(w) @ w).real)
 
 
 # Several losses

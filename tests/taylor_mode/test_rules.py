@@ -240,6 +240,8 @@ ARITHMETIC = {
     + torch.complex(x, row).angle() + torch.sgn(torch.complex(x, row)).imag + torch.view_as_real(torch.complex(x, x)).sum(-1)
     + (torch.complex(x, x).mH @ torch.complex(x, x)).real.sum() + torch.view_as_complex(torch.stack([x, x], -1)).conj().imag
     + torch.imag(torch.conj_physical(torch.complex(x, x)).resolve_conj()) * torch.real(torch.complex(x, x)).resolve_neg(),
+    "complex numbers": lambda x: ((x + 1j) * (2j - x) / (1j * x) + (1 + 1j) ** x + x ** (1 - 2j) + 1j / (x + 0j)).imag
+    + torch.where(x > 0.5, x + 0j, 2j).real + (1j * x.type(torch.complex128) + 2j).abs() + (x.to(torch.complex128) @ (1j * MATRIX)).imag.sum(),
 }  # fmt: skip
 
 SHAPES = {

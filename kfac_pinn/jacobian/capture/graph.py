@@ -77,6 +77,7 @@ class Graph:
     Attributes:
         nodes: inputs before outputs; a node's number is its place here.
         readers: in the order of the nodes.
+        slot: which output of the last node the residual is.
         signature: equal for graphs of the same program.
     """
 
@@ -84,7 +85,8 @@ class Graph:
         self, output: Tensor, trained: Mapping[int, Tensor], shared: Iterable[int] = ()
     ) -> None:
         self.trained, self.forced = trained, frozenset(shared)
-        self.nodes = inputs_first(get_gradient_edge(output).node)
+        edge = get_gradient_edge(output)
+        self.nodes, self.slot = inputs_first(edge.node), edge.output_nr
         self.number = {node: index for index, node in enumerate(self.nodes)}
         self.consumers = self._consumers()
         self.kind: dict[Node, Kind] = {}
@@ -101,9 +103,15 @@ class Graph:
 
     @property
     def signature(self) -> int:
-        """A hash of the nodes, of their sizes, and of what they slice."""
+        """A hash of the nodes, of their sizes, of what they slice and of what they read."""
         # By what decides which rows are read: values do not
-        return hash(tuple((name_of(n), shape_of(n, 0), slicing(n)) for n in self.nodes))
+        nodes = ((name_of(n), shape_of(n, 0), slicing(n), self._sources(n)) for n in self.nodes)
+        return hash((self.slot, *nodes))
+
+    def _sources(self, node: Node) -> tuple[tuple[int, int], ...]:
+        """Numbers of the nodes that it reads, and which of their outputs."""
+        # Two columns of one residual may differ in nothing else
+        return tuple((self.number.get(source, -1), slot) for source, slot in node.next_functions)
 
     @cached_property
     def is_static(self) -> bool:

@@ -68,6 +68,8 @@ class Product:
 
     def find_weight(self, leaf: Tensor) -> None:
         """Look through views, copies and casts: send numbered entries back to the leaf."""
+        if leaf.is_complex():
+            return  # the matrix is one of its parts
         shape = shape_at(self.edge)
         numbers = torch.arange(1.0, 1.0 + leaf.numel(), device=leaf.device, dtype=torch.float64)
         # Beyond 2^24 float32 no longer tells whole numbers apart

@@ -216,11 +216,12 @@ class Run:
 
     @property
     def _parameter(self) -> Tensor:
-        """The parameter whose dtype and device the points take."""
+        """The parameter whose precision and device the points take."""
         return next(self.model.parameters())
 
     def _place(self, draw: Callable[..., Any], sizes: Any = None) -> Any:
-        return draw(self.generator, sizes, self._parameter.dtype, self._parameter.device)
+        like = self._parameter
+        return draw(self.generator, sizes, like.dtype.to_real(), like.device)
 
     def _closure(self) -> Callable[[], Any]:
         """What the optimizer's step takes: residuals for ours, the loss for torch's."""

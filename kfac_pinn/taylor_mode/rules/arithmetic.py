@@ -152,7 +152,9 @@ def power(x: Operand, exponent: Operand) -> Operand:
         base: Operand = x if isinstance(x, Jet) else tensor_like(x, exponent)
         return base.log().mul(exponent).exp()
     ndim = exponent.ndim if isinstance(exponent, Tensor) else 0
-    return composition(torch.pow, power_derivatives, x.like(aligned(x.rows, ndim)), [exponent])
+    rows = aligned(x.rows, ndim)
+    rows = rows.to(torch.result_type(x.value, exponent))
+    return composition(torch.pow, power_derivatives, x.like(rows), [exponent])
 
 
 def power_derivatives(v: Tensor, y: Tensor, order: int, exponent: Any) -> list[Tensor]:

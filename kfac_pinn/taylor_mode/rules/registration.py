@@ -151,8 +151,11 @@ def as_jets(tensors: Sequence[Any], basis: Basis | None = None) -> list[Jet]:
 
 
 def tensor_like(c: Any, x: Jet) -> Tensor:
-    """A number as a tensor of the jet's type; a tensor as it is."""
-    return c if isinstance(c, Tensor) else torch.as_tensor(c, dtype=x.dtype, device=x.device)
+    """A number as a tensor of the jet's precision; a tensor as it is."""
+    if isinstance(c, Tensor):
+        return c
+    dtype = x.dtype.to_complex() if isinstance(c, complex) else x.dtype
+    return torch.as_tensor(c, dtype=dtype, device=x.device)
 
 
 def value_of(x: Any) -> Any:

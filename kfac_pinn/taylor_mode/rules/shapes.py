@@ -215,6 +215,11 @@ def type_as(x: Any, other: Any) -> Any:
     return to(x, other)
 
 
+@rule(torch.Tensor.type)
+def type(x: Jet, dtype: Any = None, non_blocking: bool = False) -> Any:
+    return x.value.type() if dtype is None else x.view_of(x.rows.type(dtype))
+
+
 def on_rows(function: Any) -> None:
     """Register a method that casts or moves the rows."""
     rule(function)(lambda x, *_, memory_format=None, **kw: x.view_of(function(x.rows, *_, **kw)))
