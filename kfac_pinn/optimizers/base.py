@@ -31,9 +31,9 @@ from kfac_pinn.optimizers.arguments import (
 from kfac_pinn.optimizers.flat import Parameters
 from kfac_pinn.optimizers.precision import (
     Precision,
-    refuse_autocast,
     refuse_inference,
     refuse_scaler,
+    refuse_untrainable,
 )
 from kfac_pinn.optimizers.reading import Reading
 from kfac_pinn.optimizers.record import (
@@ -200,9 +200,7 @@ class LeastSquaresOptimizer(StatefulOptimizer, ABC):
     def _once(self, reading: Reading) -> tuple[Tensor, bool]:
         """One step: the loss before it, and whether it moved anything."""
         watch, parameters = Stopwatch(), self.parameters
-        if not parameters:
-            raise ValueError("no parameter requires a gradient: there is nothing to train")
-        refuse_autocast(parameters[0])
+        refuse_untrainable(parameters)
         self._renew(Precision.of(parameters[0]))
         self._remarks.hooked(parameters, self.names())
         objective = reading.objective(parameters, self.names(), self._ridge())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
 
-__all__ = ["Precision", "refuse_autocast", "refuse_inference", "refuse_scaler"]
+__all__ = ["Precision", "refuse_inference", "refuse_scaler", "refuse_untrainable"]
 
 HALF = (
     "second-order steps need all digits of float32, better float64. Leave out autocast and the "
@@ -59,12 +61,19 @@ def refuse_inference() -> None:
         )
 
 
-def refuse_autocast(parameter: Tensor) -> None:
-    """Raise `ValueError` under autocast."""
-    if parameter.is_meta:
+def refuse_untrainable(parameters: Sequence[Tensor]) -> None:
+    """Raise `ValueError` for parameters that are not there yet, and under autocast."""
+    if not parameters:
+        raise ValueError("no parameter requires a gradient: there is nothing to train")
+    if any(isinstance(p, UninitializedTensorMixin) for p in parameters):
+        raise ValueError(
+            "a lazy module (LazyLinear, ...) has no parameters before its first call: call "
+            "model(x) once before the first step"
+        )
+    if parameters[0].is_meta:
         raise ValueError(
             "the parameters are on the meta device, which holds no numbers: call "
             'model.to_empty(device="cpu"), and initialise them'
         )
-    if torch.is_autocast_enabled(parameter.device.type):
+    if torch.is_autocast_enabled(parameters[0].device.type):
         raise ValueError(f"step() was called under autocast: {HALF}")

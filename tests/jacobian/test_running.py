@@ -106,6 +106,16 @@ def test_inference_mode() -> None:
         optimizer.step(lambda: model(x) - 1)
 
 
+def test_lazy_modules_are_called_once_before_the_first_step() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(1)).double()
+    optimizer = KFACPINN(model.parameters())
+    with pytest.raises(ValueError, match=r"call model\(x\) once"):
+        optimizer.step(lambda: model(points(5)))
+    model(points(5))
+    first = float(optimizer.step(lambda: model(points(5)) - 1))
+    assert float(optimizer.step(lambda: model(points(5)) - 1)) < first
+
+
 def test_other_errors_of_the_closure_stay_as_they_are() -> None:
     model = network(2, 5, 1)
     with pytest.raises(RuntimeError, match=r"^(addmm: )?mat1 and mat2 shapes cannot be multiplied"):
