@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Precision", "refuse_inference", "refuse_scaler", "refuse_untrainable"]
 
@@ -65,7 +65,7 @@ def refuse_untrainable(parameters: Sequence[Tensor]) -> None:
     """Raise `ValueError` for parameters that are not there yet, and under autocast."""
     if not parameters:
         raise ValueError("no parameter requires a gradient: there is nothing to train")
-    if any(isinstance(p, UninitializedTensorMixin) for p in parameters):
+    if any(map(is_lazy, parameters)):
         raise ValueError(
             "a lazy module (LazyLinear, ...) has no parameters before its first call: call "
             "model(x) once before the first step"
