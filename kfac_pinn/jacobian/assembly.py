@@ -10,21 +10,17 @@ from torch.autograd.graph import GradientEdge
 
 from kfac_pinn.jacobian.blocks import BlockJacobian, LayerInputs, LayerJacobian, LeafJacobian
 from kfac_pinn.jacobian.capture import Capture, LayerCall
-from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, chain, leaf_rows
+from kfac_pinn.jacobian.dense_rows import BroadcastJacobian, MixedError, chain, leaf_rows
 from kfac_pinn.jacobian.layers import Block, Layer, Leaf
 from kfac_pinn.jacobian.partition import NOWHERE, Partition
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.linalg import real
 
-__all__ = ["LARGEST_LEAF", "Assembly", "MixedError"]
+__all__ = ["LARGEST_LEAF", "Assembly"]
 
 # Larger tensors keep no dense block (`LARGEST_GRAMIAN`), for which alone their rows are worth a
 # backward pass each; products by autograd cost one.
 LARGEST_LEAF = 4096
-
-
-class MixedError(Exception):
-    """The captured calls do not tell the rows of a residual apart."""
 
 
 class Assembly:

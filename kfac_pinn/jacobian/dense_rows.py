@@ -18,7 +18,24 @@ from torch.autograd.graph import GradientEdge
 
 from kfac_pinn.linalg import batches_of_rows
 
-__all__ = ["BroadcastJacobian", "chain", "leaf_rows", "probe", "strided", "tolerance", "uses_tf32"]
+__all__ = [
+    "BroadcastJacobian",
+    "MixedError",
+    "chain",
+    "leaf_rows",
+    "probe",
+    "strided",
+    "tolerance",
+    "uses_tf32",
+]
+
+# Backward passes that the rows of one tensor may cost before the graph is read instead, which costs
+# a few in all: a coefficient of the equation has one column.
+MOST_PASSES = 16
+
+
+class MixedError(Exception):
+    """The captured calls do not tell the rows of a residual apart, or not cheaply."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +60,9 @@ def leaf_rows(
         output: r, shape (N,), with its graph.
         leaves: the tensors p.
         broadcasts: what is known of the tensors between them and r.
+
+    Raises:
+        MixedError: for a leaf that is read in other ways too, whose rows cost many backward passes.
     """
     # What the broadcasts explain is compared with one backward pass: other ways may lead to a leaf
     u = probe(output)
@@ -129,6 +149,8 @@ def pulled_back(
 
 def dense(output: Tensor, leaf: Tensor) -> Tensor:
     """d r_n / d p, shape (N, numel p), by rows or by columns, whichever are fewer."""
+    if min(len(output), leaf.numel()) > MOST_PASSES:
+        raise MixedError
     # Few columns: a coefficient of the equation has one, and thousands of rows
     if len(output) > leaf.numel():
         try:

@@ -16,9 +16,10 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kfac_pinn.jacobian.assembly import Assembly, MixedError
+from kfac_pinn.jacobian.assembly import Assembly
 from kfac_pinn.jacobian.capture import Capture
 from kfac_pinn.jacobian.check import mismatch
+from kfac_pinn.jacobian.dense_rows import MixedError
 from kfac_pinn.jacobian.graph_assembly import GraphAssembly
 from kfac_pinn.jacobian.linearization import Linearization
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian

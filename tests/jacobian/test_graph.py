@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -367,6 +368,48 @@ def test_the_first_residual_vanishes_at_first() -> None:
     for first in (0.0, 1.0):
         mask[order[0]] = first
         assert in_factors(assert_exact(closure, list(model.parameters())))
+
+
+class Recurrent(nn.Module):
+    """A point read twice by a cell, or by attention over three copies of it."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = nn.Linear(2, 4), cell, nn.Linear(4, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.sin(self.first(x))
+        if isinstance(self.cell, nn.MultiheadAttention):
+            tokens = z[:, None] * torch.linspace(0.5, 1.5, 3)[:, None].to(x.dtype)
+            return self.last(self.cell(tokens, tokens, tokens)[0].mean(1))  # type: ignore[no-any-return]
+        state = self.cell(z, None)
+        h = self.cell(z, state)
+        return self.last(h[0] if isinstance(h, tuple) else h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        nn.RNNCell(4, 4),
+        nn.GRUCell(4, 4),
+        nn.LSTMCell(4, 4),
+        nn.MultiheadAttention(4, 2, batch_first=True),
+    ],
+    ids=lambda cell: type(cell).__name__,
+)
+def test_layers_inside_a_rule_of_jets_are_read_off_the_graph(cell: nn.Module) -> None:
+    """Not by a backward pass a row: their matrices are layers, in factors."""
+    model, x = Recurrent(cell), torch.rand(20, 2, dtype=torch.float64)
+    parameters = list(model.parameters())
+    with mock.patch("kfac_pinn.jacobian.dense_rows.gradient", side_effect=AssertionError):
+        found = linearize(lambda: laplacian(model, x), parameters)
+    assert_exact(lambda: laplacian(model, x), parameters)
+    (term,) = found.terms
+    layers = [j.layer.weight for j in term.blocks.values() if isinstance(j, LayerJacobian)]
+    assert term.rest is None and {id(w) for w in layers} == {
+        id(p) for p in parameters if p.ndim == 2
+    }
 
 
 def test_columns_of_one_residual_share_no_memory() -> None:
