@@ -375,7 +375,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
-        self.first, self.cell, self.last = nn.Linear(2, 4), cell, nn.Linear(4, 1)
+        self.first, self.cell, self.last = nn.Linear(2, 6), cell, nn.Linear(6, 1)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -391,10 +391,10 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize(
     "cell",
     [
-        nn.RNNCell(4, 4),
-        nn.GRUCell(4, 4),
-        nn.LSTMCell(4, 4),
-        nn.MultiheadAttention(4, 2, batch_first=True),
+        nn.RNNCell(6, 6),
+        nn.GRUCell(6, 6),
+        nn.LSTMCell(6, 6),
+        nn.MultiheadAttention(6, 2, batch_first=True),
     ],
     ids=lambda cell: type(cell).__name__,
 )
