@@ -197,7 +197,7 @@ class EmittedLinearization(Linearization):
                 product += (shared.g * (shared.z @ shared.layer.matrix(v).T)[task]).sum(1)
             else:
                 product += term.scale * jacobian.jvp(v)
-        return product
+        return product if term.rest is None else product + term.scale * term.rest.jvp(v)
 
     def vjp(self, u: Tensor) -> Tensor:
         """J^T u: the rows of a task are summed before they meet its inputs."""
@@ -210,6 +210,8 @@ class EmittedLinearization(Linearization):
                 shared.layer.write(summed.T @ shared.z, out)
             else:
                 jacobian.add_vjp(term.scale * u, out)
+        if term.rest is not None:
+            term.rest.add_vjp(term.scale * u, out)
         return out
 
     def kernel(self) -> Tensor:

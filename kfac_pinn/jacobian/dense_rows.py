@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -119,11 +120,26 @@ def chain(
 ) -> list[Tensor | None]:
     """sum_t (d r_n / d t) (d t / d target), (N, *target); None where no t depends on it."""
     totals: list[Tensor | None] = [None] * len(targets)
-    for broadcast in broadcasts if targets else ():
+    for broadcast in joined(broadcasts) if targets else ():
         for i, rows in enumerate(pulled_back(broadcast, targets, points)):
             total = totals[i]
             totals[i] = rows if total is None else total if rows is None else total + rows
     return totals
+
+
+def joined(broadcasts: Sequence[BroadcastJacobian]) -> list[BroadcastJacobian]:
+    """One for each t, however often it is read."""
+    found: dict[Tensor | GradientEdge, list[BroadcastJacobian]] = {}
+    for broadcast in broadcasts:
+        found.setdefault(broadcast.tensor, []).append(broadcast)
+
+    def total(some: slice, each: list[BroadcastJacobian]) -> Tensor:
+        return reduce(torch.add, (one.rows(some) for one in each))
+
+    return [
+        each[0] if len(each) == 1 else BroadcastJacobian(t, partial(total, each=each))
+        for t, each in found.items()
+    ]
 
 
 def pulled_back(
@@ -131,20 +147,36 @@ def pulled_back(
 ) -> list[Tensor | None]:
     """(d r_n / d t) (d t / d target), so many points at once as fit the memory."""
     t = broadcast.tensor
-    shape = t.shape if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr].shape
-    parts = [
-        torch.autograd.grad(
-            t,
-            targets,
-            broadcast.rows(some).reshape(-1, *shape),
-            retain_graph=True,
-            allow_unused=True,
-            # From t on the graph is small: batched, its copies fit the memory
-            is_grads_batched=True,
-        )
-        for some in batches_of_rows(points, torch.Size(shape).numel())
-    ]
+    like = t if isinstance(t, Tensor) else t.node._input_metadata[t.output_nr]
+    shape = torch.Size(like.shape)
+    batches = batches_of_rows(points, size := shape.numel())
+    # Of a complex t: i times a row is not pulled back to i times what the row is
+    if points <= size or like.dtype.is_complex:
+        parts = [pulled(t, targets, broadcast.rows(some).reshape(-1, *shape)) for some in batches]
+    else:
+        # Fewer entries than points: d t / d target once, and a product
+        identity = torch.eye(size, dtype=like.dtype, device=like.device)
+        found = pulled(t, targets, identity.view(-1, *shape))
+        parts = [
+            [None if J is None else torch.tensordot(rows.to(J), J, 1) for J in found]
+            for rows in map(broadcast.rows, batches)
+        ]
     return [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def pulled(
+    t: Tensor | GradientEdge, targets: Sequence[Tensor] | Sequence[GradientEdge], rows: Tensor
+) -> Sequence[Tensor | None]:
+    """u^T (d t / d target) for every row u (*t) of (M, *t)."""
+    return torch.autograd.grad(
+        t,
+        targets,
+        rows,
+        retain_graph=True,
+        allow_unused=True,
+        # From t on the graph is small: batched, its copies fit the memory
+        is_grads_batched=True,
+    )
 
 
 def dense(output: Tensor, leaf: Tensor) -> Tensor:

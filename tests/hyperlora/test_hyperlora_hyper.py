@@ -312,13 +312,28 @@ def test_hypernetworks_of_another_size_are_refused(network: nn.Module, said: str
         HyperLoRA(MLP((2, 6, 3)).double(), FAMILY.space, 2, network=network)
 
 
-def test_a_hypernetwork_that_mixes_tasks_is_refused() -> None:
-    """Its rows cannot be told apart: every task must be mapped by itself."""
+class Total(nn.Module):
+    """Each task's numbers and those of all before it."""
 
-    def mixing(inputs: int, size: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(inputs, 5), nn.BatchNorm1d(5), nn.Linear(5, size))
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.cumsum(0)
 
-    h = HyperLoRA(MLP((2, 6, 3)).double(), FAMILY.space, 2, network=mixing)
+
+def test_hypernetworks_that_mix_tasks() -> None:
+    """Means over the tasks are exact, by autograd; what depends on their order is refused."""
+
+    def mixing(layer: nn.Module) -> HyperLoRA:
+        def make(inputs: int, size: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(inputs, 5), layer, nn.Linear(5, size))
+
+        return HyperLoRA(MLP((2, 6, 3)).double(), FAMILY.space, 2, network=make)
+
+    h = mixing(nn.BatchNorm1d(5))
+    parameters = [p for p in h.parameters() if p.requires_grad]
+    found, J = linearize(closure(h), parameters, check=True), brute_force(closure(h), parameters)
+    assert (found.kernel() - J @ J.T).abs().max() < 1e-12 * (J @ J.T).abs().max()
+    assert (found @ J[0] - J @ J[0]).abs().max() < 1e-12 * (J @ J[0]).abs().max()
+    h = mixing(Total())
     with pytest.raises(RuntimeError, match="does not match autograd's"):
         linearize(closure(h), [p for p in h.parameters() if p.requires_grad], check=True)
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from row_by_row import assert_exact, derivative
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from kfac_pinn import GaussNewton, laplacian, linearize
 from kfac_pinn.jacobian.blocks import EntriesJacobian, LayerJacobian
@@ -410,6 +411,26 @@ def test_layers_inside_a_rule_of_jets_are_read_off_the_graph(cell: nn.Module) ->
     assert term.rest is None and {id(w) for w in layers} == {
         id(p) for p in parameters if p.ndim == 2
     }
+
+
+@pytest.mark.parametrize("points", [3, 40])
+@pytest.mark.parametrize("jets", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [spectral_norm, orthogonal, weight_norm],
+    ids=lambda f: f.__name__,
+)
+def test_computed_weights_have_dense_rows(make: Any, jets: bool, points: int) -> None:
+    """Of few points by a backward pass each, of many by the derivatives of the weight's entries."""
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), make(nn.Linear(4, 4)), nn.Linear(4, 1))
+    model.double().eval()
+    x = torch.rand(points, 2, dtype=torch.float64, requires_grad=True)
+
+    def closure() -> Tensor:
+        return laplacian(model, x.detach()) if jets else derivative(model(x), x)[:, 0]
+
+    found = assert_exact(closure, list(model.parameters()), tolerance=1e-11)
+    assert all(term.rest is None for term in found.terms)
 
 
 def test_columns_of_one_residual_share_no_memory() -> None:

@@ -183,10 +183,14 @@ def mv(node: Node, slot: int, edge: GradientEdge) -> Product:
     return Product(node, edge, saved(node, "self"), lambda g: g[:, None])
 
 
-def dot(node: Node, slot: int, edge: GradientEdge) -> Product:
-    """Of self and tensor: one row that meets a vector."""
-    other = saved(node, "self" if slot else "tensor")
-    return Product(node, edge, other[None], lambda g: g.reshape(1, 1))
+def dot(second: str) -> Callable[..., Product]:
+    """Of self and a second vector: one row that meets a vector."""
+
+    def read(node: Node, slot: int, edge: GradientEdge) -> Product:
+        other = saved(node, "self" if slot else second)
+        return Product(node, edge, other[None], lambda g: g.reshape(1, 1))
+
+    return read
 
 
 def linear(node: Node, slot: int, edge: GradientEdge) -> Reader:
@@ -270,7 +274,8 @@ PRODUCTS: dict[str, Callable[[Node, int, GradientEdge], Reader]] = {
     "Addmm": addmm(("mat1", "mat2")),
     "Baddbmm": addmm(("batch1", "batch2")),
     "Mv": mv,
-    "Dot": dot,
+    "Dot": dot("tensor"),
+    "Vdot": dot("other"),
     "Linear": linear,
     "Convolution": convolution,
 }
