@@ -92,3 +92,35 @@ def test_weightings_of_the_losses(name: str) -> None:
     before = pina.error(solver)
     pina.train(solver, 15).train()
     assert pina.error(solver) < before / 2
+
+
+def operator_error(kind: type[Optimizer], epochs: int, **settings: Any) -> float:
+    """Mean square of a Fourier neural operator that learns the shift of a function."""
+    pina.lightning.seed_everything(0)
+    model, zoo = importlib.import_module("pina.model"), importlib.import_module("pina.problem.zoo")
+    solver = importlib.import_module("pina.solver").SupervisedSolver
+    given = torch.randn(20, 32, 1).cumsum(1) / 10
+    wanted = given.roll(1, 1)
+    operator = model.FNO(
+        lifting_net=torch.nn.Linear(1, 6),
+        projecting_net=torch.nn.Linear(6, 1),
+        n_modes=6,
+        dimensions=1,
+        inner_size=6,
+        n_layers=2,
+    )
+    assert any(p.is_complex() for p in operator.parameters())
+    trained = solver(
+        problem=zoo.SupervisedProblem(given, wanted),
+        model=operator,
+        optimizer=pina.TorchOptimizer(kind, **settings),
+        use_lt=False,
+    )
+    pina.train(trained, epochs).train()
+    with torch.no_grad():
+        return float((trained.forward(given) - wanted).square().mean())
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_a_fourier_neural_operator_with_its_complex_weights() -> None:
+    assert operator_error(KFACPINN, 60) < operator_error(Adam, 60, lr=1e-2) / 2
