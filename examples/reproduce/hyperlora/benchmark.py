@@ -29,12 +29,14 @@ class Budget:
     """Seconds for the base, for each task and for each hypernetwork; tasks that are measured on.
 
     Fewer tasks leave the training set as it is: a hypernetwork is the same for any number of them.
+    The seed is that of networks and points; the tasks are the same for all seeds.
     """
 
     base: float = 90.0
     task: float = 5.0
     hyper: float = 90.0
     tasks: int = 20
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Benchmark:
     @cached_property
     def base(self) -> nn.Module:
         """W0."""
-        return self.config.base(self.budget.base, self._network(), self.cache)
+        seed = self.budget.seed
+        return self.config.base(self.budget.base, self._network(), self.cache, seed)
 
     @cached_property
     def splits(self) -> Splits:
@@ -75,8 +78,12 @@ class Benchmark:
         return Splits(**{k: part if k == "train" else part[:tasks] for k, part in parts.items()})
 
     def _network(self) -> nn.Module:
-        torch.manual_seed(0)
+        torch.manual_seed(self.budget.seed)
         return self.config.network().to(self.device)
+
+    def _spent(self, seconds: float) -> dict[str, Any]:
+        """Of a training run."""
+        return {"seconds": seconds, "seed": self.budget.seed}
 
     def w0(self, task: Tensor) -> nn.Module:
         """The base, in the task's own frame."""
@@ -84,19 +91,19 @@ class Benchmark:
 
     def adapted(self, task: Tensor, rank: int) -> nn.Module:
         """L-PINN."""
-        config, seconds = self.config, self.budget.task
+        config, spent = self.config, self._spent(self.budget.task)
         problem, base = config.family.problem(task), self.w0(task)
-        return regimes.l_pinn(base, problem, config.train, rank, config.aimed, seconds=seconds)
+        return regimes.l_pinn(base, problem, config.train, rank, config.aimed, **spent)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
-        problem, seconds = self.config.family.problem(task), self.budget.task
-        return regimes.f_pinn(self.w0(task), problem, self.config.train_all, seconds=seconds)
+        problem, spent = self.config.family.problem(task), self._spent(self.budget.task)
+        return regimes.f_pinn(self.w0(task), problem, self.config.train_all, **spent)
 
     def from_scratch(self, task: Tensor) -> nn.Module:
         """PINN, in the time that the base had."""
-        problem, seconds = self.config.family.problem(task), self.budget.base
-        return regimes.pinn(self._network(), problem, self.config.train_all, seconds=seconds)
+        problem, spent = self.config.family.problem(task), self._spent(self.budget.base)
+        return regimes.pinn(self._network(), problem, self.config.train_all, **spent)
 
     def parametric(self) -> Callable[[Tensor], nn.Module]:
         """One plain network for all tasks, in the time of a hypernetwork.
@@ -107,20 +114,20 @@ class Benchmark:
         if self.config.plain is None:
             raise ValueError(f"{self.name}'s config has no plain network: give it one, `plain`")
         family, (new, sizes) = self.config.family, self.config.plain
-        torch.manual_seed(0)
+        torch.manual_seed(self.budget.seed)
         network, callbacks = new().to(self.device), self.cache.callbacks("parametric")
         train = LevenbergSchedule(sizes, {name: 2 * n for name, n in sizes.items()})
-        train(network, parametric(family), seconds=self.budget.hyper, callbacks=callbacks)
+        spent = self._spent(self.budget.hyper)
+        train(network, parametric(family), callbacks=callbacks, **spent)
         return lambda task: AtTask(network, family.space, task[None])
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
         """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""
-        torch.manual_seed(0)
+        torch.manual_seed(self.budget.seed)
         base = copy.deepcopy(self.base).to(self.config.hyper_dtype)
         hyper = HyperLoRA(base, self.config.family.space, rank)
         start, label = now(), f"{method} {rank or '*'}"
-        spent: dict[str, Any] = {"seconds": self.budget.hyper}
-        spent["callbacks"] = self.cache.callbacks(label)
+        spent = self._spent(self.budget.hyper) | {"callbacks": self.cache.callbacks(label)}
         history = self._train(hyper, method, rank, spent)
         hyper.double()
         if history is None:
@@ -156,10 +163,10 @@ class Benchmark:
 
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
         """One trained network a training task; kept as their numbers theta (T, size)."""
-        config, seconds = self.config, self.budget.task
+        config, spent = self.config, self._spent(self.budget.task)
 
         def made(task: Tensor) -> Tensor:
-            (v,) = regimes.teachers(hyper, config.family, task[None], config.train, seconds=seconds)
+            (v,) = regimes.teachers(hyper, config.family, task[None], config.train, **spent)
             return hyper.numbers(v)
 
         names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]

@@ -107,13 +107,17 @@ class Config:
         return lambda generator: tasks[torch.randperm(len(tasks), generator=generator)[:count]]
 
     def base(
-        self, seconds: float, network: nn.Module | None = None, cache: Cache | None = None
+        self,
+        seconds: float,
+        network: nn.Module | None = None,
+        cache: Cache | None = None,
+        seed: int = 0,
     ) -> nn.Module:
         """W0, trained for so long in all, the longest on the last task of the path."""
         network, cache = network or self.network(), cache or Cache()
         shares = [1.0] * (len(self.path) - 1) + [2.0]
         for i, (share, task) in enumerate(zip(shares, self.path, strict=True)):
-            budget: dict[str, Any] = {"seconds": seconds * share / sum(shares)}
+            budget: dict[str, Any] = {"seconds": seconds * share / sum(shares), "seed": seed}
             budget["callbacks"] = cache.callbacks(f"base {i}")
             self.train_all(network, self.family.problem(task), **budget)
         return network

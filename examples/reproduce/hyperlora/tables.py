@@ -204,7 +204,8 @@ def arguments(about: str | None, what: str, choices: Sequence[Any]) -> argparse.
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument(what, type=type(choices[0]), choices=choices)
     parser.add_argument("family", choices=list(CONFIGS))
-    for name, kind in (("base", float), ("task", float), ("hyper", float), ("tasks", int)):
+    kinds = {"base": float, "task": float, "hyper": float, "tasks": int, "seed": int}
+    for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=kind, default=getattr(Budget, name))
     parser.add_argument("--folder", type=Path, help="where results are kept")
     parser.add_argument("--device", default="cpu", help="cuda, say")
