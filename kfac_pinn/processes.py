@@ -18,7 +18,6 @@ from torch import Tensor
 
 __all__ = ["ALONE", "Alone", "Group", "Processes"]
 
-
 T = TypeVar("T")
 
 

@@ -120,14 +120,14 @@ def chain(
 ) -> list[Tensor | None]:
     """sum_t (d r_n / d t) (d t / d target), (N, *target); None where no t depends on it."""
     totals: list[Tensor | None] = [None] * len(targets)
-    for broadcast in joined(broadcasts) if targets else ():
+    for broadcast in by_tensor(broadcasts) if targets else ():
         for i, rows in enumerate(pulled_back(broadcast, targets, points)):
             total = totals[i]
             totals[i] = rows if total is None else total if rows is None else total + rows
     return totals
 
 
-def joined(broadcasts: Sequence[BroadcastJacobian]) -> list[BroadcastJacobian]:
+def by_tensor(broadcasts: Sequence[BroadcastJacobian]) -> list[BroadcastJacobian]:
     """One for each t, however often it is read."""
     found: dict[Tensor | GradientEdge, list[BroadcastJacobian]] = {}
     for broadcast in broadcasts:
@@ -161,22 +161,32 @@ def pulled_back(
             [None if J is None else torch.tensordot(rows.to(J), J, 1) for J in found]
             for rows in map(broadcast.rows, batches)
         ]
-    return [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+    return [catenated(part) for part in zip(*parts, strict=True)]
 
 
 def pulled(
     t: Tensor | GradientEdge, targets: Sequence[Tensor] | Sequence[GradientEdge], rows: Tensor
 ) -> Sequence[Tensor | None]:
-    """u^T (d t / d target) for every row u (*t) of (M, *t)."""
-    return torch.autograd.grad(
-        t,
-        targets,
-        rows,
-        retain_graph=True,
-        allow_unused=True,
-        # From t on the graph is small: batched, its copies fit the memory
-        is_grads_batched=True,
-    )
+    """u^T (d t / d target) for every row u (*t) of (M, *t), so many at once as fit the memory."""
+    parts = [
+        torch.autograd.grad(
+            t,
+            targets,
+            rows[some],
+            retain_graph=True,
+            allow_unused=True,
+            # From t on the graph is small: batched, its copies fit the memory
+            is_grads_batched=True,
+        )
+        for some in batches_of_rows(len(rows), rows[0].numel())
+    ]
+    return [catenated(part) for part in zip(*parts, strict=True)]
+
+
+def catenated(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One after the other, None if they are."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def dense(output: Tensor, leaf: Tensor) -> Tensor:
