@@ -21,6 +21,9 @@ from kfac_pinn.linalg.memory import NUMBERS
 
 __all__ = ["AutogradJacobian"]
 
+# Rows of one backward pass: fewer spend their time on calls, more on memory that leaves the cache.
+AT_ONCE = 32
+
 
 class AutogradJacobian:
     """J (N, P) of one residual, for the columns of some blocks; zero elsewhere.
@@ -148,7 +151,7 @@ class AutogradJacobian:
         indices = torch.arange(len(self.output), device=self.output.device)[points]
         # Beside the gradients each row holds tensors of the graph, say eight of the residual's size
         width = sum(map(dimension, self.parameters)) + 8 * len(self.output)
-        size = min(256, rows_at_once(width))  # each holds gradients of the whole graph
+        size = min(AT_ONCE, rows_at_once(width))  # each holds gradients of the whole graph
         with self._at_origin():
             return torch.cat([self._batch(part) for part in indices.split(size)])
 

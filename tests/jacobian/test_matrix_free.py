@@ -5,13 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from row_by_row import assert_exact, derivative
 from torch import Tensor, nn
 
-from kfac_pinn import KFACPINN, LinearMap, gauss_legendre, laplacian, linearize, periodic_trapezoid
+from kfac_pinn import (
+    KFACPINN,
+    LinearMap,
+    gauss_legendre,
+    laplacian,
+    linearize,
+    periodic_trapezoid,
+    taylor,
+)
 from kfac_pinn.jacobian.matrix_free import AutogradJacobian
 from kfac_pinn.jacobian.sources import REMEMBERED
 
@@ -195,3 +204,21 @@ def test_quadratures() -> None:
         type(rule)(X, torch.ones(3))
     with pytest.raises(ValueError, match=r"a matrix \(N, M\), found \(10,\)"):
         LinearMap(X[:, 0])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("weights", [None, 1.0, [0.5, 2.0]], ids=["each", "sum", "weighted"])
+def test_rows_of_jets_come_several_at_once(order: int, weights: Any) -> None:
+    """One backward pass for many rows, through the passes that usually write into their memory."""
+    n = Nets().double()
+    parameters = list(n.u.parameters())
+
+    def closure() -> Tensor:
+        top = taylor(n.u, X, order, weights=weights)[-1].reshape(-1)
+        return torch.sin(top - top.mean() * top[0])
+
+    assert_exact(closure, parameters, tolerance=1e-11)
+    (term,) = linearize(closure, parameters).terms
+    assert term.rest is not None
+    with mock.patch.object(AutogradJacobian, "_pull", side_effect=AssertionError):
+        term.rest.all_rows()

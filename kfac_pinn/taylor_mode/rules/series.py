@@ -192,6 +192,10 @@ class Composition(torch.autograd.Function):
         if torch.is_grad_enabled():  # differentiated again: the same, left to autograd
             out = compose(data, function, derivatives, basis)
             return *torch.autograd.grad(out, data, gradient, create_graph=True), None, None, None
+        if is_batched(gradient):  # several rows of J in one pass: nothing may be written in place
+            with torch.enable_grad():
+                out = compose(data := data.detach().requires_grad_(), function, derivatives, basis)
+            return *torch.autograd.grad(out, data, gradient), None, None, None
         result = torch.empty_like(out)
         stacks = (blocks(each, basis) for each in (data, out, gradient, result))
         kept = blocks_of_sums(sums, data, basis)
@@ -265,6 +269,11 @@ def write(rows: Rows, terms: list[Terms]) -> None:
     """Evaluate sums of products into rows that exist."""
     for row, each in zip(rows, terms, strict=True):
         total(each, out=row)
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """Whether it stands for many, as in a backward pass with `is_grads_batched`."""
+    return bool(torch._C._functorch.is_legacy_batchedtensor(gradient))
 
 
 def transformed(basis: Basis) -> bool:
