@@ -222,3 +222,16 @@ def test_rows_of_jets_come_several_at_once(order: int, weights: Any) -> None:
     assert term.rest is not None
     with mock.patch.object(AutogradJacobian, "_pull", side_effect=AssertionError):
         term.rest.all_rows()
+
+
+def test_backward_passes_of_jets_under_vmap() -> None:
+    """As users write all rows of a Jacobian themselves."""
+    u = Nets().double().u
+    r, weight = laplacian(u, X)[:, 0], u[0].weight
+
+    def row(v: Tensor) -> Tensor:
+        return torch.autograd.grad(r, weight, v, retain_graph=True)[0]
+
+    identity = torch.eye(len(X), dtype=r.dtype)
+    rows = torch.stack([row(v) for v in identity])
+    assert (torch.func.vmap(row)(identity) - rows).abs().max() < 1e-14

@@ -193,9 +193,9 @@ class Composition(torch.autograd.Function):
             out = compose(data, function, derivatives, basis)
             return *torch.autograd.grad(out, data, gradient, create_graph=True), None, None, None
         if is_batched(gradient):  # several rows of J in one pass: nothing may be written in place
-            with torch.enable_grad():
-                out = compose(data := data.detach().requires_grad_(), function, derivatives, basis)
-            return *torch.autograd.grad(out, data, gradient), None, None, None
+            x, y, g = (each.split(basis.sizes) for each in (data, out, gradient))
+            terms = transposed(derivatives(x[0], y[0], basis.order + 1), g, x, (), basis)
+            return torch.cat([total(each) for each in terms]), None, None, None
         result = torch.empty_like(out)
         stacks = (blocks(each, basis) for each in (data, out, gradient, result))
         kept = blocks_of_sums(sums, data, basis)
@@ -221,9 +221,14 @@ def pull(f: Rows, g: Rows, x: Rows, top: Rows, basis: Basis, x_bar: Rows) -> Non
     if basis.order == 2 and len(f) == 3:
         q = top[0] if top else second_order.squares(x, basis)
         return second_order.pull(f, g, x, q, basis, x_bar)
+    return write(x_bar, transposed(f, g, x, top, basis))
+
+
+def transposed(f: Rows, g: Rows, x: Rows, top: Rows, basis: Basis) -> list[Terms]:
+    """The orders of that gradient."""
     bell = bell_polynomials(x[1:], basis, top)
     z = [f[0], *(total(terms) for terms in faa_di_bruno(f[1:], bell[:-1]) if terms)]
-    return write(x_bar, [gradient_in_value(f, g, bell), *adjoint(z, g, basis)])
+    return [gradient_in_value(f, g, bell), *adjoint(z, g, basis)]
 
 
 class Shift(torch.autograd.Function):
@@ -271,9 +276,14 @@ def write(rows: Rows, terms: list[Terms]) -> None:
         total(each, out=row)
 
 
+BATCHED = ("is_legacy_batchedtensor", "is_batchedtensor")
+
+
 def is_batched(gradient: Tensor) -> bool:
     """Whether it stands for many, as in a backward pass with `is_grads_batched`."""
-    return bool(torch._C._functorch.is_legacy_batchedtensor(gradient))
+    # By the older of torch's two ways, so far; these names are not promised to stay
+    looks = (getattr(torch._C._functorch, name, None) for name in BATCHED)
+    return any(look is not None and look(gradient) for look in looks)
 
 
 def transformed(basis: Basis) -> bool:
