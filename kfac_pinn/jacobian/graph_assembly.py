@@ -65,7 +65,7 @@ class GraphAssembly:
         self, names: Mapping[Tensor, str], outputs: Mapping[int, Tensor], memory: ProgramMemory
     ) -> None:
         trained = {id(p): p for p in names}
-        self.read = {k: ReadResidual(output, trained, memory) for k, output in outputs.items()}
+        self.read = {k: ReadResidual(output, trained, memory, k) for k, output in outputs.items()}
 
     @property
     def pairs(self) -> list[Pair]:

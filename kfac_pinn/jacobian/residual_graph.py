@@ -41,11 +41,11 @@ class ProgramMemory:
 
     Attributes:
         levels: which source each residual's Jacobian came from.
-        graphs: by their signature and the number of points.
+        graphs: by their signature, the number of points, and that of the residual.
     """
 
     levels: list[int] = field(default_factory=list)
-    graphs: dict[tuple[int, int], GraphMemory] = field(default_factory=dict)
+    graphs: dict[tuple[int, int, int], GraphMemory] = field(default_factory=dict)
 
 
 class ReadResidual:
@@ -55,6 +55,8 @@ class ReadResidual:
         output: r, shape (N,), with its graph.
         trained: the parameters, by their id.
         memory: what earlier evaluations of the same program have found.
+        number: of the residual. Others that are computed alike may have other rows: a weight that
+            is zero at some points hides whose those are.
 
     Attributes:
         graph: with its nodes classified such that rows have one owner, as far as possible.
@@ -63,11 +65,15 @@ class ReadResidual:
     """
 
     def __init__(
-        self, output: Tensor, trained: Mapping[int, Tensor], memory: ProgramMemory
+        self,
+        output: Tensor,
+        trained: Mapping[int, Tensor],
+        memory: ProgramMemory,
+        number: int,
     ) -> None:
         self.output, self.points = output, len(output)
         self.graph = Graph(output, trained)
-        key = self.graph.signature, self.points
+        key = self.graph.signature, self.points, number
         self.memory = memory.graphs.setdefault(key, GraphMemory())
         # Each round counts one more node as shared, and what follows it
         for _ in range(ATTEMPTS):

@@ -371,6 +371,27 @@ def test_the_first_residual_vanishes_at_first() -> None:
         assert in_factors(assert_exact(closure, list(model.parameters())))
 
 
+def test_terms_that_are_computed_alike_share_no_memory() -> None:
+    """One has zero weights at some points: whose rows those are cannot be told in any run."""
+    model, weights = mlp(2, 5, 1), torch.ones(len(X), 1, dtype=torch.float64)
+    masked = weights.clone()
+    masked[:4] = 0
+
+    def term(w: Tensor) -> Tensor:
+        x = leaf()
+        return w * derivative(model(x), x)[:, :1]
+
+    def factors() -> list[Tensor]:
+        found = linearize(lambda: (term(masked), term(2 * weights)), list(model.parameters()))
+        jacobians = [j for t in found.terms for j in t.blocks.values()]
+        layers = [j for j in jacobians if isinstance(j, LayerJacobian)]
+        return [t for layer in layers for t in (layer.inputs.z, layer.g)]
+
+    first = factors()
+    for others in (factors(), factors()):
+        assert all(torch.equal(a, b) for a, b in zip(first, others, strict=True))
+
+
 class Recurrent(nn.Module):
     """A point read twice by a cell, or by attention over three copies of it."""
 
