@@ -93,7 +93,7 @@ def explained(parameters: Sequence[Tensor]) -> Iterator[None]:
         if advice is None:
             raise
         p = parameters[0]
-        said = advice.format(dtype=p.dtype, device=p.device)
+        said = advice.format(dtype=p.dtype.to_real(), device=p.device)
         raise RuntimeError(f"{said} (torch: {error})") from error
 
 

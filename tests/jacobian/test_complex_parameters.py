@@ -252,6 +252,14 @@ def test_without_a_closure_and_in_batches() -> None:
         assert torch.allclose(p, q, rtol=1e-8, atol=1e-10)
 
 
+def test_points_of_another_precision_are_told_the_real_one() -> None:
+    """Whatever parameter comes first."""
+    w, first = nn.Parameter(noise(1)), nn.Linear(2, 3).double()
+    optimizer = KFACPINN([w, *first.parameters()])
+    with pytest.raises(RuntimeError, match=r"x = x\.to\(torch\.float64\)"):
+        optimizer.step(lambda: (first(X.float()) * w).real.sum(1))
+
+
 def test_a_failed_step_leaves_complex_parameters_as_they_were() -> None:
     model = Waves()
     before = [p.detach().clone() for p in model.parameters()]

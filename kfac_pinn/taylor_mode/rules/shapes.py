@@ -216,7 +216,7 @@ def type_as(x: Any, other: Any) -> Any:
 
 
 @rule(torch.Tensor.type)
-def type(x: Jet, dtype: Any = None, non_blocking: bool = False) -> Any:
+def as_type(x: Jet, dtype: Any = None, non_blocking: bool = False) -> Any:
     return x.value.type() if dtype is None else x.view_of(x.rows.type(dtype))
 
 
