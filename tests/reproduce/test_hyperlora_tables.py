@@ -72,6 +72,7 @@ def test_table_1_has_the_baselines_and_the_papers_column(bench: Benchmark) -> No
     assert rows[4]["paper mse"] == 8.16e-7 and rows[0]["paper mse"] is None
     assert all(r["mse"] <= r["worst_mse"] for r in rows[:-1])
     assert rows[4]["parameters"] < rows[5]["parameters"] < rows[3]["parameters"]
+    assert [r["steps"] > 0 for r in rows[:-1]] == [False] * 2 + [True] * 4
 
 
 def test_table_2_measures_the_four_task_sets(bench: Benchmark) -> None:
@@ -119,6 +120,7 @@ def test_table_3_times_a_new_task(bench: Benchmark) -> None:
     mirror = Symmetry(lambda task: task, lambda x: x, lambda fields: fields)
     object.__setattr__(bench, "config", replace(bench.config, symmetry=mirror))
     rows = {r["method"]: r for r in table_3(bench)}
+    assert rows["HyperPINN"]["steps"] == 0 < rows["HyperPINN, two steps"]["steps"] <= 2
     assert rows["HyperPINN averaged"]["mse"] == pytest.approx(rows["HyperPINN"]["mse"])
     assert rows["HyperPINN"]["seconds"] < 0.1 < rows["HyperPINN"]["paper seconds"]
     assert {"HyperPINN polished", "L-PINN 4", "F-PINN", "PINN", "classical solver"} <= set(rows)
@@ -132,8 +134,9 @@ def test_an_archive_is_continued(bench: Benchmark, tmp_path: Path) -> None:
     again = Benchmark("kovasznay", TINY, Cache(tmp_path))
     pairs = zip(kept.base.parameters(), again.base.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    hyper, seconds = again.hyper("physics", 1)
-    assert seconds == pytest.approx(first[-2]["seconds"]) and hyper.size == 29
+    hyper, spent = again.hyper("physics", 1)
+    assert spent["seconds"] == pytest.approx(first[-2]["seconds"]) and hyper.size == 29
+    assert spent["steps"] == first[-2]["steps"] >= 1
     assert {"base-0.run", "physics-1.run", "physics-1-sets.json", "teacher-1-0.pt"} <= {
         path.name for path in tmp_path.iterdir()
     }
@@ -270,8 +273,8 @@ def test_hypernetworks_of_single_precision_are_used_in_double(
 ) -> None:
     config = replace(bench.config, hyper_dtype=torch.float32)
     monkeypatch.setitem(CONFIGS, "kovasznay", lambda: config)
-    hyper, seconds = Benchmark("kovasznay", TINY).hyper("physics", 1)
-    assert seconds > 0 and hyper.start.dtype == torch.float64
+    hyper, spent = Benchmark("kovasznay", TINY).hyper("physics", 1)
+    assert spent["seconds"] > 0 and hyper.start.dtype == torch.float64
     rounded = [p.float().double() for p in hyper.parameters()]
     assert all(torch.equal(p, q) for p, q in zip(hyper.parameters(), rounded, strict=True))
 

@@ -19,6 +19,7 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.schedules import LevenbergSchedule
 from hyperlora_ext.symmetry import in_frame
 from hyperlora_ext.task_inputs import AtTask, parametric
+from kfac_pinn.pinn.training import Callback, Run
 from kfac_pinn.pinn.training.clock import now
 
 __all__ = ["Benchmark", "Budget"]
@@ -39,6 +40,15 @@ class Budget:
     seed: int = 0
 
 
+class Steps(Callback):
+    """Counts the steps of the runs it watches."""
+
+    taken = 0
+
+    def on_step(self, run: Run) -> None:
+        self.taken += 1
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A family as it is measured.
@@ -48,12 +58,14 @@ class Benchmark:
         budget: of each part.
         cache: where results are kept.
         device: of the networks.
+        steps: those of the networks that were trained for one task.
     """
 
     name: str
     budget: Budget = Budget()
     cache: Cache = field(default_factory=Cache)
     device: str = "cpu"
+    steps: Steps = field(default_factory=Steps, init=False)
 
     @cached_property
     def config(self) -> Config:
@@ -82,8 +94,8 @@ class Benchmark:
         return self.config.network().to(self.device)
 
     def _spent(self, seconds: float) -> dict[str, Any]:
-        """Of a training run."""
-        return {"seconds": seconds, "seed": self.budget.seed}
+        """Of a training run for one task, whose steps are counted."""
+        return {"seconds": seconds, "seed": self.budget.seed, "callbacks": [self.steps]}
 
     def w0(self, task: Tensor) -> nn.Module:
         """The base, in the task's own frame."""
@@ -117,12 +129,12 @@ class Benchmark:
         torch.manual_seed(self.budget.seed)
         network, callbacks = new().to(self.device), self.cache.callbacks("parametric")
         train = LevenbergSchedule(sizes, {name: 2 * n for name, n in sizes.items()})
-        spent = self._spent(self.budget.hyper)
-        train(network, parametric(family), callbacks=callbacks, **spent)
+        spent = self._spent(self.budget.hyper) | {"callbacks": callbacks}
+        train(network, parametric(family), **spent)
         return lambda task: AtTask(network, family.space, task[None])
 
-    def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, float]:
-        """A hypernetwork trained in one of the paper's four ways, and the seconds of training."""
+    def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, Row]:
+        """A hypernetwork trained in one of the paper's four ways; seconds and steps of training."""
         torch.manual_seed(self.budget.seed)
         base = copy.deepcopy(self.base).to(self.config.hyper_dtype)
         hyper = HyperLoRA(base, self.config.family.space, rank)
@@ -131,8 +143,8 @@ class Benchmark:
         history = self._train(hyper, method, rank, spent)
         hyper.double()
         if history is None:
-            return hyper, now() - start
-        return hyper, float(history.last["seconds"])
+            return hyper, {"seconds": now() - start, "steps": None}
+        return hyper, {"seconds": history.last["seconds"], "steps": history.last["step"]}
 
     def _train(self, hyper: HyperLoRA, method: str, rank: int | None, spent: Row) -> Any:
         """Its history, or None where a linear problem was solved."""
@@ -177,21 +189,21 @@ class Benchmark:
         ]
 
     def measured(self, method: str, make: Callable[[Tensor], Any]) -> Row:
-        """One network a test task: errors over the tasks, and the mean of the seconds."""
+        """One network a test task: errors over the tasks, and the means of seconds and steps."""
         columns = self.each(method, make)
-        seconds = float(columns.pop("seconds").mean())
-        return {"method": method, **Errors(**columns).summary(), "seconds": seconds}
+        means = {name: float(columns.pop(name).mean()) for name in ("seconds", "steps")}
+        return {"method": method, **Errors(**columns).summary(), **means}
 
     def each(self, method: str, make: Callable[[Tensor], Any]) -> dict[str, Tensor]:
-        """Seconds and errors of every test task, (T,) by name."""
+        """Seconds, steps and errors of every test task, (T,) by name."""
         self.base  # noqa: B018  # trained outside of the clock
 
         def one(task: Tensor) -> Row:
-            start = now()
+            start, before = now(), self.steps.taken
             network = make(task)
-            seconds = now() - start
+            row = {"seconds": now() - start, "steps": self.steps.taken - before}
             error = self.config.family.errors(lambda _: network, task)
-            return {"seconds": seconds} | {k: float(v) for k, v in vars(error).items() if len(v)}
+            return row | {k: float(v) for k, v in vars(error).items() if len(v)}
 
         found = [
             self.cache.row(f"{method} task {i}", lambda t=t: one(t))  # type: ignore[misc]

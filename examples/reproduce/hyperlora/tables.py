@@ -102,9 +102,9 @@ def wanted(known: Iterable[str], methods: Collection[str]) -> list[str]:
 
 def hyper_row(benchmark: Benchmark, method: str, rank: int | None) -> Row:
     """One hypernetwork, trained and measured."""
-    hyper, seconds = benchmark.hyper(method, rank)
+    hyper, spent = benchmark.hyper(method, rank)
     row = {"method": method, "rank": rank or "*", "emitted": hyper.size}
-    row |= errors_of(benchmark, lambda task: prediction(hyper, task)) | {"seconds": seconds}
+    row |= errors_of(benchmark, lambda task: prediction(hyper, task)) | spent
     test, epoch = paper.TABLE_2[benchmark.printed][method].get(rank, (None,) * 4)[2:]
     return row | {"paper test": test, "paper seconds": epoch and 15_000 * epoch}
 
@@ -131,7 +131,9 @@ def polished(
 ) -> nn.Module:
     """The prediction after a few steps on the task's own residuals, at a share of the points."""
     sizes = {name: size // share for name, size in benchmark.config.step.items()}
-    return solve(hyper, benchmark.config.family, task, sizes=sizes, steps=steps).model
+    solved = solve(hyper, benchmark.config.family, task, sizes=sizes, steps=steps)
+    benchmark.steps.taken += solved.steps
+    return solved.model
 
 
 def table_3(benchmark: Benchmark, methods: Collection[str] = ()) -> Iterator[Row]:
