@@ -223,8 +223,17 @@ def test_error_maps_show_every_network_and_field() -> None:
         exact = lambda x, f=family, t=task: f.solution(x, t)  # noqa: E731
         figure = plots.error_maps(family, task, {"one": exact, "two": exact})
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-        assert titles[0] == f"{family.name}, field 0" and titles[1].startswith("one: MSE")
+        assert titles[0] == f"{family.name}\nfield 1" and titles[1].startswith("one\nMSE")
         assert len(titles) == 3 * family.reference(task).shape[1]
+
+
+def test_maps_have_all_the_methods_of_the_papers_figures(bench: Benchmark) -> None:
+    figure = plots.maps(bench)
+    methods = {axis.get_title().split("\nMSE")[0] for axis in figure.axes}
+    assert methods - {""} == {f"Kovasznay flow\nfield {i}" for i in (1, 2, 3)} | {
+        "W0", "F-PINN", "L-PINN 4", "by data", "by weights", "by trained PINNs", "by physics",
+        "polished",
+    }  # fmt: skip
 
 
 def test_error_maps_take_networks_of_any_dtype() -> None:

@@ -11,6 +11,7 @@ Budgets and folder as for the tables: what these have measured is drawn at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,15 @@ from hyperlora_ext.ranks import widest
 __all__ = ["error_maps", "maps", "ranks", "tasks"]
 
 Function = Callable[[Any], Any]
+
+COLUMNS = 5  # of the maps
+#: how a hypernetwork is trained -> what its map is called; the paper's B1, B2, B3 and L-HPINN
+HYPER = {
+    "data": "by data",
+    "weights": "by weights",
+    "pinns": "by trained PINNs",
+    "physics": "by physics",
+}
 
 
 def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -> Any:
@@ -49,18 +59,27 @@ def error_maps(family: Family, task: Tensor, networks: Mapping[str, Function]) -
     with torch.no_grad():
         seen = {name: values(family.observed(u), points, truth) for name, u in networks.items()}
     errors = {name: field - truth for name, field in seen.items()}
-    rows, columns = truth.shape[1], 1 + len(networks)
+    columns = min(COLUMNS, 1 + len(errors))
+    lines = math.ceil((1 + len(errors)) / columns)  # of one field
     figure, axes = plt.subplots(
-        rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, constrained_layout=True
+        lines * truth.shape[1],
+        columns,
+        figsize=(2.5 * columns, 2.5 * lines * truth.shape[1]),
+        squeeze=False,
+        constrained_layout=True,
+        subplot_kw={"xticks": [0, 1], "yticks": [0, 1]},
     )
-    for i, line in enumerate(axes):
-        figure.colorbar(image(line[0], whole[:, i].view(shape)), ax=line[0])
-        line[0].set_title(f"{family.name}, field {i}")
-        for axis, (name, error) in zip(line[1:], errors.items(), strict=True):
+    for i, block in enumerate(axes.reshape(-1, lines * columns)):
+        first, *others = block
+        figure.colorbar(image(first, whole[:, i].view(shape)), ax=first)
+        first.set_title(f"{family.name}\nfield {i + 1}")
+        for axis, (name, error) in zip(others, errors.items(), strict=False):
             logs = error[:, i].abs().clamp_min(1e-12).log10().view(shape)
             shown = image(axis, logs, cmap="magma", vmin=-8, vmax=0)
-            axis.set_title(f"{name}: MSE {float(error[:, i].square().mean()):.1e}")
-        figure.colorbar(shown, ax=line[-1], label=r"$\log_{10}$ error")
+            axis.set_title(f"{name}\nMSE {float(error[:, i].square().mean()):.1e}")
+        for axis in others[len(errors) :]:
+            axis.set_axis_off()
+    figure.colorbar(shown, ax=axes[:, -1], label=r"$\log_{10}$ error", aspect=40)
     return figure
 
 
@@ -70,15 +89,17 @@ def image(axis: Any, values: Tensor, **style: Any) -> Any:
 
 
 def maps(benchmark: Benchmark) -> Any:
-    """All methods on the first test task."""
+    """The first test task: trained for it, and predicted by hypernetworks of all four trainings."""
     task = benchmark.splits.test[0]
-    hyper, _ = benchmark.hyper("physics", 4)
-    networks = {
+    networks: dict[str, Function] = {
         "W0": benchmark.w0(task),
+        "F-PINN": benchmark.fine_tuned(task),
         "L-PINN 4": benchmark.adapted(task, 4),
-        "HyperPINN 4": hyper.pinn(task),
-        "polished": polished(benchmark, hyper, task),
     }
+    for method, name in HYPER.items():
+        hyper, _ = benchmark.hyper(method, 4)
+        networks[name] = hyper.pinn(task)
+    networks["polished"] = polished(benchmark, hyper, task)
     return error_maps(benchmark.config.family, task, networks)
 
 
