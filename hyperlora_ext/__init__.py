@@ -10,6 +10,7 @@
 Shape letters: those of kfac_pinn, and T tasks of p numbers, n points a task, r rank.
 
 family, condition, task_spaces, problems    tasks, points, residuals, references
+near_tasks                                  a part of the tasks, to begin with
 lora, rewiring, ranks, adaptation           adapters: a layer, a model, ranks, `adapt`
 serialization                               their factors alone, saved and loaded
 directions, growth                          where a low-rank update should act; rank by growth

@@ -7,13 +7,14 @@ A task is a vector of p numbers (a viscosity, an initial condition on a grid); t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.condition import Condition, Function, Points, draw, residuals_of
+from hyperlora_ext.near_tasks import Near
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.domains import Domain
 from kfac_pinn.pinn.problem import Problem, is_domain
@@ -141,6 +142,23 @@ class Family:
         # Four numbers a seed: no two seeds share a stream
         streams = [Generator().manual_seed(4 * seed + i) for i in range(4)]
         return Splits(*[draw(n, g) for (draw, n), g in zip(draws, streams, strict=True)])
+
+    def near(self, task: Task, share: float) -> Family:
+        """The family of the tasks task + share (t - task), t all its own: a part, to begin with.
+
+        Where some tasks are hard, training goes from an easy one to a growing share of them:
+
+            for share in (0.1, 0.3, 0.6, 1.0):
+                train(network, parametric(family.near(1.0, share)), seconds=20)
+
+        Args:
+            task: (p,), one of its tasks, the easiest or the base's own.
+            share: above 0, at most 1.
+
+        Raises:
+            TypeError, ValueError: for another share, or a task that is none of the family's.
+        """
+        return replace(self, space=Near(self.space, task, share))
 
     def sample(
         self,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from experiments import EXAMPLES
-from transport_table import TERMS, markdown
+from transport_table import TERMS, Plan, markdown, measure
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
@@ -198,6 +199,22 @@ def test_a_line_of_the_table_has_what_was_measured() -> None:
     _, _, first, second = markdown(rows)
     assert first == "| a | 1.0e-01 | 1.5e-03, 2.0e-02 | 1.5e-03, 2.0e-02 | 1.5e-03 |"
     assert second == "| b |  | 1.5e-03, 2.0e-02 | 1.5e-03, 2.0e-02 | 1.5e-03 |"
+
+
+def test_a_plan_goes_from_share_to_share() -> None:
+    assert list(Plan(6.0).stages()) == [(1.0, 6.0)]
+    assert list(Plan(6.0, (0.2, 0.5, 1.0)).stages(2 / 3)) == [(0.2, 1.0), (0.5, 1.0), (1.0, 2.0)]
+
+
+def test_a_row_from_easy_tasks_to_all(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    for _ in range(2):
+        measure(0.05, 0, 1, "Helmholtz", [0.5, 1.0], 4.0, out)
+    rows = json.loads(out.read_text())
+    assert list(rows) == ["Helmholtz 1-3, seed 0"]
+    (row,) = rows.values()
+    assert row["shares"] == [0.5, 1.0] and row["omega"] == 4
+    assert all(0 < row[way]["mean"] < 10 for way in ("parametric", "hypernetwork", "adapted"))
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="results are in the repository only")

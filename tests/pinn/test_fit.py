@@ -304,6 +304,15 @@ def test_progress_goes_on_where_the_run_was(tmp_path, capsys):
     assert "5/5" in capsys.readouterr().err.split("\r")[-1]
 
 
+def test_patience_begins_anew_with_every_run():
+    patience = Patience(3)
+    patience.best, patience.since = 0.0, 1  # what a better run, which ended soon, leaves
+    model, _ = setup()
+    optimizer = kfac_pinn.KFACPINN(model.parameters())
+    found = fit(model, poisson_2d(), optimizer, steps=8, every=1, callbacks=[patience])
+    assert found.last["step"] == 8 and patience.best > 0
+
+
 def test_periods_are_positive():
     model = MLP((2, 3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -9,6 +9,9 @@ Three ways, each given the same CPU seconds, on the same test tasks:
 - parametric: one plain PINN with the coefficients as further inputs;
 - adapted: that base, and as long again for low-rank adapters of each of a few tasks.
 
+With `--share 0.25 --share 0.5 --share 1` each begins with easy tasks: the parametric network near
+the smallest coefficients, the base at smaller ones than its own, the hypernetwork near its base.
+
 Rows are written as they are measured; a row that is there is not measured again.
 """
 
@@ -17,7 +20,8 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +37,7 @@ from hyperlora_ext.problems import convection, helmholtz, transport
 from hyperlora_ext.schedules import LevenbergSchedule
 from hyperlora_ext.task_inputs import AtTask, parametric
 from hyperlora_ext.task_problem import TaskProblem
+from hyperlora_ext.task_spaces import Intervals
 from kfac_pinn import SIREN, PeriodicFeatures
 from kfac_pinn.pinn.training.clock import now
 
@@ -56,6 +61,7 @@ PUBLISHED = {
 }
 WAYS = ("parametric", "hypernetwork", "adapted")
 OMEGA = 2.0  # of the sine networks; 4 is as good on convection from 1 to 5
+ALL = (1.0,)  # of the tasks, from the beginning
 Row = dict[str, Any]
 app = typer.Typer(add_completion=False)
 
@@ -70,16 +76,45 @@ def families() -> Iterator[tuple[str, Family, float | None]]:
     yield "Helmholtz 1-3", helmholtz(), None
 
 
-def network(family: Family, inputs: int = 0, width: int = 24) -> nn.Module:
-    """Periodic where the solution is smooth around the ring; with so many further inputs.
+@dataclass(frozen=True)
+class Plan:
+    """How the networks of a row are made and trained.
 
-    Of sines: at the same seconds three times ahead of tanh on convection, and begins with waves.
+    Attributes:
+        seconds: of each way.
+        shares: of the tasks, one after the other, the last as long as all others.
+        omega: of the sine networks.
     """
-    hidden = (width, width, width, 1)
-    if family.name in ("reaction", "Helmholtz"):
-        return SIREN((2 + inputs, *hidden), OMEGA).double()
-    features = PeriodicFeatures((None, 2 * math.pi, *[None] * inputs))
-    return nn.Sequential(features, SIREN((3 + inputs, *hidden), OMEGA)).double()
+
+    seconds: float
+    shares: Sequence[float] = ALL
+    omega: float = OMEGA
+
+    def stages(self, part: float = 1.0) -> Iterator[tuple[float, float]]:
+        """Each share and its seconds, of a part of the whole."""
+        *first, last = self.shares
+        for share in first:
+            yield share, part * self.seconds / 2 / len(first)
+        yield last, part * self.seconds / (2 if first else 1)
+
+    def network(self, family: Family, inputs: int = 0) -> nn.Module:
+        """Periodic where the solution is smooth around the ring; with so many further inputs.
+
+        Of sines: at the same seconds three times ahead of tanh on convection, and begins with
+        waves.
+        """
+        hidden = (24, 24, 24, 1)
+        if family.name in ("reaction", "Helmholtz"):
+            return SIREN((2 + inputs, *hidden), self.omega).double()
+        features = PeriodicFeatures((None, 2 * math.pi, *[None] * inputs))
+        return nn.Sequential(features, SIREN((3 + inputs, *hidden), self.omega)).double()
+
+
+def lowest(family: Family) -> Tensor:
+    """The task of the smallest coefficients, (p,)."""
+    space = family.space
+    parts = space.parts if isinstance(space, Intervals) else [space]
+    return torch.tensor([part.lower for part in parts], dtype=torch.float64)
 
 
 def middle(family: Family) -> Tensor:
@@ -101,10 +136,12 @@ def measured(family: Family, predict: Callable[[Tensor], Any], tasks: Tensor) ->
     return {name: float(value) for name, value in numbers.items()} | {"tasks": len(tasks)}
 
 
-def plain(family: Family, seconds: float) -> Row:
+def plain(family: Family, plan: Plan) -> Row:
     """One PINN with the coefficients as inputs."""
-    u, start = network(family, family.space.inputs), now()
-    schedule(family, 1000, 0.25)(u, parametric(family), seconds=seconds)
+    u, start = plan.network(family, family.space.inputs), now()
+    for share, seconds in plan.stages():
+        problem = parametric(family.near(lowest(family), share))
+        schedule(family, 1000, 0.25)(u, problem, seconds=seconds)
     spent = now() - start
 
     def predict(task: Tensor) -> nn.Module:
@@ -114,21 +151,24 @@ def plain(family: Family, seconds: float) -> Row:
     return {"parametric": found, "parametric seconds": spent, "parametric parameters": count(u)}
 
 
-def low_rank(family: Family, seconds: float, some: int) -> Row:
+def low_rank(family: Family, plan: Plan, some: int) -> Row:
     """A base, a hypernetwork on it, and adapters of a few tasks."""
-    u, start, train = network(family), now(), schedule(family, 500)
-    train(u, family.problem(middle(family)), seconds=seconds / 3)
+    u, start, train = plan.network(family), now(), schedule(family, 500)
+    low, own = lowest(family), middle(family)
+    for share, seconds in plan.stages(1 / 3):
+        train(u, family.problem(low + share * (own - low)), seconds=seconds)
     between = now()
     hyper = HyperLoRA(u, family.space, rank=4, hidden=(32, 32))
     sizes = {name: 40 if name == "interior" else 10 for name in family.conditions}
-    tasks = TaskProblem(family, 20, sizes=sizes)
-    LevenbergSchedule()(hyper, tasks, seconds=seconds * 2 / 3)
+    for share, seconds in plan.stages(2 / 3):
+        tasks = TaskProblem(family.near(own, share), 20, sizes=sizes)
+        LevenbergSchedule()(hyper, tasks, seconds=seconds)
     spent, test = now() - start, family.splits().test
     row: Row = {"hypernetwork": measured(family, hyper.pinn, test)}
 
     def adapted(task: Tensor) -> nn.Module:
         v = adapt(u, rank=4, aimed=family.problem(task))
-        train(v, family.problem(task), seconds=seconds / 3)
+        train(v, family.problem(task), seconds=plan.seconds / 3)
         return v
 
     row["adapted"] = measured(family, adapted, test[:some])
@@ -169,16 +209,19 @@ def measure(
     seed: int = 0,
     some: Annotated[int, typer.Option(help="tasks that are adapted, one by one")] = 3,
     only: Annotated[str, typer.Option(help="rows whose name holds this")] = "",
+    share: Annotated[list[float] | None, typer.Option(help="of the tasks; one by one")] = None,
+    omega: Annotated[float, typer.Option(help="frequency of the sine networks")] = OMEGA,
     out: Path = Path("transport.json"),
 ) -> None:
     """Measure the rows that are not there yet."""
+    plan = Plan(seconds, share or ALL, omega)
     rows: dict[str, Row] = json.loads(out.read_text()) if out.exists() else {}
     wanted = [row for row in families() if only in row[0] and f"{row[0]}, seed {seed}" not in rows]
     with typer.progressbar(wanted, label="families") as bar:
         for name, family, published in bar:
             torch.manual_seed(seed)
-            found = plain(family, seconds) | low_rank(family, seconds, some)
-            given = {"seconds": seconds, "seed": seed, "commit": commit(), "published": published}
+            found = plain(family, plan) | low_rank(family, plan, some)
+            given = asdict(plan) | {"seed": seed, "commit": commit(), "published": published}
             rows[f"{name}, seed {seed}"] = given | found
             out.write_text(json.dumps(rows, indent=1) + "\n")
 

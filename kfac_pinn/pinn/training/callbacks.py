@@ -56,6 +56,10 @@ class Patience(Callback):
             raise ValueError(f"Patience needs a number of steps, found {steps!r}")
         self.steps, self.best, self.since = steps, math.inf, 0
 
+    def on_start(self, run: Run) -> None:
+        # It may have watched another run before; a checkpoint, which is last, restores this one's
+        self.best, self.since = math.inf, 0
+
     def on_step(self, run: Run) -> None:
         row = run.rows[-1]
         if row["held_out_loss"] < self.best:
