@@ -8,7 +8,7 @@ import torch
 from torch import Generator, nn
 
 from kfac_pinn.jacobian.terms import total_loss
-from kfac_pinn.pinn.problem import Problem
+from kfac_pinn.pinn.problem import Problem, placed_like
 from kfac_pinn.settings import instance
 
 __all__ = ["PROBLEM", "SOLVED", "unsolved", "warn_unsolved"]
@@ -31,9 +31,8 @@ def unsolved(network: nn.Module, problem: Problem, seed: int = 0) -> tuple[float
     """
     like = next(network.parameters())
     # A third stream: neither training points nor those that a schedule held out
-    batch = problem.sample(
-        Generator().manual_seed(seed + 2), None, like.dtype.to_real(), like.device
-    )
+    generator = Generator().manual_seed(seed + 2)
+    batch = problem.sample(generator, **placed_like(like))
     loss = float(total_loss(batch.residuals(network)()))
     none = float(total_loss(batch.residuals(lambda x: 0.0 * network(x))()))
     return loss, loss / none if none else 0.0 if loss == 0 else float("inf")

@@ -19,6 +19,7 @@ from hyperlora_ext.certified import Calibration, Solved, sized, solve
 from hyperlora_ext.family import Family, unknown
 from hyperlora_ext.hyper import HyperLoRA
 from kfac_pinn import LevenbergMarquardt
+from kfac_pinn.pinn.problem import placed_like
 from kfac_pinn.pinn.training import fit
 
 __all__ = ["calibrate"]
@@ -114,8 +115,8 @@ def distance(
     """||u - u*|| / ||u*|| on the grid, u* being that of the truth, or the family's solution."""
 
     def values(of: Any) -> Tensor:
-        like = next(of.parameters())
-        found: Tensor = family.field(of, task)(grid.to(like.device, like.dtype.to_real())).to(grid)
+        x = grid.to(**placed_like(next(of.parameters())))
+        found: Tensor = family.field(of, task)(x).to(grid)
         return found
 
     exact = family.solution(grid, task.to(grid)) if truth is None else values(truth)

@@ -16,7 +16,7 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.task_spaces import Task
 from kfac_pinn import LevenbergMarquardt
 from kfac_pinn.jacobian.terms import total_loss
-from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.problem import Batch, Problem, placed_like
 from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now
 from kfac_pinn.settings import POSITIVE, at_least, check, whole
@@ -107,7 +107,7 @@ def solve(
     many = {name: 2 * term.size for name, term in problem.terms.items()}
     # Another stream than that of the training points
     generator = Generator().manual_seed(seed + 1)
-    judges = problem.sample(generator, many, like.dtype.to_real(), like.device).residuals(model)
+    judges = problem.sample(generator, many, **placed_like(like)).residuals(model)
     best = Best(judges, tolerance)
     predicted = best.judge(model)
     # With more trials a step that hardly moves passes the veto, and the points are kept too long

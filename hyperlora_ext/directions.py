@@ -18,7 +18,7 @@ from hyperlora_ext.rewiring import is_linear, linear_layers
 from kfac_pinn import linearize
 from kfac_pinn.jacobian.objective import Objective
 from kfac_pinn.optimizers.levenberg_marquardt import Solver
-from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.problem import Batch, Problem, placed_like
 
 __all__ = ["Direction", "direction", "towards"]
 
@@ -87,6 +87,6 @@ def towards(problem: Problem, base: nn.Module) -> dict[str, Tensor]:
 
     def draw(most: int) -> Batch:
         sizes = {name: min(most, term.size) for name, term in problem.terms.items()}
-        return problem.sample(generator, sizes, like.dtype.to_real(), like.device)
+        return problem.sample(generator, sizes, **placed_like(like))
 
     return direction(base, draw(POINTS), draw(5 * POINTS)).rows

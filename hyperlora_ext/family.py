@@ -17,7 +17,7 @@ from hyperlora_ext.condition import Condition, Function, Points, draw, residuals
 from hyperlora_ext.near_tasks import Near
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.domains import Domain
-from kfac_pinn.pinn.problem import Problem, is_domain
+from kfac_pinn.pinn.problem import Problem, is_domain, placed_like
 from kfac_pinn.settings import (
     FUNCTION,
     TENSOR,
@@ -301,7 +301,7 @@ def values(u: Function, grid: Tensor, truth: Tensor) -> Tensor:
     """
     parameters = getattr(u, "parameters", None)
     like = next(parameters(), grid) if callable(parameters) else grid
-    found: Tensor = u(grid.to(like.device, like.dtype.to_real())).to(truth)
+    found: Tensor = u(grid.to(**placed_like(like))).to(truth)
     if found.shape != truth.shape:
         raise ValueError(
             f"the network returns shape {tuple(found.shape)} and the solution has "

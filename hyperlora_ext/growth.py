@@ -20,7 +20,7 @@ from hyperlora_ext.directions import Direction, direction
 from hyperlora_ext.family import Family
 from hyperlora_ext.lora import LoRALinear, adapters
 from hyperlora_ext.schedules import LevenbergSchedule
-from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.problem import Batch, Problem, placed_like
 
 __all__ = ["Growth", "common_ranks", "grow"]
 
@@ -69,7 +69,7 @@ def grow(
     like = next(base.parameters())
 
     def draw(sizes: Mapping[str, int] | None) -> Batch:
-        return problem.sample(generator, sizes, like.dtype.to_real(), like.device)
+        return problem.sample(generator, sizes, **placed_like(like))
 
     judges = draw(train.held_out or train.sizes)
     model, losses = base, [held_out_loss(judges.residuals(base))]

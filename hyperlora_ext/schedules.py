@@ -12,7 +12,7 @@ from torch import Generator, nn
 from hyperlora_ext.task_problem import Sizes
 from kfac_pinn import SPRING, LevenbergMarquardt
 from kfac_pinn.jacobian.closure import linearize
-from kfac_pinn.pinn.problem import Batch, Problem
+from kfac_pinn.pinn.problem import Batch, Problem, placed_like
 from kfac_pinn.pinn.training import Callback, Every, History, Run, fit
 from kfac_pinn.search.line import Armijo
 from kfac_pinn.settings import BELOW_ONE, POSITIVE, SHARE, SIZES, check, whole
@@ -86,9 +86,8 @@ class LevenbergSchedule:
         first = next(p for p in model.parameters() if p.requires_grad)
         # Another stream than that of the training points: held out means held out
         generator = Generator().manual_seed(run.get("seed", 0) + 1)
-        judges = problem.sample(
-            generator, self.held_out or self.sizes, first.dtype.to_real(), first.device
-        )
+        sizes = self.held_out or self.sizes
+        judges = problem.sample(generator, sizes, **placed_like(first))
         held_out = judges.residuals(model)
         # With more trials a step that hardly moves passes the veto, and points are kept too long
         optimizer = LevenbergMarquardt(model.parameters(), held_out=held_out, trials=6)
@@ -164,7 +163,7 @@ class StochasticSchedule:
         """SPRING, its damping in units of the problem."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         generator, like = Generator().manual_seed(seed), parameters[0]
-        batch = problem.sample(generator, self.sizes, like.dtype.to_real(), like.device)
+        batch = problem.sample(generator, self.sizes, **placed_like(like))
         kernel = linearize(batch.residuals(model), parameters).kernel()
         # In units of J J^T at the start: the number does not depend on the terms' weights
         damping = self.damping * float(kernel.diagonal().mean())

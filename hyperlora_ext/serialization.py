@@ -22,6 +22,7 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import LoRALinear, adapters
 from hyperlora_ext.rewiring import linear_layers, rewired
 from hyperlora_ext.symmetry import Shifted
+from kfac_pinn.pinn.problem import placed_like
 from kfac_pinn.pinn.training.storage import load as read
 from kfac_pinn.pinn.training.storage import save as write
 from kfac_pinn.pinn.training.storage import writable
@@ -151,12 +152,9 @@ def with_factors(model: nn.Module, saved: State, source: str = "the state") -> n
         return restored(linear, parts[name])
 
     adapted, offset = rewired(model, parts, adapter), saved["offset"]
-    like = next(model.parameters())
-    return (
-        adapted
-        if offset is None
-        else Shifted(adapted, offset.to(like.device, like.dtype.to_real(), copy=True))
-    )
+    if offset is None:
+        return adapted
+    return Shifted(adapted, offset.to(**placed_like(next(model.parameters())), copy=True))
 
 
 def by_layer(saved: State, source: str) -> dict[str, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
 from torch import Generator, Tensor
@@ -36,12 +36,28 @@ __all__ = [
     "Unknown",
     "is_domain",
     "named_equations",
+    "placed_like",
     "relative_l2",
     "root_mean_square_error",
 ]
 
 Function: TypeAlias = Callable[[Any], Any]
 Points: TypeAlias = Callable[[int, "Generator | None", "torch.dtype | None", Device], Tensor]
+
+
+class Place(TypedDict):
+    """Where points are, and in which precision."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def placed_like(parameter: Tensor) -> Place:
+    """Of the points for a network with this parameter: points are real where networks are not.
+
+    problem.sample(generator, sizes, **placed_like(p)), x.to(**placed_like(p))
+    """
+    return {"dtype": parameter.dtype.to_real(), "device": parameter.device}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_pinn.pinn.domains import TimeSpace
-from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.pinn.problem import Problem, Term, placed_like
 from kfac_pinn.settings import FINITE, MODULE, many
 from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.operators import taylor
@@ -192,8 +192,7 @@ def columns_of(features: nn.Module, network: nn.Module, domain: TimeSpace) -> in
             "them into the network, or freeze them with requires_grad_(False)"
         )
     x = domain.interior(3, torch.Generator().manual_seed(0), torch.float64, "cpu")
-    like = next(network.parameters(), x)
-    x = x.to(like.device, like.dtype.to_real())
+    x = x.to(**placed_like(next(network.parameters(), x)))
     with torch.no_grad():
         found = features(x)
     if not torch.equal(found[:, 0], x[:, 0]):

@@ -16,7 +16,7 @@ from kfac_pinn import settings
 from kfac_pinn.jacobian.closure import evaluate
 from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.optimizers.base import LeastSquaresOptimizer
-from kfac_pinn.pinn.problem import Batch, Problem, squares
+from kfac_pinn.pinn.problem import Batch, Problem, placed_like, squares
 from kfac_pinn.pinn.training import clock
 from kfac_pinn.processes import ALONE, Group
 from kfac_pinn.settings import SIZES, is_count
@@ -220,8 +220,7 @@ class Run:
         return next(self.model.parameters())
 
     def _place(self, draw: Callable[..., Any], sizes: Any = None) -> Any:
-        like = self._parameter
-        return draw(self.generator, sizes, like.dtype.to_real(), like.device)
+        return draw(self.generator, sizes, **placed_like(self._parameter))
 
     def _closure(self) -> Callable[[], Any]:
         """What the optimizer's step takes: residuals for ours, the loss for torch's."""
