@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 from torch import Generator, nn
 
 from hyperlora_ext.task_problem import Sizes
-from kfac_pinn import SPRING, LevenbergMarquardt
+from kfac_pinn import KFACPINN, SPRING, LevenbergMarquardt
 from kfac_pinn.jacobian.closure import linearize
 from kfac_pinn.pinn.problem import Batch, Problem, placed_like
 from kfac_pinn.pinn.training import Callback, Every, History, Run, fit
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exhausted",
+    "KFACPINNSchedule",
     "LevenbergSchedule",
     "RunArguments",
     "StochasticSchedule",
@@ -124,6 +125,33 @@ class Exhausted:
     def due(self, run: Run, every: int) -> bool:
         """Whether the points have done their work."""
         return run.step % every == 0 or getattr(run.optimizer, "vetoed", False)
+
+
+@dataclass(frozen=True)
+class KFACPINNSchedule:
+    """Our schedule where a dense step is dear: thousands of points and as many parameters.
+
+    `KFACPINN`, whose steps cost a hundredth of those of a dense solve there, on points that are
+    kept for some steps. Where they are cheap, `LevenbergSchedule` converges further.
+
+    Attributes:
+        sizes: points of a step, by condition; the problem's own by default.
+        every: steps after which the points are renewed.
+
+    Raises:
+        TypeError, ValueError: for a setting of another kind.
+    """
+
+    sizes: Sizes | None = None
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        check(self, sizes=SIZES, every=whole(1))
+
+    def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
+        """Train the model."""
+        optimizer = KFACPINN(p for p in model.parameters() if p.requires_grad)
+        return fit(model, problem, optimizer, sampling=Every(self.every, self.sizes), **run)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from cache import Cache, Row
 from configs import CONFIGS, Config
 from torch import Generator, Tensor, nn
 
+from hyperlora_ext.adaptation import adapt
 from hyperlora_ext.family import Errors, Splits
 from hyperlora_ext.hyper import HyperLoRA
+from hyperlora_ext.lora import count
 from hyperlora_ext.schedules import LevenbergSchedule
 from hyperlora_ext.symmetry import in_frame
 from hyperlora_ext.task_inputs import AtTask, parametric
@@ -105,7 +107,8 @@ class Benchmark:
         """L-PINN."""
         config, spent = self.config, self._spent(self.budget.task)
         problem, base = config.family.problem(task), self.w0(task)
-        return regimes.l_pinn(base, problem, config.train, rank, config.aimed, **spent)
+        train = config.train_some(count(adapt(base, rank)))
+        return regimes.l_pinn(base, problem, train, rank, config.aimed, **spent)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""

@@ -23,7 +23,12 @@ from hyperlora_ext.problems import (
 )
 from hyperlora_ext.problems.coupled_burgers import DOMAIN
 from hyperlora_ext.random_fields import GaussianField
-from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule, Train
+from hyperlora_ext.schedules import (
+    KFACPINNSchedule,
+    LevenbergSchedule,
+    StochasticSchedule,
+    Train,
+)
 from hyperlora_ext.symmetry import Symmetry
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
@@ -42,7 +47,8 @@ class Config:
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
         step, judges: points of a step of adapters, and those it is judged on, by condition.
-        whole_step: points of a step of all weights: many parameters make it expensive.
+        whole: schedule of all weights, and of adapters of more numbers than a step has points;
+            None: that of the other adapters.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
@@ -66,7 +72,7 @@ class Config:
     step: Sizes
     judges: Sizes
     hyper_step: Sizes
-    whole_step: Sizes | None = None
+    whole: Train | None = None
     every: int = 25
     hyper_tasks: int = 20
     hyper_train: Train = field(default=LevenbergSchedule(every=10))
@@ -90,8 +96,12 @@ class Config:
     @property
     def train_all(self) -> Train:
         """The schedule for all weights."""
-        ours = LevenbergSchedule(self.whole_step or self.step, self.judges, start=0.25)
+        ours = self.whole or LevenbergSchedule(self.step, self.judges, start=0.25)
         return self.schedule or ours
+
+    def train_some(self, parameters: int) -> Train:
+        """The schedule for adapters of so many numbers."""
+        return self.train if parameters <= sum(self.step.values()) else self.train_all
 
     def by_physics(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
         """The tasks of every step by physics: new ones, or the training set."""
@@ -144,14 +154,15 @@ def _burgers1d() -> Config:
     family, space = burgers1d(), GaussianField(centred=True)
     draw = space.sample(1, Generator().manual_seed(2029))  # neither gentle nor steep
     own = space.moved(draw, space.offset(draw))[0]  # in its own frame
+    step = {"interior": 4000, "initial": 256}
     return Config(
         family,
         lambda: nn.Sequential(PeriodicFeatures((None, 1.0)), MLP((3, *[64] * 5, 1))).double(),
         (own,),
-        {"interior": 4000, "initial": 256},
+        step,
         {"interior": 8000, "initial": 256},
         {"interior": 8, "initial": 4},
-        whole_step={"interior": 3000, "initial": 192},
+        whole=KFACPINNSchedule(step),
         every=5,
         hyper_tasks=150,
         hyper_train=StochasticSchedule(),
