@@ -108,6 +108,7 @@ class Benchmark:
         config, spent = self.config, self._spent(self.budget.task)
         problem, base = config.family.problem(task), self.w0(task)
         train = config.train_some(count(adapt(base, rank)))
+        torch.manual_seed(self.budget.seed)  # whatever was measured, or found in the cache, before
         return regimes.l_pinn(base, problem, train, rank, config.aimed, **spent)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
@@ -138,8 +139,9 @@ class Benchmark:
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, Row]:
         """A hypernetwork trained in one of the paper's four ways; seconds and steps of training."""
-        torch.manual_seed(self.budget.seed)
+        # The base before the seed: making it draws numbers, and may have been done already
         base = copy.deepcopy(self.base).to(self.config.hyper_dtype)
+        torch.manual_seed(self.budget.seed)
         hyper = HyperLoRA(base, self.config.family.space, rank)
         start, label = now(), f"{method} {rank or '*'}"
         spent = self._spent(self.budget.hyper) | {"callbacks": self.cache.callbacks(label)}
