@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from hyperlora_ext.condition import Condition, Function, Points, draw, residuals_of
 from hyperlora_ext.near_tasks import Near
-from hyperlora_ext.task_spaces import Task, TaskSpace, single
+from hyperlora_ext.task_spaces import Task, TaskSpace, shown, single
 from kfac_pinn.pinn.domains import Domain
 from kfac_pinn.pinn.problem import Problem, is_domain, placed_like
 from kfac_pinn.settings import (
@@ -208,7 +208,7 @@ class Family:
         # A problem compares outputs, and what is observed of a network need not be one
         hidden = self.solution is unknown or self.observed is not outputs
         known = None if hidden else solution
-        return Problem(f"{self.name}, task {_short(one)}", self.domain, terms, known)
+        return Problem(f"{self.name}, task {shown(one)}", self.domain, terms, known)
 
     def rest(self, x: Tensor, task: Tensor) -> Tensor:
         """What is observed of a network of the task (p,) should be this at x (N, d): all but the
@@ -285,12 +285,6 @@ class Family:
             torch.stack([d.norm() for d in differences]) / sizes,
             torch.stack(inside) if inside else torch.empty(0),
         )
-
-
-def _short(task: Tensor) -> str:
-    """A task in a few characters."""
-    shown = [f"{value:.4g}" for value in task[:3].tolist()]
-    return ", ".join(shown + ["..."] * (len(task) > 3))
 
 
 def values(u: Function, grid: Tensor, truth: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from hyperlora_ext.task_spaces import Task, TaskSpace, single, warn_outside
+from hyperlora_ext.task_spaces import Task, TaskSpace, shown, single, warn_outside
 from kfac_pinn.settings import POSITIVE, SHARE, check, having
 
 __all__ = ["Near"]
@@ -35,11 +35,17 @@ class Near:
     def __post_init__(self) -> None:
         check(self, space=having("sample", "Interval(0.0, 1.0)"), share=SHARE)
         check(self, share=POSITIVE)
-        centre = single(self.space, self.centre).double()
+        try:
+            centre = single(self.space, self.centre).double()
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            text = f"Near: the centre is no task, found {self.centre!r}: {error}"
+            raise kind(text) from None
         if not self.space.contains(centre[None]):
+            found = shown(centre) if isinstance(self.centre, Tensor) else repr(self.centre)
             raise ValueError(
-                f"the centre {centre.tolist()[:4]} is none of the tasks of {self.space}: training "
-                "begins at one of them, an easy one"
+                f"Near: the centre {found} is none of the tasks, as "
+                f"{shown(self.space.middle())} is: training begins at one of them, an easy one"
             )
         object.__setattr__(self, "centre", centre)  # the dataclass is frozen
 
@@ -79,7 +85,8 @@ class Near:
 
     def warn(self, tasks: Tensor) -> None:
         """Say so where tasks are not among them."""
-        warn_outside(self.contains(tasks), f"{self.share:g} of {self.space}")
+        near = f"{self.share:g} of the way from {shown(self.centre)}"  # type: ignore[arg-type]
+        warn_outside(self.contains(tasks), near)
 
     def _moved(self, tasks: Tensor) -> Tensor:
         return self.centre + self.share * (tasks - self.centre)

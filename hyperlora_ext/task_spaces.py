@@ -20,7 +20,16 @@ from kfac_pinn.settings import (
     many,
 )
 
-__all__ = ["Interval", "Intervals", "Task", "TaskSpace", "single", "stacked", "warn_outside"]
+__all__ = [
+    "Interval",
+    "Intervals",
+    "Task",
+    "TaskSpace",
+    "shown",
+    "single",
+    "stacked",
+    "warn_outside",
+]
 
 Task: TypeAlias = Tensor | float
 
@@ -76,6 +85,12 @@ def single(space: TaskSpace, task: Task) -> Tensor:
     if len(found) != 1:
         raise ValueError(f"one task is expected, found a stack of {len(found)}: take one of them")
     return found[0]
+
+
+def shown(task: Tensor) -> str:
+    """A task in a few characters."""
+    numbers = [f"{value:.4g}" for value in task[:3].tolist()]
+    return ", ".join(numbers + ["..."] * (len(task) > 3))
 
 
 def identity(value: Tensor) -> Tensor:

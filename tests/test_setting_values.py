@@ -19,7 +19,8 @@ from torch import nn
 
 import hyperlora_ext
 import kfac_pinn
-from hyperlora_ext.schedules import LevenbergSchedule, StochasticSchedule
+from hyperlora_ext.near_tasks import Near
+from hyperlora_ext.schedules import KFACPINNSchedule, LevenbergSchedule, StochasticSchedule
 from kfac_pinn import (
     ENGD,
     KFAC,
@@ -45,7 +46,7 @@ from kfac_pinn.linalg import ProgressOfSolve, RelativeProgress, RelativeResidual
 from kfac_pinn.search.damping import Towards
 
 OTHERS = [LevenbergSchedule, StochasticSchedule, RelativeProgress, RelativeResidual]
-OTHERS += [ProgressOfSolve, Towards]
+OTHERS += [ProgressOfSolve, Towards, KFACPINNSchedule, Near]
 
 # What the package makes itself and hands to users, or to those who write an optimizer.
 MADE = {"Jet", "Linearization", "Objective", "Step", "Outcome", "History", "Run", "Solved"}
@@ -91,6 +92,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "LinearMap": (torch.eye(2),),
     "MLP": ((2, 4, 1),),
     "ModifiedMLP": ((2, 4, 1),),
+    "Near": (hyperlora_ext.Interval(5.0, 6.0), 5.5, 0.5),
     "Normalized": (BOX,),
     "Patience": (5,),
     "PeriodicFeatures": ((2.0, None),),
