@@ -11,7 +11,7 @@ from torch import nn
 
 from hyperlora_ext.base_check import warn_unsolved
 from hyperlora_ext.family import Family
-from hyperlora_ext.schedules import LevenbergSchedule, RunArguments, Train
+from hyperlora_ext.schedules import RunArguments, Train, suited
 from hyperlora_ext.task_spaces import Task
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def pretrain(
     Args:
         network: of d inputs.
         task: (p,); by default the middle of the range (`family.space.middle`), the nearest to all.
-        train: the schedule; Levenberg-Marquardt on the conditions' own points by default.
+        train: the schedule, on the conditions' own points by default: Levenberg-Marquardt where a
+            dense solve is cheap, else KFACPINN (`suited`).
         run: what bounds it, `steps=60` (the default) or `seconds=20`; `seed`, `callbacks`.
 
     Raises:
@@ -43,6 +44,6 @@ def pretrain(
     problem = family.problem(family.space.middle() if task is None else task)
     if run.get("steps") is None and run.get("seconds") is None:
         run["steps"] = 60
-    (train or LevenbergSchedule())(network, problem, **run)
+    (train or suited(network, problem))(network, problem, **run)
     warn_unsolved(network, problem, run.get("seed", 0))
     return network

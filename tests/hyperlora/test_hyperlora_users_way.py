@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 import hyperlora_ext as hl
+from hyperlora_ext import schedules
 from hyperlora_ext.base_check import SOLVED, unsolved
 from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import burgers1d, helmholtz, kovasznay
-from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.schedules import KFACPINNSchedule, LevenbergSchedule, suited
 from hyperlora_ext.task_problem import TaskProblem
 from kfac_pinn import MLP, Box, taylor
 from kfac_pinn.pinn.domains import grid, sobol, together
@@ -70,6 +72,21 @@ def test_a_base_is_trained_on_the_middle_task(base: nn.Module) -> None:
     assert FAMILY.errors(lambda task: base, torch.tensor([[2.0]])).relative < 1e-3
     loss, part = unsolved(base, FAMILY.problem(2.0))
     assert loss < part * 1.0 < SOLVED  # u = 0 has the loss 1/2 of its start
+
+
+def test_a_base_of_many_points_and_weights_is_not_solved_by_dense_matrices() -> None:
+    wide, few = MLP((1, 64, 64, 1)), FAMILY.problem(2.0)
+    many = replace(few, terms={n: replace(t, size=3000) for n, t in few.terms.items()})
+    assert isinstance(suited(wide, few), LevenbergSchedule)
+    assert isinstance(suited(MLP((1, 8, 8, 1)), many), LevenbergSchedule)
+    assert suited(wide, many) == KFACPINNSchedule()
+
+
+def test_the_schedule_of_many_points_trains_a_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "DENSE", 1)
+    torch.manual_seed(0)
+    base = hl.pretrain(MLP((1, 8, 8, 1)).double(), FAMILY, steps=20)
+    assert FAMILY.errors(lambda task: base, torch.tensor([[2.0]])).relative < 1e-3
 
 
 def test_a_base_that_is_not_solved_is_warned_about_with_its_number(base: nn.Module) -> None:

@@ -181,9 +181,10 @@ class Benchmark:
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
         """One trained network a training task; kept as their numbers theta (T, size)."""
         config, spent = self.config, self._spent(self.budget.task)
+        train = config.train_some(hyper.size)
 
         def made(task: Tensor) -> Tensor:
-            (v,) = regimes.teachers(hyper, config.family, task[None], config.train, **spent)
+            (v,) = regimes.teachers(hyper, config.family, task[None], train, **spent)
             return hyper.numbers(v)
 
         names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]
