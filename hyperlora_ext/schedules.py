@@ -30,7 +30,7 @@ __all__ = [
     "suited",
 ]
 
-DENSE = 2000  # the fewer of points and parameters, for which a dense solve takes half a second
+DENSE = 1500  # the fewer of points and parameters, for which a step takes about a second
 
 
 class RunArguments(TypedDict, total=False):
