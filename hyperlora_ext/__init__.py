@@ -34,10 +34,12 @@ from hyperlora_ext.lora import merge
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.serialization import load, save
 from hyperlora_ext.symmetry import Symmetry, averaged
+from hyperlora_ext.task_inputs import AtTask, parametric
 from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_spaces import Interval, Intervals
 
 __all__ = [
+    "AtTask",
     "Calibration",
     "Condition",
     "Family",
@@ -54,6 +56,7 @@ __all__ = [
     "grow",
     "load",
     "merge",
+    "parametric",
     "pretrain",
     "save",
     "solve",

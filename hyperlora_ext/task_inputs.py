@@ -1,6 +1,9 @@
 """The plain alternative to a hypernetwork: one PINN with the task among its inputs.
 
 For one smooth number as the task this is simpler; what it reaches is a row of Table 3.
+
+    train(network, parametric(family), steps=100)   # a network of d + p inputs
+    u = AtTask(network, family.space, task)         # one of d inputs
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.symmetry import shifted
 from hyperlora_ext.task_spaces import TaskSpace
 from kfac_pinn.pinn.problem import Problem, Term
+from kfac_pinn.settings import FUNCTION, TENSOR, having, instance
 
 __all__ = ["AtTask", "parametric"]
 
@@ -28,7 +32,10 @@ class AtTask(nn.Module):
     Args:
         network: of d + p inputs.
         space: of the tasks.
-        tasks: (N, p), or (1, p) for all points alike.
+        tasks: (N, p); or one for all points, (p,) or (1, p).
+
+    Raises:
+        TypeError, ValueError: for what is none of these; it is named.
     """
 
     inputs: Tensor
@@ -36,6 +43,15 @@ class AtTask(nn.Module):
 
     def __init__(self, network: nn.Module, space: TaskSpace, tasks: Tensor) -> None:
         super().__init__()
+        FUNCTION("AtTask: network", network)
+        having("embed", "Interval(0.0, 1.0)")("AtTask: space", space)
+        TENSOR("AtTask: tasks", tasks)
+        if tasks.ndim not in (1, 2) or tasks.shape[-1] != space.inputs:
+            raise ValueError(
+                f"AtTask: tasks of {space.inputs} number(s) have the shape (N, {space.inputs}), "
+                f"found {tuple(tasks.shape)}"
+            )
+        tasks = tasks.reshape(-1, space.inputs)
         self.network = network
         self.register_buffer("inputs", space.embed(tasks))
         self.register_buffer("offsets", space.offset(tasks))
@@ -50,8 +66,12 @@ def parametric(family: Family) -> Problem:
     """All tasks as one problem for a network of d + p inputs.
 
     Its points are [x, task], (N, d + p); the trained network predicts as
-    `AtTask(network, family.space, task[None])`.
+    `AtTask(network, family.space, task)`.
+
+    Raises:
+        TypeError: for what is no family.
     """
+    instance(Family, "a Family")("parametric: family", family)
     dim = family.domain.dim
     terms = {name: _term(c, family.space, dim) for name, c in family.conditions.items()}
     return Problem(f"{family.name}, all tasks", family.domain, terms)

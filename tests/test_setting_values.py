@@ -73,6 +73,7 @@ SCHEDULER = torch.optim.lr_scheduler.ConstantLR(torch.optim.Adam(network().param
 
 # Of the arguments that have no default, in order.
 GIVEN: dict[str, tuple[Any, ...]] = {
+    "AtTask": (network(), SPACE, torch.zeros(1, 1)),
     "Ball": ((0.0, 0.0),),
     "Batch": ({"pde": TERM}, {"pde": torch.zeros(2, 1)}),
     "Box": ((0.0,), (1.0,)),

@@ -55,3 +55,16 @@ def test_one_network_learns_a_family():
     before = error()
     train(u, parametric(family), steps=25)
     assert error() < 1e-2 * before
+
+
+def test_what_is_no_task_is_named():
+    family = kovasznay()
+    u = network(family)
+    for tasks in (torch.ones(2), torch.ones(3, 2), torch.ones(1, 1, 1), torch.tensor(40.0)):
+        with pytest.raises(ValueError, match=r"AtTask: tasks of 1 number\(s\) have the shape"):
+            AtTask(u, family.space, tasks)
+    x = family.domain.interior(5, dtype=torch.float64)
+    one, same = (AtTask(u, family.space, torch.full(s, 40.0))(x) for s in ((1,), (1, 1)))
+    assert torch.equal(one, same)
+    with pytest.raises(TypeError, match="parametric: family must be"):
+        parametric(family.space)

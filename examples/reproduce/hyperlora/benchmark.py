@@ -135,7 +135,7 @@ class Benchmark:
         train = LevenbergSchedule(sizes, {name: 2 * n for name, n in sizes.items()})
         spent = self._spent(self.budget.hyper) | {"callbacks": callbacks}
         train(network, parametric(family), **spent)
-        return lambda task: AtTask(network, family.space, task[None])
+        return lambda task: AtTask(network, family.space, task)
 
     def hyper(self, method: str, rank: int | None) -> tuple[HyperLoRA, Row]:
         """A hypernetwork trained in one of the paper's four ways; seconds and steps of training."""

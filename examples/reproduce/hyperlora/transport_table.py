@@ -145,7 +145,7 @@ def plain(family: Family, plan: Plan) -> Row:
     spent = now() - start
 
     def predict(task: Tensor) -> nn.Module:
-        return AtTask(u, family.space, task[None])
+        return AtTask(u, family.space, task)
 
     found = measured(family, predict, family.splits().test)
     return {"parametric": found, "parametric seconds": spent, "parametric parameters": count(u)}
