@@ -23,6 +23,7 @@ from tables import benchmark_of, main, markdown, table_1, table_2, table_3
 from hyperlora_ext.family import Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.problems import burgers2d, kovasznay, step_function
+from hyperlora_ext.schedules import LevenbergSchedule
 from hyperlora_ext.symmetry import Symmetry
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
@@ -268,6 +269,15 @@ def test_every_figure_has_a_command(bench: Benchmark, tmp_path: Path) -> None:
     for name in ("maps", "ranks", "tasks"):
         plots.main([name, "kovasznay", *budgets, "--out", str(tmp_path / f"{name}.png")])
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_adapters_of_more_numbers_than_points_are_trained_like_all_weights() -> None:
+    config = CONFIGS["burgers1d"]()
+    assert isinstance(config.train_some(2314), LevenbergSchedule)
+    assert config.train_some(8458) is config.train_all is config.whole
+    kovasznay, published = CONFIGS["kovasznay"](), CONFIGS["burgers1d_published"]()
+    assert isinstance(kovasznay.train_some(10**5), LevenbergSchedule)
+    assert published.train_some(100) is published.train_some(10**5) is PUBLISHED_PINN
 
 
 def test_one_problem_is_posed_in_two_ways() -> None:
