@@ -47,7 +47,7 @@ class Config:
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
         step, judges: points of a step of adapters, and those it is judged on, by condition.
-        whole: schedule of all weights, and of adapters of more numbers than a step has points;
+        whole: schedule of all weights, and of adapters of far more numbers than a step has points;
             None: that of the other adapters.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
@@ -101,7 +101,8 @@ class Config:
 
     def train_some(self, parameters: int) -> Train:
         """The schedule for adapters of so many numbers."""
-        return self.train if parameters <= sum(self.step.values()) else self.train_all
+        # About as many as points: exact steps of either schedule, and bent ones are ahead
+        return self.train if parameters <= 1.5 * sum(self.step.values()) else self.train_all
 
     def by_physics(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
         """The tasks of every step by physics: new ones, or the training set."""
