@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.task_spaces import Task, TaskSpace, shown, single, warn_outside
@@ -36,7 +37,8 @@ class Near:
         check(self, space=having("sample", "Interval(0.0, 1.0)"), share=SHARE)
         check(self, share=POSITIVE)
         try:
-            centre = single(self.space, self.centre).double()
+            # Where and how spaces draw: in double, on the CPU
+            centre = single(self.space, self.centre).to("cpu", torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
             kind = ValueError if isinstance(error, ValueError) else TypeError
             text = f"Near: the centre is no task, found {self.centre!r}: {error}"

@@ -134,8 +134,8 @@ class Exhausted:
 class KFACPINNSchedule:
     """Our schedule where a dense step is dear: thousands of points and as many parameters.
 
-    `KFACPINN`, whose steps cost a hundredth of those of a dense solve there, on points that are
-    kept for some steps. Where they are cheap, `LevenbergSchedule` converges further.
+    `KFACPINN`, whose steps cost a sixth of those of a dense solve there, on points that are kept
+    for some steps. Where dense steps are cheap, `LevenbergSchedule` converges further.
 
     Attributes:
         sizes: points of a step, by condition; the problem's own by default.

@@ -55,6 +55,13 @@ def test_a_task_that_is_not_among_them_is_warned_about():
         near.warn(near.check(torch.tensor([[41.0], [60.0]])))
 
 
+def test_a_centre_of_any_precision_leaves_tasks_in_double():
+    for centre in (40, 40.0, torch.tensor([40.0]), torch.tensor([40.0], dtype=torch.float16)):
+        near = kovasznay().near(centre, 0.5).space
+        assert near.sample(3).dtype == torch.float64
+        assert near.centre.tolist() == [40.0] and near.centre.device.type == "cpu"
+
+
 def test_what_is_no_task_or_no_share_is_named():
     family = kovasznay()
     with pytest.raises(ValueError, match=r"Near: the centre 140.0 is none of the tasks, as 60 is"):
