@@ -7,6 +7,7 @@ w = merge(v)                    # plain layers again
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,11 +17,23 @@ from hyperlora_ext.lora import LoRALinear, start_of
 from hyperlora_ext.ranks import Ranks, ranks_for
 from hyperlora_ext.rewiring import rewired
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.settings import optional
+from kfac_pinn.settings import FLAG, MODULE, TENSOR, named, optional, shown, takes
 
 __all__ = ["adapt"]
 
 
+def is_aim(name: str, value: Any) -> None:
+    """A problem, or rows by the layer's name."""
+    if not (value is None or isinstance(value, (Problem, Mapping))):
+        raise TypeError(
+            f"{name} must be a Problem, e.g. family.problem(task), or rows of A by the layer's "
+            f"name, found {shown(value)}"
+        )
+    if isinstance(value, Mapping):
+        named(TENSOR)(name, value)
+
+
+@takes(model=MODULE, aimed=is_aim, bias=FLAG, cap=FLAG, solves=optional(PROBLEM))
 def adapt(
     model: nn.Module,
     rank: Ranks = 4,
@@ -55,7 +68,6 @@ def adapt(
         RuntimeError: when the model uses the weight of a layer otherwise than by calling it.
     """
     ranks = ranks_for(model, rank, cap)
-    optional(PROBLEM)("adapt: solves", solves)
     if solves is not None:
         warn_unsolved(model, solves)
     rows = towards(aimed, model) if isinstance(aimed, Problem) else aimed or {}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import nn
 
 from hyperlora_ext.base_check import warn_unsolved
-from hyperlora_ext.family import Family
+from hyperlora_ext.family import FAMILY, Family
 from hyperlora_ext.schedules import RunArguments, Train, suited
 from hyperlora_ext.task_spaces import Task
+from kfac_pinn.settings import FUNCTION, MODULE, optional, takes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,6 +23,7 @@ __all__ = ["pretrain"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+@takes(network=MODULE, family=FAMILY, train=optional(FUNCTION))
 def pretrain(
     network: Network,
     family: Family,

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, nn
 
 from kfac_pinn.jacobian.terms import total_loss
+from kfac_pinn.notices import outside
 from kfac_pinn.pinn.problem import Problem, placed_like
 from kfac_pinn.settings import instance
 
@@ -44,4 +45,4 @@ def warn_unsolved(network: nn.Module, problem: Problem, seed: int = 0) -> None:
     # Written so that nan is poor
     if not part <= SOLVED:
         text = POOR.format(problem=problem.name, loss=loss, part=part, solved=SOLVED)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=outside("hyperlora_ext."))

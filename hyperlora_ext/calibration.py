@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from hyperlora_ext.certified import Calibration, Solved, sized, solve
-from hyperlora_ext.family import Family, unknown
+from hyperlora_ext.certified import HYPER, Calibration, Solved, sized, solve
+from hyperlora_ext.family import FAMILY, Family, unknown
 from hyperlora_ext.hyper import HyperLoRA
 from kfac_pinn import LevenbergMarquardt
 from kfac_pinn.pinn.problem import placed_like
 from kfac_pinn.pinn.training import fit
+from kfac_pinn.settings import INTEGER, SIZES, takes, whole
 
 __all__ = ["calibrate"]
 
@@ -35,6 +36,7 @@ class Pair:
     error: float
 
 
+@takes(hyper=HYPER, family=FAMILY, steps=whole(0), sizes=SIZES, seed=INTEGER)
 def calibrate(
     hyper: HyperLoRA,
     family: Family,

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from hyperlora_ext.family import Family
+from hyperlora_ext.family import FAMILY, Family
 from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.task_spaces import Task
 from kfac_pinn import LevenbergMarquardt
@@ -19,11 +19,23 @@ from kfac_pinn.jacobian.terms import total_loss
 from kfac_pinn.pinn.problem import Batch, Problem, placed_like
 from kfac_pinn.pinn.training import Callback, Run, fit
 from kfac_pinn.pinn.training.clock import now
-from kfac_pinn.settings import POSITIVE, at_least, check, whole
+from kfac_pinn.settings import (
+    INTEGER,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SIZES,
+    at_least,
+    check,
+    instance,
+    optional,
+    takes,
+    whole,
+)
 
-__all__ = ["Calibration", "Solved", "held_out_loss", "solve"]
+__all__ = ["HYPER", "Calibration", "Solved", "held_out_loss", "solve"]
 
 Closure: TypeAlias = Callable[[], Any]
+HYPER = instance(HyperLoRA, "a HyperLoRA, e.g. HyperLoRA(base, family.space)")
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,9 @@ class Calibration:
     def error(self, loss: float) -> float:
         """The relative L2 error to be expected, ratio sqrt(loss); at worst it was spread times."""
         return self.ratio * math.sqrt(loss)
+
+
+CALIBRATION = instance(Calibration, "a Calibration, e.g. calibrate(hyper, family)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,15 @@ class Solved:
     error: float | None = None
 
 
+@takes(
+    hyper=HYPER,
+    family=FAMILY,
+    tolerance=NOT_NEGATIVE,
+    steps=whole(0),
+    sizes=SIZES,
+    seed=INTEGER,
+    calibration=optional(CALIBRATION),
+)
 def solve(
     hyper: HyperLoRA,
     family: Family,

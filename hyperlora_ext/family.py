@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from hyperlora_ext.condition import Condition, Function, Points, draw, residuals_of
 from hyperlora_ext.near_tasks import Near
@@ -20,6 +21,9 @@ from kfac_pinn.pinn.domains import Domain
 from kfac_pinn.pinn.problem import Problem, is_domain, placed_like
 from kfac_pinn.settings import (
     FUNCTION,
+    GENERATOR,
+    INTEGER,
+    SIZES,
     TENSOR,
     TEXT,
     check,
@@ -28,10 +32,11 @@ from kfac_pinn.settings import (
     many,
     named,
     optional,
+    takes,
     whole,
 )
 
-__all__ = ["Errors", "Family", "Splits", "values"]
+__all__ = ["FAMILY", "Errors", "Family", "Splits", "values"]
 
 
 def outputs(network: Function) -> Function:
@@ -91,6 +96,27 @@ class Errors:
 CONDITION = instance(Condition, "a Condition, e.g. Condition(box.interior, residual, 100)")
 
 
+def predicts(name: str, value: Any) -> None:
+    """A function of the task that returns its network."""
+    if isinstance(value, nn.Module):
+        raise TypeError(
+            f"{name} must be a function of the task that returns its network: `hyper.pinn` of a "
+            f"HyperLoRA, `lambda task: network` of one network, found a {type(value).__name__}"
+        )
+    FUNCTION(name, value)
+
+
+def network_of(predict: Callable[[Tensor], Function], task: Tensor) -> Function:
+    """What was predicted for a task, a function of points."""
+    found = predict(task)
+    if not callable(found):
+        raise TypeError(
+            f"predict must return a network, a function of points, found a "
+            f"{type(found).__name__} for the task {shown(task)}: return the network itself"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Family:
     """Find, for every task, the u whose residuals vanish.
@@ -134,6 +160,7 @@ class Family:
         check(self, counts=many(whole(1), 3), front=optional(FUNCTION))
         check(self, known=optional(FUNCTION), solver=optional(FUNCTION), observed=FUNCTION)
 
+    @takes(seed=INTEGER)
     def splits(self, seed: int = 0) -> Splits:
         """Four task sets, each from a stream of its own: none depends on another's size."""
         train, valid, test = self.counts
@@ -160,6 +187,7 @@ class Family:
         """
         return replace(self, space=Near(self.space, task, share))
 
+    @takes(generator=optional(GENERATOR), sizes=SIZES)
     def sample(
         self,
         tasks: Tensor,
@@ -239,6 +267,11 @@ class Family:
         Raises:
             ValueError: if the family has no solution.
         """
+        if self.solution is not unknown and not len(self.grid):
+            raise ValueError(
+                f"{self.name} has a solution and no points to compare with it at: "
+                "Family(..., grid=points (M, d))"
+            )
         tasks = self.space.check(tasks).to(self.grid)
         keys = [tuple(task.tolist()) for task in tasks]
         new = {key: i for i, key in enumerate(keys) if key not in self._references}
@@ -266,6 +299,7 @@ class Family:
         return {}
 
     @torch.no_grad()
+    @takes(predict=predicts)
     def errors(self, predict: Callable[[Tensor], Function], tasks: Tensor) -> Errors:
         """Errors on the grid of predict(task) -> u, for each of the tasks (T, p).
 
@@ -274,7 +308,7 @@ class Family:
         """
         tasks = self.space.check(tasks).to(self.grid)
         pairs = zip(tasks, self.references(tasks), strict=True)
-        seen = ((self.observed(predict(task)), truth) for task, truth in pairs)
+        seen = ((self.observed(network_of(predict, task)), truth) for task, truth in pairs)
         differences = [values(u, self.grid, truth) - truth for u, truth in seen]
         # Relative to all of u: a known part that is nearly everything would make errors look large
         sizes = torch.stack([self._size(task) for task in tasks])
@@ -285,6 +319,9 @@ class Family:
             torch.stack([d.norm() for d in differences]) / sizes,
             torch.stack(inside) if inside else torch.empty(0),
         )
+
+
+FAMILY = instance(Family, "a Family, e.g. kovasznay()")
 
 
 def values(u: Function, grid: Tensor, truth: Tensor) -> Tensor:

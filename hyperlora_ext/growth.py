@@ -15,14 +15,27 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hyperlora_ext.adaptation import adapt
+from hyperlora_ext.base_check import PROBLEM
 from hyperlora_ext.certified import held_out_loss
 from hyperlora_ext.directions import Direction, direction
 from hyperlora_ext.family import Family
 from hyperlora_ext.lora import LoRALinear, adapters
 from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn.pinn.problem import Batch, Problem, placed_like
+from kfac_pinn.settings import (
+    INTEGER,
+    MODULE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    instance,
+    optional,
+    takes,
+    whole,
+)
 
 __all__ = ["Growth", "common_ranks", "grow"]
+
+LEVENBERG = instance(LevenbergSchedule, "a LevenbergSchedule()")
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,16 @@ class Growth:
     ranks: dict[str, int]
 
 
+@takes(
+    base=MODULE,
+    problem=PROBLEM,
+    train=optional(LEVENBERG),
+    target=NOT_NEGATIVE,
+    most=whole(1),
+    gain=POSITIVE,
+    steps=whole(0),
+    seed=INTEGER,
+)
 def grow(
     base: nn.Module,
     problem: Problem,

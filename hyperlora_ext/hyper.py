@@ -18,7 +18,7 @@ from hyperlora_ext.symmetry import Shifted, in_frame, shifted
 from hyperlora_ext.task_spaces import Task, TaskSpace, single
 from kfac_pinn.pinn.networks import MLP
 from kfac_pinn.pinn.problem import Problem
-from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, whole
+from kfac_pinn.settings import FLAG, FUNCTION, MODULE, having, many, optional, takes, whole
 
 __all__ = ["HIDDEN", "Fields", "HyperLoRA"]
 
@@ -144,6 +144,7 @@ class HyperLoRA(nn.Module):
         network = copy.deepcopy(self.template, memo)
         return in_frame(network, self.space.offset(task[None])[0].to(theta))
 
+    @takes(pinn=MODULE)
     def numbers(self, pinn: nn.Module) -> Tensor:
         """theta (size,) of a network made by `pinn` and trained further: a regression target.
 

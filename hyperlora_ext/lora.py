@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfac_pinn.settings import MODULE, takes
+
 __all__ = [
     "LoRALinear",
     "adapters",
@@ -79,6 +81,7 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     return found
 
 
+@takes(model=MODULE)
 def merge(model: nn.Module) -> nn.Module:
     """A copy with plain linear layers of weight W0 + B A, as fast as before the adaptation.
 

@@ -9,13 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.task_spaces import Task, stacked, warn_outside
-from kfac_pinn.settings import (
-    FLAG,
-    NOT_NEGATIVE,
-    POSITIVE,
-    check,
-    whole,
-)
+from kfac_pinn.settings import FLAG, NOT_NEGATIVE, POSITIVE, check, takes, whole
 
 __all__ = ["GaussianField"]
 
@@ -54,6 +48,7 @@ class GaussianField:
         if self.inputs % 2:
             raise ValueError(f"GaussianField: inputs must be even, found {self.inputs}")
 
+    @takes(n=whole(1))
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n functions, (n, p)."""
         spectrum = self.spectrum
@@ -71,6 +66,7 @@ class GaussianField:
         # In its own frame, in which networks see all tasks
         return self.moved(typical, self.offset(typical))[0]
 
+    @takes(n=whole(1))
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Functions of twice the amplitude: fronts twice as steep."""
         return 2 * self.sample(n, generator)

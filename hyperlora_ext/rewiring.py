@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeGuard
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from hyperlora_ext.lora import LoRALinear, frozen
 
@@ -17,7 +18,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers by name.
 
     Raises:
-        ValueError: if there are none, or if they have adapters already.
+        ValueError: if there are none, if they have adapters already, or no size yet.
     """
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ValueError(
@@ -25,6 +26,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
             "layers of them first, by merge(model)"
         )
     found = {n: m for n, m in model.named_modules() if is_linear(m)}
+    if unmade := [n for n, m in found.items() if isinstance(m.weight, UninitializedParameter)]:
+        raise ValueError(
+            f"layer {unmade[0]!r} has no size yet: call {type(model).__name__} at some points first"
+        )
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear layer to adapt. Low-rank updates act on "

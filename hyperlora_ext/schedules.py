@@ -12,10 +12,10 @@ from torch import Generator, nn
 from hyperlora_ext.task_problem import Sizes
 from kfac_pinn import KFACPINN, SPRING, LevenbergMarquardt
 from kfac_pinn.jacobian.closure import linearize
-from kfac_pinn.pinn.problem import Batch, Problem, placed_like
+from kfac_pinn.pinn.problem import PROBLEM, Batch, Problem, placed_like
 from kfac_pinn.pinn.training import Callback, Every, History, Run, fit
 from kfac_pinn.search.line import Armijo
-from kfac_pinn.settings import BELOW_ONE, POSITIVE, SHARE, SIZES, check, whole
+from kfac_pinn.settings import BELOW_ONE, MODULE, POSITIVE, SHARE, SIZES, check, takes, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +56,21 @@ class Train(Protocol):
     ) -> History: ...
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a schedule trains.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [p for p in model.parameters() if p.requires_grad]
+    if not found:
+        raise ValueError(
+            f"the model, a {type(model).__name__}, has no parameter to train: all are frozen; "
+            "model.requires_grad_(), or adapters on it, adapt(model)"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class LevenbergSchedule:
     """Our schedule: Levenberg-Marquardt on points that are kept until held-out ones object.
@@ -85,9 +100,10 @@ class LevenbergSchedule:
         if self.start != 1 and self.sizes is None:
             raise ValueError(f"start={self.start:g} is a part of the points: give their `sizes`")
 
+    @takes(model=MODULE, problem=PROBLEM)
     def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
         """Train the model."""
-        first = next(p for p in model.parameters() if p.requires_grad)
+        first = trained(model)[0]
         # Another stream than that of the training points: held out means held out
         generator = Generator().manual_seed(run.get("seed", 0) + 1)
         sizes = self.held_out or self.sizes
@@ -151,19 +167,21 @@ class KFACPINNSchedule:
     def __post_init__(self) -> None:
         check(self, sizes=SIZES, every=whole(1))
 
+    @takes(model=MODULE, problem=PROBLEM)
     def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
         """Train the model."""
-        optimizer = KFACPINN(p for p in model.parameters() if p.requires_grad)
+        optimizer = KFACPINN(trained(model))
         return fit(model, problem, optimizer, sampling=Every(self.every, self.sizes), **run)
 
 
+@takes(model=MODULE, problem=PROBLEM)
 def suited(model: nn.Module, problem: Problem) -> LevenbergSchedule | KFACPINNSchedule:
     """The schedule for one network on the problem's own points: by what a dense solve would cost.
 
     Levenberg-Marquardt converges further where its steps are cheap; on 4256 points, 16,961 weights
     have an error after a minute that is a hundredth with `KFACPINN`.
     """
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in trained(model))
     points = sum(term.size for term in problem.terms.values())
     return LevenbergSchedule() if min(parameters, points) <= DENSE else KFACPINNSchedule()
 
@@ -194,6 +212,7 @@ class StochasticSchedule:
     def __post_init__(self) -> None:
         check(self, lr=POSITIVE, damping=POSITIVE, momentum=BELOW_ONE, sizes=SIZES)
 
+    @takes(model=MODULE, problem=PROBLEM)
     def __call__(self, model: nn.Module, problem: Problem, **run: Unpack[RunArguments]) -> History:
         """Train the model."""
         optimizer = self.optimizer(model, problem, run.get("seed", 0))
@@ -203,7 +222,7 @@ class StochasticSchedule:
 
     def optimizer(self, model: nn.Module, problem: Problem, seed: int) -> SPRING:
         """SPRING, its damping in units of the problem."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = trained(model)
         generator, like = Generator().manual_seed(seed), parameters[0]
         batch = problem.sample(generator, self.sizes, **placed_like(like))
         kernel = linearize(batch.residuals(model), parameters).kernel()

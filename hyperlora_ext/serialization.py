@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from kfac_pinn.pinn.problem import placed_like
 from kfac_pinn.pinn.training.storage import load as read
 from kfac_pinn.pinn.training.storage import save as write
 from kfac_pinn.pinn.training.storage import writable
+from kfac_pinn.settings import MODULE, instance, takes
 
 __all__ = ["load", "save", "state", "with_factors"]
 
+PATH = instance((str, PathLike), "the path of a file")
 State = Mapping[str, Any]
 
 
+@takes(model=MODULE, path=PATH)
 def save(model: nn.Module, path: str | Path) -> None:
     """Write the factors of an adapted network, and what they belong to; the file is whole or not.
 
@@ -58,6 +62,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     write(content, Path(path))
 
 
+@takes(model=MODULE, path=PATH)
 def load(model: nn.Module, path: str | Path) -> nn.Module:
     """A copy of the base model adapted by saved factors, in the base's dtype and on its device.
 

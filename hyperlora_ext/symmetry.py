@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kfac_pinn.pinn.windows import Shifted
-from kfac_pinn.settings import FUNCTION, check
+from kfac_pinn.settings import FUNCTION, check, instance, takes
 
 __all__ = ["Averaged", "Shifted", "Symmetry", "averaged", "in_frame", "shifted"]
 
@@ -38,6 +38,9 @@ class Symmetry:
         check(self, task=FUNCTION, points=FUNCTION, fields=FUNCTION)
 
 
+SYMMETRY = instance(Symmetry, "a Symmetry, e.g. reflection()")
+
+
 class Averaged(nn.Module):
     """x -> (u(x) + fields(v(points(x)))) / 2, v being the network of the mirrored task.
 
@@ -54,6 +57,7 @@ class Averaged(nn.Module):
         return (self.network(x) + mirrored) / 2
 
 
+@takes(predict=FUNCTION, symmetry=SYMMETRY)
 def averaged(
     predict: Callable[[Tensor], nn.Module], symmetry: Symmetry
 ) -> Callable[[Tensor], nn.Module]:

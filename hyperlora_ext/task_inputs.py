@@ -14,11 +14,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hyperlora_ext.condition import Condition
-from hyperlora_ext.family import Family
+from hyperlora_ext.family import FAMILY, Family
 from hyperlora_ext.symmetry import shifted
 from hyperlora_ext.task_spaces import TaskSpace
 from kfac_pinn.pinn.problem import Problem, Term
-from kfac_pinn.settings import FUNCTION, TENSOR, having, instance
+from kfac_pinn.settings import FUNCTION, TENSOR, having, takes
 
 __all__ = ["AtTask", "parametric"]
 
@@ -62,6 +62,7 @@ class AtTask(nn.Module):
         return self.network(torch.cat([shifted(x, self.offsets), inputs], dim=-1))
 
 
+@takes(family=FAMILY)
 def parametric(family: Family) -> Problem:
     """All tasks as one problem for a network of d + p inputs.
 
@@ -71,7 +72,6 @@ def parametric(family: Family) -> Problem:
     Raises:
         TypeError: for what is no family.
     """
-    instance(Family, "a Family")("parametric: family", family)
     dim = family.domain.dim
     terms = {name: _term(c, family.space, dim) for name, c in family.conditions.items()}
     return Problem(f"{family.name}, all tasks", family.domain, terms)

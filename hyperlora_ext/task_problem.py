@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 from hyperlora_ext.condition import Condition, draw, residuals_of
-from hyperlora_ext.family import CONDITION, Family
+from hyperlora_ext.family import CONDITION, FAMILY, Family
 from hyperlora_ext.task_residuals import TaskResiduals
 from kfac_pinn.pinn.problem import Batch, Problem
-from kfac_pinn.settings import FUNCTION, SIZES, instance, named
+from kfac_pinn.settings import FUNCTION, GENERATOR, SIZES, named, optional, takes
 
 __all__ = ["Sizes", "TaskBatch", "TaskProblem", "Tasks", "known_fields"]
 
@@ -72,7 +72,7 @@ class TaskProblem(Problem):
         terms: Mapping[str, Condition] | None = None,
         sizes: Sizes | None = None,
     ) -> None:
-        instance(Family, "a Family")("TaskProblem: family", family)
+        FAMILY("TaskProblem: family", family)
         named(CONDITION)("TaskProblem: terms", family.conditions if terms is None else terms)
         SIZES("TaskProblem: sizes", sizes)
         super().__init__(family.name, family.domain, family.conditions if terms is None else terms)
@@ -86,6 +86,7 @@ class TaskProblem(Problem):
         for name, value in (("family", family), ("tasks", tasks), ("sizes", sizes)):
             object.__setattr__(self, name, value)  # the dataclass is frozen
 
+    @takes(generator=optional(GENERATOR), sizes=SIZES)
     def sample(
         self,
         generator: Generator | None = None,
@@ -109,6 +110,11 @@ class TaskProblem(Problem):
     ) -> Tensor:
         """Points of the domain; there is no one solution to compare with."""
         return self.domain.interior(n or 1, generator, dtype, device)
+
+    def value(self, model: Any, x: Tensor) -> Tensor:
+        """What a hypernetwork says of one of the tasks at points (N, d)."""
+        found: Tensor = model(self.family.space.middle(), x)
+        return found
 
     def _draw_tasks(self, generator: Generator | None) -> Tensor:
         """(T, p)."""

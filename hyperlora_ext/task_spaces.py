@@ -6,19 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
-from kfac_pinn.settings import (
-    FINITE,
-    FUNCTION,
-    NOT_NEGATIVE,
-    check,
-    instance,
-    many,
-)
+from kfac_pinn.notices import outside
+from kfac_pinn.settings import FINITE, FUNCTION, NOT_NEGATIVE, check, instance, many, takes, whole
 
 __all__ = [
     "Interval",
@@ -127,11 +121,13 @@ class Interval:
         if not self.lower < self.upper:
             raise ValueError(f"tasks from {self.lower:g} to {self.upper:g}: give a longer range")
 
+    @takes(n=whole(0))
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Uniform in the value itself."""
         unit = torch.rand(n, 1, generator=generator, dtype=torch.float64)
         return self.lower + (self.upper - self.lower) * unit
 
+    @takes(n=whole(1))
     def nodes(self, n: int) -> Tensor:
         """The n Chebyshev nodes, in `scale`: they leave no gap at the ends of the range, (n, 1)."""
         angles = (2 * torch.arange(n, dtype=torch.float64) + 1) * (math.pi / (2 * n))
@@ -141,6 +137,7 @@ class Interval:
         """The middle of the range, in `scale`."""
         return self.nodes(1)[0]
 
+    @takes(n=whole(0))
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Up to `margin` of the range beyond either end, half of them each."""
         unit = torch.rand(n, 1, generator=generator, dtype=torch.float64)
@@ -199,6 +196,7 @@ class Intervals:
         """p."""
         return len(self.parts)
 
+    @takes(n=whole(0))
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Uniform in the box."""
         return torch.cat([part.sample(n, generator) for part in self.parts], dim=1)
@@ -207,6 +205,7 @@ class Intervals:
         """Each number in the middle of its interval."""
         return torch.cat([part.middle() for part in self.parts])
 
+    @takes(n=whole(0))
     def outside(self, n: int, generator: Generator | None = None) -> Tensor:
         """Each number in turn is the one beyond its interval."""
         inside = self.sample(n, generator)
@@ -242,7 +241,7 @@ class Intervals:
 def stacked(tasks: Task, inputs: int) -> Tensor:
     """Tasks as (T, inputs)."""
     if not isinstance(tasks, Tensor) or not tasks.is_floating_point():
-        tasks = torch.as_tensor(tasks, dtype=torch.float64)
+        tasks = numbers_of(tasks, inputs)
     if tasks.ndim > 2 or (tasks.shape[-1] if tasks.ndim else 1) != inputs:
         raise ValueError(
             f"a task of this family has {inputs} number(s); found shape {tuple(tasks.shape)}. Pass "
@@ -259,7 +258,21 @@ def stacked(tasks: Task, inputs: int) -> Tensor:
     return tasks
 
 
+def numbers_of(task: Any, inputs: int) -> Tensor:
+    """A task that is given as a number, or several."""
+    error = TypeError(f"a task of this family is {inputs} number(s), found {task!r}")
+    if isinstance(task, bool):
+        raise error
+    try:
+        return torch.as_tensor(task, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise error from None
+
+
 def warn_outside(inside: Tensor, trained: str) -> None:
     """A warning at the line that asks a hypernetwork for the prediction."""
     if n := int((~inside).sum()):
-        warnings.warn(OUTSIDE.format(n=n, total=len(inside), range=trained), stacklevel=4)
+        warnings.warn(
+            OUTSIDE.format(n=n, total=len(inside), range=trained),
+            stacklevel=outside("hyperlora_ext."),
+        )

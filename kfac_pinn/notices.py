@@ -46,11 +46,16 @@ class Notices:
 NOTICES = Notices()
 
 
-def outside() -> int:
-    """The `stacklevel`, seen from the caller, of the first frame outside this package and torch."""
+def outside(*packages: str) -> int:
+    """The `stacklevel`, seen from the caller, of the first frame outside this package and torch.
+
+    Args:
+        packages: others that are not the user's code, "name.".
+    """
+    ours = ("kfac_pinn.", "torch.", *packages)
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None:
-        if not str(frame.f_globals.get("__name__", "")).startswith(("kfac_pinn.", "torch.")):
+        if not str(frame.f_globals.get("__name__", "")).startswith(ours):
             break
         level, frame = level + 1, frame.f_back
     return level

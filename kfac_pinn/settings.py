@@ -1,6 +1,7 @@
-"""What a setting may be: each class says it of its own settings in a line, and refuses the rest.
+"""What a setting may be: who takes it says so in a line, and refuses the rest.
 
-    settings.check(self, c=INSIDE, factor=INSIDE, trials=whole(1))
+    settings.check(self, c=INSIDE, factor=INSIDE, trials=whole(1))      # a class, of its attributes
+    @takes(steps=whole(0), tolerance=NOT_NEGATIVE)                      # a function
 
 A `Rule` is told what a setting is called, "Armijo: c", and its value, and raises: `TypeError` for
 another kind of thing, `ValueError` for one that is out of range. The error names what was found and
@@ -9,12 +10,14 @@ what is allowed.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import wraps
 from sys import float_info
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,32 +28,41 @@ __all__ = [
     "FINITE",
     "FLAG",
     "FUNCTION",
+    "GENERATOR",
     "INSIDE",
     "INTEGER",
     "MODULE",
     "NAMES",
     "NOT_NEGATIVE",
+    "NOT_ZERO",
     "POSITIVE",
+    "RANGE",
     "SHARE",
     "SIZES",
     "TENSOR",
     "TEXT",
+    "VALUE",
     "WIDTHS",
     "Rule",
     "accept",
     "at_least",
     "check",
     "having",
+    "increasing",
     "instance",
     "is_count",
     "many",
     "named",
     "optional",
+    "shown",
+    "takes",
     "whole",
     "whole_number",
 ]
 
 Rule: TypeAlias = Callable[[str, Any], None]
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 
 FINE = float_info.max  # the largest number that is finite
@@ -68,6 +80,33 @@ def check(owner: object, /, **rules: Rule) -> None:
     """
     for name, rule in rules.items():
         rule(f"{type(owner).__name__}: {name}", getattr(owner, name))
+
+
+def takes(**rules: Rule) -> Callable[[Callable[Given, Returned]], Callable[Given, Returned]]:
+    """A function, or method, whose arguments keep the rules that are given under their names.
+
+    What is not given is not looked at: defaults are right.
+    """
+
+    def decorate(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+        called = function.__qualname__.removesuffix(".__call__")
+        places = list(inspect.signature(function).parameters)
+        looked = [
+            (places.index(name), name, f"{called}: {name}", rule) for name, rule in rules.items()
+        ]
+
+        @wraps(function)
+        def checked(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+            for place, name, title, rule in looked:
+                if place < len(args):
+                    rule(title, args[place])
+                elif name in kwargs:
+                    rule(title, kwargs[name])
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def number(holds: Callable[[float], bool], words: str, sign: str = "", most: float = FINE) -> Rule:
@@ -102,6 +141,7 @@ def as_number(value: Any) -> str:
 
 FINITE = number(math.isfinite, "must be finite")
 POSITIVE = number(lambda value: value > 0, "must be positive", "> 0")
+NOT_ZERO = number(lambda value: value != 0, "must not be zero", "!= 0")
 NOT_NEGATIVE = number(lambda value: value >= 0, "must not be negative", ">= 0")
 ANY_SIZE = number(lambda value: value >= 0, "must not be negative", ">= 0", math.inf)
 BELOW_ONE = number(lambda value: 0 <= value < 1, "must be in [0, 1)")
@@ -210,6 +250,7 @@ def accept(name: str, value: Any) -> None:
 FLAG = instance(bool, "True or False")
 TEXT = instance(str, "a text")
 TENSOR = instance(Tensor, "a tensor")
+GENERATOR = instance(torch.Generator, "a torch.Generator, Generator().manual_seed(0)")
 MODULE = instance(torch.nn.Module, "a torch.nn.Module, e.g. MLP((2, 16, 1))")
 
 
@@ -249,6 +290,35 @@ def are_names(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
+def value(name: str, found: Any) -> None:
+    """What is given at points: a number, a tensor, or a function of them."""
+    if not (isinstance(found, Tensor) or (callable(found) and not isinstance(found, type))):
+        if isinstance(found, bool) or not isinstance(found, numbers.Real):
+            raise TypeError(
+                f"{name} must be a number, a tensor or a function of the points, found "
+                f"{shown(found)}{as_number(found)}"
+            )
+        FINITE(name, found)
+
+
+VALUE: Rule = value
+
+
+def increasing(rule: Rule) -> Rule:
+    """Two numbers (lower, upper) that keep the rule, the larger one last."""
+
+    def pair(name: str, found: Any) -> None:
+        if isinstance(found, (str, bytes)) or not isinstance(found, Sequence) or len(found) != 2:
+            raise TypeError(f"{name} must be two numbers (lower, upper), found {shown(found)}")
+        for index, each in enumerate(found):
+            rule(f"{name}[{index}]", each)
+        if not found[0] < found[1]:
+            raise ValueError(f"{name} must be (lower, upper), the larger one last, found {found}")
+
+    return pair
+
+
+RANGE = increasing(POSITIVE)
 NAMES = many(TEXT, 0, "a list of names, ['interior']")
 SIZES = optional(named(whole(1)))
 

@@ -12,6 +12,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.problems.navier_stokes import faces
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box, TimeSpace
+from kfac_pinn.settings import FLAG, POSITIVE, RANGE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["burgers2d", "front", "front_points", "in_front", "step_function"]
@@ -19,6 +20,7 @@ __all__ = ["burgers2d", "front", "front_points", "in_front", "step_function"]
 DOMAIN = TimeSpace(0.0, 1.0, Box.cube(2))
 
 
+@takes(viscosity=RANGE, weight=POSITIVE, as_printed=FLAG)
 def burgers2d(
     viscosity: tuple[float, float] = (1e-4, 1e-3), weight: float = 10.0, as_printed: bool = False
 ) -> Family:
@@ -75,6 +77,7 @@ def step_function(x: Tensor) -> Tensor:
     return front(x, x.new_tensor([1e-9]))
 
 
+@takes(width=POSITIVE)
 def in_front(x: Tensor, task: Tensor, width: float = 4.0) -> Tensor:
     """Which points have |z| < width, bools (N,): where the error of a front shows."""
     return _coordinate(x, task).abs() < width

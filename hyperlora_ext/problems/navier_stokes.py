@@ -11,11 +11,13 @@ from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
+from kfac_pinn.settings import POSITIVE, RANGE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["faces", "kovasznay", "kovasznay_flow"]
 
 
+@takes(reynolds=RANGE, weight=POSITIVE)
 def kovasznay(reynolds: tuple[float, float] = (20.0, 100.0), weight: float = 10.0) -> Family:
     """Fields (u, v, p) of (x, y) in [0, 1]^2, a task (Re,); all three given on the boundary.
 

@@ -15,6 +15,7 @@ from hyperlora_ext.problems.spectral import solve_burgers
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.symmetry import Symmetry
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
+from kfac_pinn.settings import FLAG, FUNCTION, POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
 DOMAIN = TimeSpace(0.0, 1.0, Box((0.0,), (1.0,), sobol))
 
 
+@takes(viscosity=POSITIVE, weight=POSITIVE)
 def burgers1d(viscosity: float = 0.01, weight: float = 100.0) -> Family:
     """u_t + (u^2 / 2)_x = nu u_xx for (t, x) in [0, 1]^2, periodic, u(0, x) = u0(x).
 
@@ -75,6 +77,7 @@ def burgers1d(viscosity: float = 0.01, weight: float = 100.0) -> Family:
     return _family(viscosity, GaussianField(centred=True), conditions, known)
 
 
+@takes(viscosity=POSITIVE, weight=POSITIVE)
 def burgers1d_published(viscosity: float = 0.01, weight: float = 10.0) -> Family:
     """The same tasks as the paper must have posed them: any network represents all of u, points are
     spread evenly, and u and u_x are equal at both ends by residuals of the initial one's weight.
@@ -105,6 +108,7 @@ def burgers1d_published(viscosity: float = 0.01, weight: float = 10.0) -> Family
     return _family(viscosity, GaussianField(), conditions)
 
 
+@takes(viscosity=POSITIVE, weight=POSITIVE)
 def burgers1d_potential(viscosity: float = 0.01, weight: float = 10.0) -> Family:
     """The same tasks for networks that represent a potential of u: u = psi_x.
 
@@ -143,6 +147,7 @@ def burgers1d_potential(viscosity: float = 0.01, weight: float = 10.0) -> Family
     return replace(posed, observed=slope)
 
 
+@takes(potential=FUNCTION)
 def slope(potential: Function) -> Slope:
     """u = psi_x of a network of psi(t, x)."""
     return Slope(potential)
@@ -166,6 +171,7 @@ class Slope:
         return found
 
 
+@takes(potential=FLAG)
 def reflection(potential: bool = False) -> Symmetry:
     """u(t, x) -> -u(t, 1 - x), which solves the equation from -u0(-x): for `averaged`.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kfac_pinn.settings import POSITIVE, TENSOR, takes, whole
+
 __all__ = ["Trajectory", "solve_burgers"]
 
 
@@ -56,6 +58,7 @@ class Trajectory:
         return (local * _waves(x[:, 1].double(), coefficients.shape[-1])).real.sum(1).to(x)
 
 
+@takes(initial=TENSOR, viscosity=POSITIVE, modes=whole(1), steps=whole(1), end=POSITIVE)
 def solve_burgers(
     initial: Tensor, viscosity: float, modes: int = 256, steps: int = 400, end: float = 1.0
 ) -> Trajectory:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from hyperlora_ext.problems.spectral import Trajectory
+from kfac_pinn.settings import FUNCTION, TENSOR, takes, whole
 
 __all__ = ["solve_transport"]
 
 
+@takes(start=FUNCTION, coefficients=TENSOR, modes=whole(1), steps=whole(1))
 def solve_transport(
     start: Callable[[Tensor], Tensor], coefficients: Tensor, modes: int = 512, steps: int = 400
 ) -> Trajectory:

@@ -15,6 +15,7 @@ from hyperlora_ext.family import Family
 from hyperlora_ext.problems.splitting import solve_transport
 from hyperlora_ext.task_spaces import Interval, Intervals, TaskSpace
 from kfac_pinn.pinn.domains import Box, TimeSpace, sobol
+from kfac_pinn.settings import POSITIVE, RANGE, optional, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["LENGTH", "convection", "gaussian", "transport"]
@@ -28,6 +29,9 @@ SLOPE = -2 * math.exp(-2) / math.pi**2
 THIRD = -2 * math.exp(-2) / (3 * math.pi**4)
 
 
+@takes(
+    convection=optional(RANGE), diffusion=optional(RANGE), reaction=optional(RANGE), weight=POSITIVE
+)
 def transport(
     convection: tuple[float, float] | None = None,
     diffusion: tuple[float, float] | None = None,
@@ -57,8 +61,8 @@ def transport(
     """
     terms = Terms(*(bounds is not None for bounds in (convection, diffusion, reaction)))
     ranges = [bounds for bounds in (convection, diffusion, reaction) if bounds is not None]
-    if not ranges or min(low for low, _ in ranges) <= 0:
-        raise ValueError(f"ranges {ranges}: give at least one term, each a range above zero")
+    if not ranges:
+        raise ValueError("transport of no range at all: give at least one term, convection=(1, 5)")
     # By their logarithm: a solution changes most where a coefficient is small
     parts = tuple(Interval(*bounds, torch.log, torch.exp) for bounds in ranges)
     space: TaskSpace = parts[0] if len(parts) == 1 else Intervals(parts)
@@ -94,6 +98,7 @@ def transport(
     )
 
 
+@takes(beta=RANGE, weight=POSITIVE)
 def convection(beta: tuple[float, float] = (1.0, 30.0), weight: float = 10.0) -> Family:
     """u_t + beta u_x = 0, u(0, x) = sin x, periodic in x on [0, 2 pi]: u = sin(x - beta t).
 

@@ -11,11 +11,13 @@ from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
 from hyperlora_ext.task_spaces import Interval
 from kfac_pinn.pinn.domains import Box
+from kfac_pinn.settings import POSITIVE, RANGE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["helmholtz"]
 
 
+@takes(waves=RANGE, weight=POSITIVE)
 def helmholtz(waves: tuple[float, float] = (1.0, 3.0), weight: float = 10.0) -> Family:
     """u_xx + u_yy + u = q on [-1, 1]^2, u given on the boundary; u = sin(a pi x) sin(a pi y).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from kfac_pinn.jacobian.share import NothingReturnedError, SelfLinearizing, line
 from kfac_pinn.jacobian.sources import Source
 from kfac_pinn.jacobian.term_jacobian import TermJacobian
 from kfac_pinn.processes import ALONE, Alone, Group
+from kfac_pinn.settings import FLAG, NAMES, having, optional, shown, takes
 
 __all__ = [
     "Block",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 
+@takes(names=optional(NAMES), data=FLAG, processes=having("together", "Processes()"))
 def linearize(
     closure: Callable[[], Residuals],
     parameters: Iterable[Tensor],
@@ -66,7 +69,7 @@ def linearize(
         FloatingPointError: for a residual or a gradient that is not finite.
     """
     with processes.together():
-        known = named(list(parameters), names)
+        known = named(tensors(parameters), names)
         processes.same(known)
         shared = not isinstance(processes, Alone) or isinstance(closure, Batches)
         if shared and isinstance(closure, SelfLinearizing):
@@ -190,7 +193,7 @@ def linearize_loss(
     """
     losses = [losses] if isinstance(losses, Tensor) else list(losses)
     with processes.together(), torch.enable_grad():
-        known = named(list(parameters), names)
+        known = named(tensors(parameters), names)
         processes.same(known)
         # backward() adds up what several calls bring: so does the sum of the losses
         total = torch.stack([loss.reshape(()) for loss in losses]).sum()
@@ -201,11 +204,25 @@ def linearize_loss(
     return share if isinstance(processes, Alone) else ShardedLinearization(kept([share]), processes)
 
 
+def tensors(parameters: Any) -> list[Tensor]:
+    """The trained tensors, each a tensor."""
+    single = isinstance(parameters, (Tensor, str, bytes)) or not isinstance(parameters, Iterable)
+    found = [] if single else list(parameters)
+    if single or not all(isinstance(p, Tensor) for p in found):
+        raise TypeError(
+            "parameters must be tensors in a list, model.parameters(), found "
+            f"{shown(parameters if single else found)}"
+        )
+    return found
+
+
 def named(parameters: list[Tensor], names: Sequence[str] | None) -> dict[Tensor, str]:
     """parameter -> name, after a look at what can be wrong with them."""
     if not parameters:
         raise ValueError("no parameters: there is nothing to train")
     names = names_of(parameters, names)
+    if len(names) != len(parameters):
+        raise ValueError(f"names of {len(parameters)} parameters, found {len(names)}: {names}")
     for name, p in zip(names, parameters, strict=True):
         refuse_parameter(name, p, parameters[0])
     result = dict(zip(parameters, names, strict=True))

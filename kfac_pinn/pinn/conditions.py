@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kfac_pinn.pinn.problem import Function
+from kfac_pinn.settings import INTEGER, NOT_ZERO, VALUE, takes, whole
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["Value", "dirichlet", "interface", "neumann", "periodic", "robin"]
@@ -30,11 +31,13 @@ class HasNormal(Protocol):
     def normal(self, x: Tensor) -> Tensor: ...
 
 
+@takes(value=VALUE)
 def dirichlet(value: Value = 0.0) -> Residual:
     """u = g, the value."""
     return lambda u, x: _equations(u(x) - _at(value, x))
 
 
+@takes(flux=VALUE)
 def neumann(domain: HasNormal, flux: Value = 0.0) -> Residual:
     """du/dn = g, the flux out of the domain.
 
@@ -44,6 +47,7 @@ def neumann(domain: HasNormal, flux: Value = 0.0) -> Residual:
     return robin(domain, 0.0, 1.0, flux)
 
 
+@takes(alpha=VALUE, beta=VALUE, value=VALUE)
 def robin(domain: HasNormal, alpha: Value, beta: Value, value: Value = 0.0) -> Residual:
     """alpha u + beta du/dn = g, the value.
 
@@ -59,6 +63,7 @@ def robin(domain: HasNormal, alpha: Value, beta: Value, value: Value = 0.0) -> R
     return residual
 
 
+@takes(inside=VALUE, outside=VALUE, jump=VALUE, flux=VALUE)
 def interface(
     domain: HasNormal,
     inside: Value = 1.0,
@@ -95,6 +100,7 @@ def interface(
     return residual
 
 
+@takes(axis=INTEGER, period=NOT_ZERO, order=whole(0))
 def periodic(axis: int, period: float, order: int = 0) -> Residual:
     """u, and its derivatives along the axis up to an order, have the same values a period on.
 

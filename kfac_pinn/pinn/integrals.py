@@ -9,13 +9,20 @@ A term of this kind mixes points; its Jacobian needs nothing special (`jacobian.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfac_pinn.settings import TENSOR
+from kfac_pinn.settings import FINITE, POSITIVE, TENSOR, optional, takes, whole
 
 __all__ = ["LinearMap", "Quadrature", "gauss_legendre", "periodic_trapezoid"]
+
+
+def end(name: str, value: Any) -> None:
+    """Of an interval, or of many."""
+    if not isinstance(value, Tensor):
+        FINITE(name, value)
 
 
 class LinearMap:
@@ -86,6 +93,7 @@ class Quadrature:
         return Quadrature(self.points, self.weights * kernel)
 
 
+@takes(count=whole(1), lower=end, upper=end, like=optional(TENSOR))
 def gauss_legendre(
     count: int, lower: float | Tensor, upper: float | Tensor, like: Tensor | None = None
 ) -> Quadrature:
@@ -108,6 +116,7 @@ def gauss_legendre(
     return Quadrature(points[..., None], (b - a) / 2 * weights)
 
 
+@takes(count=whole(1), period=POSITIVE, like=optional(TENSOR))
 def periodic_trapezoid(count: int, period: float, like: Tensor | None = None) -> Quadrature:
     """The integral of a smooth periodic function over [0, period): spectrally accurate.
 

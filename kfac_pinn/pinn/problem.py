@@ -15,6 +15,8 @@ from kfac_pinn.processes import Group
 from kfac_pinn.settings import (
     FINITE,
     FUNCTION,
+    GENERATOR,
+    SIZES,
     TENSOR,
     TEXT,
     WIDTHS,
@@ -22,6 +24,7 @@ from kfac_pinn.settings import (
     many,
     named,
     optional,
+    takes,
     whole,
 )
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "PROBLEM",
     "Batch",
     "InverseProblem",
     "Problem",
@@ -119,6 +123,7 @@ class Problem:
         settings.check(self, solution=optional(FUNCTION), networks=many(WIDTHS, 0))
         settings.check(self, resample_every=optional(whole(1)))
 
+    @takes(generator=optional(GENERATOR), sizes=SIZES)
     def sample(
         self,
         generator: Generator | None = None,
@@ -140,6 +145,7 @@ class Problem:
         }
         return Batch(self.terms, points)
 
+    @takes(generator=optional(GENERATOR), n=optional(whole(0)))
     def held_out(
         self,
         generator: Generator | None = None,
@@ -150,6 +156,14 @@ class Problem:
         """Points of the domain to measure errors on: ten times the largest term's by default."""
         n = 10 * max(term.size for term in self.terms.values()) if n is None else n
         return self.domain.interior(n, generator, dtype, device)
+
+    def value(self, model: Function, x: Tensor) -> Tensor:
+        """What a model that is trained on it says at points (N, d)."""
+        found: Tensor = model(x)
+        return found
+
+
+PROBLEM = settings.instance(Problem, "a Problem, e.g. poisson_2d()")
 
 
 class Numbers(NamedTuple):
@@ -233,6 +247,7 @@ class Batch:
         return closure
 
 
+@takes(u=FUNCTION, solution=FUNCTION, x=TENSOR)
 def relative_l2(u: Function, solution: Function, x: Tensor) -> float:
     """||u - u*|| / ||u*|| over the points x (N, d), u* the solution.
 
@@ -243,6 +258,7 @@ def relative_l2(u: Function, solution: Function, x: Tensor) -> float:
     return float((error / size).sqrt())
 
 
+@takes(u=FUNCTION, solution=FUNCTION, x=TENSOR)
 def root_mean_square_error(u: Function, solution: Function, x: Tensor) -> float:
     """sqrt(mean (u - u*)^2), u* the solution at x (N, d): what tables often call relative L2.
 

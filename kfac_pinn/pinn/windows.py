@@ -22,8 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from kfac_pinn.pinn.domains import TimeSpace
-from kfac_pinn.pinn.problem import Problem, Term, placed_like
-from kfac_pinn.settings import FINITE, MODULE, many
+from kfac_pinn.pinn.problem import PROBLEM, Problem, Term, placed_like
+from kfac_pinn.settings import (
+    FINITE,
+    FLAG,
+    FUNCTION,
+    MODULE,
+    POSITIVE,
+    TEXT,
+    increasing,
+    many,
+    optional,
+    takes,
+    whole,
+)
 from kfac_pinn.taylor_mode.jets import Jet
 from kfac_pinn.taylor_mode.operators import taylor
 
@@ -117,6 +129,16 @@ def held(values: Any) -> Any:
     )
 
 
+@takes(
+    network=MODULE,
+    problem=PROBLEM,
+    count=whole(1),
+    train=FUNCTION,
+    initial=TEXT,
+    velocity=optional(TEXT),
+    hard=FLAG,
+    features=optional(MODULE),
+)
 def march(
     network: nn.Module,
     problem: Problem,
@@ -152,8 +174,6 @@ def march(
             with t.
     """
     domain = timed(problem, initial)
-    if count < 1:
-        raise ValueError(f"{count} windows: give at least 1")
     columns = 1 + domain.space.dim if features is None else columns_of(features, network, domain)
     ends = torch.linspace(domain.start, domain.end, count + 1, dtype=torch.float64).tolist()
     pieces: list[nn.Module] = []
@@ -185,7 +205,6 @@ def march(
 
 def columns_of(features: nn.Module, network: nn.Module, domain: TimeSpace) -> int:
     """How many features there are, t the first of them."""
-    MODULE("march: features", features)
     if any(p.requires_grad for p in features.parameters()):
         raise ValueError(
             "march: features have parameters that are trained, and all windows share them: put "
@@ -203,6 +222,14 @@ def columns_of(features: nn.Module, network: nn.Module, domain: TimeSpace) -> in
     return int(found.shape[1])
 
 
+@takes(
+    problem=PROBLEM,
+    interval=increasing(FINITE),
+    before=optional(FUNCTION),
+    weight=POSITIVE,
+    initial=TEXT,
+    velocity=optional(TEXT),
+)
 def window(
     problem: Problem,
     interval: tuple[float, float],
@@ -226,6 +253,9 @@ def window(
             holds at the start only and would be asked for at the start of every window.
     """
     domain = timed(problem, initial)
+    if velocity is not None and velocity not in problem.terms:
+        known = list(problem.terms)
+        raise ValueError(f"{problem.name} has terms {known}, and no velocity {velocity!r}")
     terms = {name: moved(term, domain, interval) for name, term in problem.terms.items()}
     if before is not None:
         check_start(problem, domain, {initial, velocity})
@@ -237,8 +267,6 @@ def window(
 
 def check_start(problem: Problem, domain: TimeSpace, known: set[str | None]) -> None:
     """Every term that holds at the start only is one of those that are handed over."""
-    if unknown := {name for name in known if name is not None} - set(problem.terms):
-        raise ValueError(f"{problem.name} has terms {list(problem.terms)}, not {sorted(unknown)}")
     for name in set(problem.terms) - known:
         points: Any = problem.terms[name].points
         # A few points tell: a term of the start has no other time

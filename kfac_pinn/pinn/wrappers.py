@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kfac_pinn import settings
 from kfac_pinn.pinn.domains import Box
-from kfac_pinn.settings import FINITE, FUNCTION, MODULE, instance, named
+from kfac_pinn.settings import FINITE, FUNCTION, MODULE, instance, named, takes
 
 __all__ = ["HardConstraint", "Normalized", "SideBySide", "WithUnknowns", "wall_distance"]
 
@@ -120,6 +120,7 @@ class WithUnknowns(nn.Module):
         return self.network(x)
 
 
+@takes(box=instance(Box, "a Box, e.g. Box.cube(2)"))
 def wall_distance(box: Box) -> Activation:
     """The factor prod_i 4 (x_i - lower_i)(upper_i - x_i) / (upper_i - lower_i)^2, shape (N, 1).
 

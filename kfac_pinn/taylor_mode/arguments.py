@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from kfac_pinn.settings import FINITE
 from kfac_pinn.taylor_mode.basis import Basis
 from kfac_pinn.taylor_mode.detached import LOST, Detached
 from kfac_pinn.taylor_mode.jets import Jet
@@ -16,10 +17,13 @@ __all__ = [
     "Function",
     "as_jet",
     "called",
+    "check_axes",
     "check_directions",
     "check_function",
+    "check_number",
     "check_order",
     "check_points",
+    "check_terms",
 ]
 
 Function: TypeAlias = Callable[[Any], Any]
@@ -105,9 +109,32 @@ def check_function(u: Any) -> None:
         )
 
 
+def check_number(weight: Any) -> None:
+    """One weight of all directions is a finite number."""
+    if weight is not None:
+        FINITE("weights", weight)
+
+
+def check_axes(axes: Any) -> None:
+    """An axis for each derivative."""
+    if isinstance(axes, bytes) or not isinstance(axes, Sequence):
+        write = f"({axes},)" if isinstance(axes, int) else "(0, 1)"
+        raise TypeError(f"axes must be a tuple, one entry a derivative: {write}, not {axes!r}")
+    if not all(isinstance(axis, int) for axis in axes):
+        raise TypeError(f"axes must be integers, one a derivative, found {axes!r}")
+
+
+def check_terms(terms: Any) -> None:
+    """Coefficients by their axes."""
+    if not isinstance(terms, Mapping):
+        raise TypeError(f"terms must be coefficients by axes, {{(0, 0): 1.0}}, found {terms!r}")
+    for axes in terms:
+        check_axes(axes)
+
+
 def check_order(order: Any) -> None:
     """Derivatives are counted."""
-    if not isinstance(order, int):
+    if not isinstance(order, int) or isinstance(order, bool):
         raise TypeError(f"the order must be an integer >= 1, found {order!r}")
 
 

@@ -20,10 +20,13 @@ from kfac_pinn.taylor_mode.arguments import (
     Function,
     as_jet,
     called,
+    check_axes,
     check_directions,
     check_function,
+    check_number,
     check_order,
     check_points,
+    check_terms,
 )
 from kfac_pinn.taylor_mode.basis import Basis
 from kfac_pinn.taylor_mode.jets import Jet
@@ -80,6 +83,7 @@ def taylor(
     check_directions(v, x)
     w: Tensor | float | None
     if weights is None or isinstance(weights, (int, float)):
+        check_number(weights)
         w = weights
     else:
         w = coefficients(weights, x)
@@ -219,10 +223,7 @@ def partial(u: Function, x: Tensor, axes: Sequence[int]) -> Tensor:
     Raises:
         TypeError: if the axes are one number; the others of `homogeneous`.
     """
-    if isinstance(axes, int):
-        raise TypeError(f"axes must be a tuple, one entry a derivative: ({axes},), not {axes}")
-    if not all(isinstance(axis, int) for axis in axes):
-        raise TypeError(f"axes must be integers, one a derivative, found {axes!r}")
+    check_axes(axes)
     return homogeneous(u, x, {tuple(axes): 1.0})
 
 
@@ -244,6 +245,7 @@ def homogeneous(u: Function, x: Tensor, terms: Mapping[Axes, float | Tensor]) ->
         ValueError: if the orders differ or an axis is none of 0 .. d-1.
     """
     check_points(x)
+    check_terms(terms)
     orders = {len(axes) for axes in terms}
     if len(orders) != 1 or 0 in orders:
         raise ValueError(

@@ -38,6 +38,7 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
     Functions of the same name in `torch`, `torch.Tensor`, `torch.nn.functional`, `torch.special`
     and `torch.linalg` follow unless they have a rule of their own, and so do the in-place forms.
     """
+    check_functions(functions)
 
     def register(definition: Rule) -> Rule:
         for function in functions:
@@ -50,11 +51,18 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+def check_functions(functions: Any) -> None:
+    """What rules are given for."""
+    if wrong := [f for f in functions if not callable(f)]:
+        raise TypeError(f"rules are given for functions, such as torch.sin, found {wrong[0]!r}")
+
+
 def register(maker: Callable[[Any], Callable[..., Any]], *functions: Any) -> None:
     """Register rules that call the torch function itself, for it and for its namesakes.
 
     A namesake is called as it is: it may differ, as `torch.svd` and `torch.linalg.svd` do.
     """
+    check_functions(functions)
     for function in functions:
         RULES[function] = maker(function)
         for namesake in namesakes(function):

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from kfac_pinn.settings import FUNCTION, GENERATOR, INTEGER, TENSOR, optional, takes, whole
 from kfac_pinn.taylor_mode.arguments import Function, check_points
 from kfac_pinn.taylor_mode.operators import taylor
 from kfac_pinn.taylor_mode.polarisation import roots
@@ -38,6 +39,7 @@ def rademacher(shape: Sequence[int], like: Tensor, generator: Generator | None =
     return (2 * bits - 1).to(like.dtype)
 
 
+@takes(samples=whole(1), weights=optional(TENSOR), draw=FUNCTION, generator=optional(GENERATOR))
 def hutchinson_laplacian(
     u: Function,
     x: Tensor,
@@ -85,6 +87,7 @@ def draws_of(
     return z, signs[:: len(vectors) // len(halves)].repeat_interleave(samples)
 
 
+@takes(count=INTEGER, weights=optional(TENSOR), generator=optional(GENERATOR))
 def subsampled_laplacian(
     u: Function,
     x: Tensor,
@@ -98,7 +101,7 @@ def subsampled_laplacian(
     exact.  The weights w (d,) are ones by default.  Returns a tensor of the shape of u(x).
 
     Raises:
-        ValueError: unless 1 <= count <= d.
+        ValueError: unless 1 <= count <= d, or for weights of another shape.
 
     Source: Hu et al. (2024), "Tackling the curse of dimensionality with PINNs" (SDGD).
     """
@@ -109,10 +112,13 @@ def subsampled_laplacian(
     # Without replacement: less variance, and none at count = d
     axes = torch.randperm(d, generator=generator, device=x.device)[:count]
     w = x.new_ones(d) if weights is None else weights
+    if w.shape != (d,):
+        raise ValueError(f"weights must be ({d},), found {tuple(w.shape)}")
     eye = torch.eye(d, dtype=x.dtype, device=x.device)
     return taylor(u, x, 2, eye[axes], w[axes] * (d / count))[-1]
 
 
+@takes(samples=whole(1), generator=optional(GENERATOR))
 def stochastic_bilaplacian(
     u: Function, x: Tensor, samples: int = 1, generator: Generator | None = None
 ) -> Tensor:

@@ -174,7 +174,7 @@ def test_the_corners_series_is_the_corner() -> None:
 def test_ranges_are_checked() -> None:
     with pytest.raises(ValueError, match="give at least one term"):
         transport()
-    with pytest.raises(ValueError, match="above zero"):
+    with pytest.raises(ValueError, match=r"convection\[0\] must be positive"):
         transport(convection=(0.0, 5.0))
 
 

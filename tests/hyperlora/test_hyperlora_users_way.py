@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,6 +210,92 @@ def test_without_a_solution_two_resolutions_tell_the_error(hyper: hl.HyperLoRA) 
     tasks = FAMILY.space.nodes(3)
     seen, found = (hl.calibrate(hyper, f, tasks, steps=1) for f in (FAMILY, blind))
     assert 0.1 < found.ratio / seen.ratio < 10
+
+
+# --- what is given by mistake --------------------------------------------------------------------
+
+WIDE = hl.HyperLoRA(MLP((2, 4, 1)).double(), FAMILY.space, 1, hidden=(4,))
+FROZEN = MLP((1, 4, 1)).double().requires_grad_(False)
+NO_GRID = replace(FAMILY, grid=torch.empty(0, 0))
+NO_SIZE = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 1))
+TWO = torch.tensor([[2.0]])
+
+MISTAKES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
+    "a base of other points": (
+        ValueError,
+        r"does not take the points of the problem 'decay'.* \(N, 1\)",
+        lambda: LevenbergSchedule()(WIDE, TaskProblem(FAMILY, 2), steps=1),
+    ),
+    "a network of other points": (
+        ValueError,
+        r"does not take the points of the problem 'decay, task 2'",
+        lambda: LevenbergSchedule()(MLP((2, 4, 1)).double(), FAMILY.problem(2.0), steps=1),
+    ),
+    "a family for a problem": (
+        TypeError,
+        "LevenbergSchedule: problem must be a Problem",
+        lambda: LevenbergSchedule()(FROZEN, FAMILY, steps=1),  # type: ignore[arg-type]
+    ),
+    "nothing to train": (
+        ValueError,
+        "a MLP, has no parameter to train",
+        lambda: LevenbergSchedule()(FROZEN, FAMILY.problem(2.0), steps=1),
+    ),
+    "nothing to train, many points": (
+        ValueError,
+        "a MLP, has no parameter to train",
+        lambda: KFACPINNSchedule()(FROZEN, FAMILY.problem(2.0), steps=1),
+    ),
+    "a network for its function": (
+        TypeError,
+        "predict must be .* `lambda task: network` .* found a MLP",
+        lambda: FAMILY.errors(FROZEN, TWO),  # type: ignore[arg-type]
+    ),
+    "a hypernetwork for its function": (
+        TypeError,
+        "`hyper.pinn` .* found a HyperLoRA",
+        lambda: FAMILY.errors(WIDE, TWO),  # type: ignore[arg-type]
+    ),
+    "values for a network": (
+        TypeError,
+        "predict must return a network, .* found a Tensor for the task 2",
+        lambda: FAMILY.errors(lambda task: FROZEN(FAMILY.grid), TWO),
+    ),
+    "no grid": (
+        ValueError,
+        r"decay has a solution and no points .* grid=points \(M, d\)",
+        lambda: NO_GRID.errors(lambda task: FROZEN, TWO),
+    ),
+    "layers without a size": (
+        ValueError,
+        "layer '0' has no size yet: call Sequential at",
+        lambda: hl.adapt(NO_SIZE, 1),
+    ),
+    "a flag for a task": (TypeError, "is 1 number.*, found True", lambda: FAMILY.problem(True)),
+    "a negative number of steps": (
+        ValueError,
+        "solve: steps must be a whole number, at least 0, found -1",
+        lambda: hl.solve(WIDE, FAMILY, 2.0, steps=-1),
+    ),
+    "a tolerance that is none": (
+        ValueError,
+        "solve: tolerance .* found nan",
+        lambda: hl.solve(WIDE, FAMILY, 2.0, tolerance=math.nan),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named(name: str) -> None:
+    error, says, call = MISTAKES[name]
+    with pytest.raises(error, match=f"(?s){says}"):
+        call()
+
+
+def test_a_base_is_warned_about_at_the_line_that_asks() -> None:
+    with pytest.warns(UserWarning, match="does not solve") as said:
+        hl.pretrain(MLP((1, 4, 1)).double(), FAMILY, steps=0)
+    assert [each.filename for each in said] == [__file__]
 
 
 # --- saving --------------------------------------------------------------------------------------

@@ -76,7 +76,10 @@ MISUSED = {
     "few": (lambda: by_residual(torch.rand(5, 2), torch.rand(5), 6), "at least as many candidates"),
     "sizes": (lambda: by_residual(torch.rand(5, 2), torch.rand(4), 2), "one size a candidate"),
     "nan": (lambda: by_residual(torch.rand(2, 1), torch.tensor([1.0, math.nan]), 1), "finite"),
-    "floor": (lambda: by_residual(torch.rand(2, 1), torch.rand(2), 1, floor=0.0), "above 0"),
+    "floor": (
+        lambda: by_residual(torch.rand(2, 1), torch.rand(2), 1, floor=0.0),
+        "floor > 0",
+    ),
     "RAD floor": (lambda: RAD(floor=0.0), "floor > 0"),
     "RAD power": (lambda: RAD(power=-0.1), "power >= 0"),
     "RAD every": (lambda: RAD(every=0), "every must be a whole number"),

@@ -147,11 +147,20 @@ MISUSED = {
     "a radius": (lambda: Ball((0.0,), 0.0), "radius > 0"),
     "no space": (lambda: TimeSpace(0.0, 1.0, (0.0, 1.0)), r"found \(0.0, 1.0\): TimeSpace"),
     "time runs back": (lambda: TimeSpace(1.0, 0.0, Box.cube(1)), "start < end"),
-    "negative": (lambda: Box.cube(2).interior(-3), "must not be negative, found -3"),
-    "a fraction": (lambda: Box.cube(2).boundary(2.5), "an integer, found 2.5"),
-    "text": (lambda: Box.cube(2).interior("5"), "an integer, found '5'"),
-    "nothing asked": (lambda: Ball((0.0,)).interior(None), "an integer, found None"),
-    "true": (lambda: TimeSpace(0.0, 1.0, Box.cube(1)).initial(True), "an integer, found True"),
+    "negative": (lambda: Box.cube(2).interior(-3), "Sampler: n must be .* at least 0, found -3"),
+    "a fraction": (
+        lambda: Box.cube(2).boundary(2.5),
+        "n must be a whole number, .* found 2.5",
+    ),
+    "text": (lambda: Box.cube(2).interior("5"), "n must be a whole number, .* found '5'"),
+    "nothing asked": (
+        lambda: Ball((0.0,)).interior(None),
+        "n must be a whole number, .* found None",
+    ),
+    "true": (
+        lambda: TimeSpace(0.0, 1.0, Box.cube(1)).initial(True),
+        "n must be a whole number, .* found True",
+    ),
 }
 
 

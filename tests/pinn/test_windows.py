@@ -109,7 +109,7 @@ def test_velocities_are_handed_over_too() -> None:
     problem = PROBLEMS["wave"]()
     with pytest.raises(ValueError, match="say velocity='at rest'"):
         window(problem, (0.25, 0.5), problem.solution)
-    with pytest.raises(ValueError, match="not \\['speed'\\]"):
+    with pytest.raises(ValueError, match="and no velocity 'speed'"):
         window(problem, (0.25, 0.5), problem.solution, velocity="speed")
     later = window(problem, (0.25, 0.5), problem.solution, velocity="at rest")
     batch = later.sample(torch.Generator().manual_seed(0), dict.fromkeys(later.terms, 20), F64)
@@ -260,7 +260,7 @@ def test_problems_without_time_are_refused(base: nn.Module) -> None:
         window(replace(problem, domain=Box.cube(2)), (0.0, 1.0))
     with pytest.raises(ValueError, match=r"has terms \['interior'\] and none 'initial'"):
         window(replace(problem, terms={"interior": problem.terms["interior"]}), (0.0, 1.0))
-    with pytest.raises(ValueError, match="0 windows: give at least 1"):
+    with pytest.raises(ValueError, match="march: count must be a whole number"):
         march(base, problem, 0, trained(0))
     with pytest.raises(ValueError, match="2 ends of 1 windows"):
         Windows((1.0, 2.0), [base])

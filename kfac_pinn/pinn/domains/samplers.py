@@ -10,13 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from kfac_pinn import settings
-from kfac_pinn.settings import FUNCTION, optional, whole
+from kfac_pinn.settings import FUNCTION, GENERATOR, many, optional, takes, whole
 
 __all__ = [
     "Device",
     "Fill",
     "Sampler",
-    "check_count",
     "grid",
     "is_fill",
     "sobol",
@@ -94,6 +93,7 @@ class Sampler:
         settings.check(self, place=FUNCTION, coordinates=whole(0), fill=is_fill)
         settings.check(self, keep=optional(FUNCTION))
 
+    @takes(n=whole(0), generator=optional(GENERATOR))
     def __call__(
         self,
         n: int,
@@ -107,7 +107,6 @@ class Sampler:
             TypeError, ValueError: unless n is an integer >= 0 and dtype is floating; if hardly
                 any point is kept; for a `grid` of which points are left out.
         """
-        check_count(n)
         if self.keep is None:
             return self.tried(n, generator, dtype, device)[1]
         if self.fill is grid:
@@ -128,6 +127,7 @@ class Sampler:
                 )
             tries = min(16 * tries, max(2 * tries, 2 * tries * n // max(len(kept), 1)))
 
+    @takes(condition=FUNCTION)
     def where(self, condition: Callable[[Tensor], Tensor]) -> Sampler:
         """Those of its points at which a condition, (n, d) -> (n,) of truth values, holds.
 
@@ -158,20 +158,13 @@ class Sampler:
         return self.keep(unit, x)
 
 
-def check_count(n: object) -> None:
-    """Points are counted."""
-    if not isinstance(n, int) or isinstance(n, bool):
-        raise TypeError(f"the number of points must be an integer, found {n!r}")
-    if n < 0:
-        raise ValueError(f"the number of points must not be negative, found {n}")
-
-
 def together(*samplers: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A sampler whose n points are shared equally among others, the first get the remainder.
 
     Args:
         samplers: called as sampler(n, generator, dtype, device) -> (n, d), all of one d.
     """
+    many(FUNCTION)("together: samplers", samplers)
 
     def sample(n: int, *args: Any) -> Tensor:
         share, extra = divmod(n, len(samplers))

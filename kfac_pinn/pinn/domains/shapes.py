@@ -292,6 +292,8 @@ def corner(name: str, numbers: object) -> tuple[float, ...]:
         if isinstance(numbers, (str, bytes)):
             raise TypeError
         found = tuple(float(each) for each in numbers)  # type: ignore[attr-defined]
+        if any(isinstance(each, (str, bytes, bool)) for each in numbers):  # type: ignore[attr-defined]
+            raise TypeError
     except (TypeError, ValueError):
         raise TypeError(f"{name} must hold one number a dimension, found {numbers!r}") from None
     if not found or not all(map(math.isfinite, found)):

@@ -13,7 +13,7 @@ from torch import Tensor
 from kfac_pinn import settings
 from kfac_pinn.pinn.domains.samplers import Fill, Sampler, is_fill, uniform
 from kfac_pinn.pinn.domains.shapes import Shape, corner
-from kfac_pinn.settings import POSITIVE
+from kfac_pinn.settings import INTEGER, POSITIVE, takes, whole
 
 __all__ = ["Ball", "Box"]
 
@@ -46,6 +46,7 @@ class Box(Shape):
         object.__setattr__(self, "upper", upper)
 
     @classmethod
+    @takes(dim=whole(1))
     def cube(cls, dim: int, lower: float = 0.0, upper: float = 1.0, fill: Fill = uniform) -> Box:
         """The cube [lower, upper]^dim."""
         return cls((lower,) * dim, (upper,) * dim, fill)
@@ -80,6 +81,7 @@ class Box(Shape):
 
         return Sampler(place, self.dim + 1, self.fill)
 
+    @takes(coordinate=INTEGER, end=INTEGER)
     def face(self, coordinate: int, end: int) -> Sampler:
         """Points whose coordinate is at its lower (end = 0) or upper bound (end = 1).
 

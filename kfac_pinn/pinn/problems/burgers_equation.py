@@ -11,12 +11,14 @@ from kfac_pinn.pinn.conditions import dirichlet
 from kfac_pinn.pinn.domains import Box, TimeSpace, together
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["burgers", "burgers_2d", "cole_hopf"]
 
 
 @problem
+@takes(viscosity=POSITIVE)
 def burgers(viscosity: float = 0.01 / pi) -> Problem:
     """u_t + u u_x = nu u_xx on [0, 1] x [-1, 1], u(0, x) = -sin(pi x), u(t, -1) = u(t, 1) = 0.
 
@@ -45,6 +47,7 @@ def burgers(viscosity: float = 0.01 / pi) -> Problem:
 
 
 @problem
+@takes(viscosity=POSITIVE)
 def burgers_2d(viscosity: float = 0.004) -> Problem:
     """u_t + u u_x + u u_y = nu Laplace u for t <= 1 on [0, 1]^2, u = 1 / (1 + e^((x+y-t) / 2 nu)).
 
@@ -68,6 +71,7 @@ def burgers_2d(viscosity: float = 0.004) -> Problem:
     return Problem(name, domain, terms, solution, ((3, 30, 30, 30, 1),))
 
 
+@takes(viscosity=POSITIVE)
 def cole_hopf(x: Tensor, viscosity: float) -> Tensor:
     """The exact solution at points x = (t, x), (N, 2) -> (N, 1), to 1e-14 in float64.
 

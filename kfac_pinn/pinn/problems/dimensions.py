@@ -12,12 +12,14 @@ from kfac_pinn.pinn.domains import Ball, TimeSpace
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.poisson_equation import poisson
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import takes, whole
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["heat_ball", "poisson_nd"]
 
 
 @problem
+@takes(dim=whole(1))
 def poisson_nd(dim: int = 5) -> Problem:
     """-Laplace u = pi^2/4 sum_i sin(pi x_i / 2) on [0, 1]^d, u = sum_i sin(pi x_i / 2)."""
 
@@ -31,6 +33,7 @@ def poisson_nd(dim: int = 5) -> Problem:
 
 
 @problem
+@takes(dim=whole(1))
 def heat_ball(dim: int = 5) -> Problem:
     """u_t = Laplace u / d - |x|^2/d u* in the unit ball, du/dn given, u* = e^(|x|^2/2 + t)."""
     domain = TimeSpace(0.0, 1.0, Ball((0.0,) * dim))

@@ -12,12 +12,14 @@ from kfac_pinn.pinn.conditions import dirichlet, neumann
 from kfac_pinn.pinn.domains import Box, together
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import PROBLEMS, problem
+from kfac_pinn.settings import FINITE, takes, whole
 from kfac_pinn.taylor_mode.operators import bilaplacian, laplacian, taylor
 
 __all__ = ["biharmonic_plate", "helmholtz", "l_shape", "mixed_cube"]
 
 
 @problem
+@takes(first=whole(1), second=whole(1), k=FINITE)
 def helmholtz(first: int = 1, second: int = 4, k: float = 1.0) -> Problem:
     """u_xx + u_yy + k^2 u = q on [-1, 1]^2, u = sin(a1 pi x) sin(a2 pi y), zero on the boundary."""
     box = Box.cube(2, -1.0, 1.0)

@@ -16,6 +16,7 @@ from kfac_pinn.pinn.conditions import dirichlet, periodic
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import PROBLEMS, problem
+from kfac_pinn.settings import FINITE, POSITIVE, many, takes, whole
 from kfac_pinn.taylor_mode.operators import homogeneous, taylor
 from kfac_pinn.taylor_mode.operators import partial as derivative
 
@@ -25,6 +26,7 @@ NETWORKS = ((2, 40, 40, 40, 1),)
 
 
 @problem
+@takes(speed=FINITE)
 def convection(speed: float = 50.0) -> Problem:
     """u_t + beta u_x = 0 on [0, 1] x [0, 2 pi], periodic, u(0, x) = sin x: u = sin(x - beta t)."""
     space = Box((0.0,), (2 * pi,))
@@ -46,6 +48,7 @@ def convection(speed: float = 50.0) -> Problem:
 
 
 @problem
+@takes(rate=FINITE)
 def reaction(rate: float = 5.0) -> Problem:
     """u_t = rho u (1 - u) on [0, 1] x [0, 2 pi], periodic, from a Gaussian h of width pi/4.
 
@@ -71,6 +74,7 @@ def reaction(rate: float = 5.0) -> Problem:
 
 
 @problem
+@takes(modes=many(whole(1)), speed=POSITIVE)
 def wave(modes: Sequence[int] = (1,), speed: float = 2.0) -> Problem:
     """u_tt = c^2 u_xx on [0, 1]^2, zero at the ends, at rest at first.
 

@@ -14,6 +14,7 @@ from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
 from kfac_pinn.pinn.problems.cavity import solve_cavity
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import FINITE, POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = [
@@ -44,6 +45,7 @@ def navier_stokes(
 
 
 @problem
+@takes(reynolds=POSITIVE)
 def kovasznay(reynolds: float = 40.0) -> Problem:
     """Steady flow behind a grid on [-1/2, 1] x [-1/2, 3/2], all fields given on the boundary.
 
@@ -66,6 +68,7 @@ def kovasznay(reynolds: float = 40.0) -> Problem:
 
 
 @problem
+@takes(viscosity=POSITIVE)
 def taylor_green(viscosity: float = 0.01) -> Problem:
     """Decaying vortices on [0, 1] x [0, pi]^2, all fields given at the start and at the walls.
 
@@ -84,6 +87,7 @@ def taylor_green(viscosity: float = 0.01) -> Problem:
 
 
 @problem
+@takes(viscosity=POSITIVE, guess=FINITE)
 def navier_stokes_inverse(viscosity: float = 0.1, guess: float = 1.0) -> Problem:
     """Find the viscosity, and the pressure, from velocities of `taylor_green`'s vortices.
 
@@ -116,6 +120,7 @@ def navier_stokes_inverse(viscosity: float = 0.1, guess: float = 1.0) -> Problem
 
 
 @problem
+@takes(reynolds=POSITIVE)
 def lid_driven_cavity(reynolds: float = 100.0) -> Problem:
     """Steady flow in [0, 1]^2 under a lid that moves by 16 x^2 (1 - x)^2, p(0, 0) = 0.
 

@@ -10,12 +10,14 @@ from torch import Tensor
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import takes, whole
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["fokker_planck"]
 
 
 @problem
+@takes(dim=whole(1))
 def fokker_planck(dim: int = 9) -> Problem:
     """q_t - d/2 - 1/2 x.grad q - ||grad q||^2 - Laplace q = 0 on [0, 1] x [-5, 5]^d, q = log p.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kfac_pinn.pinn.domains import Box, TimeSpace, together
 from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
 from kfac_pinn.pinn.problems.registry import problem
-from kfac_pinn.settings import MODULE, POSITIVE
+from kfac_pinn.settings import FUNCTION, MODULE, POSITIVE, many, takes, whole
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["WithDiffusivity", "heat", "heat_1d", "heat_4d", "inverse_heat"]
@@ -30,6 +30,7 @@ def heat_residual(u: Function, x: Tensor, diffusivity: float | Tensor) -> Tensor
     return first[0] - diffusivity * laplacian
 
 
+@takes(dim=whole(1), solution=FUNCTION, sizes=many(whole(1), 2))
 def heat(
     dim: int, solution: Callable[[Any], Any], sizes: tuple[int, int], **published: Any
 ) -> Problem:
@@ -106,6 +107,7 @@ class WithDiffusivity(nn.Module):
 
 
 @problem
+@takes(sensors=whole(1))
 def inverse_heat(sensors: int = 100) -> Problem:
     """Find u and kappa in u_t = kappa u_xx from measurements of u* of `heat_1d`; kappa is 1/4.
 

@@ -22,6 +22,7 @@ from kfac_pinn.pinn.conditions import dirichlet
 from kfac_pinn.pinn.domains import Ball, Box, Shape
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import laplacian, taylor
 from kfac_pinn.taylor_mode.rules import elementwise
 
@@ -75,6 +76,7 @@ def solve_poisson_holes(density: int = 2) -> FundamentalSolutions:
 
 
 @problem
+@takes(k=POSITIVE)
 def poisson_boltzmann(k: float = 8.0) -> Problem:
     """-Laplace u + k^2 u = f on [-1, 1]^2 without four unequal disks, u = 0.2, 1 on walls, rims.
 

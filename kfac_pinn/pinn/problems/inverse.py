@@ -19,6 +19,7 @@ from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
 from kfac_pinn.pinn.problems.in_time import InTime, runge_kutta
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import FINITE, NOT_NEGATIVE, many, takes, whole
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
 
 
 @problem
+@takes(sensors=whole(1), guess=FINITE)
 def lorenz_inverse(sensors: int = 25, guess: float = 1.0) -> Problem:
     """Find sigma, rho, beta in the Lorenz system from its path for t <= 3 and its start.
 
@@ -80,6 +82,7 @@ def solve_lorenz(steps: int = 3000) -> InTime:
 
 
 @problem
+@takes(sensors=whole(1), guess=many(FINITE, 2))
 def oscillator_inverse(sensors: int = 40, guess: Sequence[float] = (1.0, 1.0)) -> Problem:
     """Find mu = 4 and k = 400 in u'' + mu u' + k u = 0, u(0) = 1, u'(0) = 0, from u for t <= 1.
 
@@ -109,6 +112,7 @@ def oscillator_inverse(sensors: int = 40, guess: Sequence[float] = (1.0, 1.0)) -
 
 
 @problem
+@takes(noise=NOT_NEGATIVE)
 def poisson_inverse(noise: float = 0.0) -> Problem:
     """Find u and a in -div(a grad u) = f on [0, 1]^2 from u at sensors and a on the boundary.
 
@@ -127,6 +131,7 @@ def poisson_inverse(noise: float = 0.0) -> Problem:
 
 
 @problem
+@takes(noise=NOT_NEGATIVE)
 def elliptic_inverse(noise: float = 0.0) -> Problem:
     """As `poisson_inverse`, with a = 1 + cos(2 pi x) sin(2 pi y) / 2, faster than u."""
 
@@ -137,6 +142,7 @@ def elliptic_inverse(noise: float = 0.0) -> Problem:
 
 
 @problem
+@takes(noise=NOT_NEGATIVE)
 def heat_inverse(noise: float = 0.0) -> Problem:
     """Find u and a in u_t - div(a grad u) = f on [0, 1] x [-1, 1]^2, as in `poisson_inverse`.
 

@@ -18,6 +18,7 @@ from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.in_time import PeriodicEquation, Trajectory
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = [
@@ -34,6 +35,7 @@ CHAOTIC = 100 / 16, 100 / 16**2, 100 / 16**4  # a, b, c
 
 
 @problem
+@takes(diffusivity=POSITIVE)
 def allen_cahn(diffusivity: float = 1e-4) -> Problem:
     """u_t = D u_xx + 5 u - 5 u^3 on [0, 1] x [-1, 1], u(0, x) = x^2 cos pi x, u, u_x periodic.
 
@@ -65,6 +67,7 @@ def solve_allen_cahn(diffusivity: float, modes: int = 2048, steps: int = 1000) -
 
 
 @problem
+@takes(dispersion=POSITIVE)
 def kdv(dispersion: float = 0.022) -> Problem:
     """u_t + u u_x + mu^2 u_xxx = 0 on [0, 1] x [-1, 1], u(0, x) = cos pi x, periodic.
 
@@ -96,6 +99,7 @@ def solve_kdv(dispersion: float, modes: int = 512, steps: int = 4000) -> Traject
 
 
 @problem
+@takes(end=POSITIVE)
 def kuramoto_sivashinsky(end: float = 0.5) -> Problem:
     """u_t + a u u_x + b u_xx + c u_xxxx = 0 on [0, 2 pi], a, b, c = 100/16, 100/16^2, 100/16^4.
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import FUNCTION, many, takes, whole
 from kfac_pinn.taylor_mode.operators import laplacian
 
 __all__ = ["poisson", "poisson_2d", "poisson_5d", "poisson_10d", "poisson_100d"]
 
 
+@takes(dim=whole(1), source=FUNCTION, solution=FUNCTION, sizes=many(whole(1), 2))
 def poisson(
     dim: int,
     source: Callable[[Tensor], Tensor],

@@ -11,12 +11,14 @@ from kfac_pinn.jacobian.losses import ConvexLoss
 from kfac_pinn.pinn.domains import Box
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["poisson_ritz"]
 
 
 @problem
+@takes(penalty=POSITIVE)
 def poisson_ritz(penalty: float = 500.0) -> Problem:
     """-Laplace u = 2 pi^2 sin(pi x) sin(pi y) on [0, 1]^2, u = 0 on the boundary, as a minimum:
 

@@ -12,12 +12,14 @@ from kfac_pinn.pinn.conditions import dirichlet, neumann, robin
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, Problem, Term
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import POSITIVE, takes
 from kfac_pinn.taylor_mode.operators import partial, taylor
 
 __all__ = ["forced_beam", "robin_heat"]
 
 
 @problem
+@takes(loss=POSITIVE)
 def robin_heat(loss: float = 1.0) -> Problem:
     """u_t = u_xx on [0, 1]^2, u = 1 at first, insulated at x = 0, u_x + h u = 0 at x = 1.
 

@@ -12,6 +12,7 @@ from kfac_pinn.pinn.conditions import dirichlet
 from kfac_pinn.pinn.domains import Box, TimeSpace
 from kfac_pinn.pinn.problem import Function, InverseProblem, Problem, Term, Unknown
 from kfac_pinn.pinn.problems.registry import problem
+from kfac_pinn.settings import FINITE, INSIDE, takes
 from kfac_pinn.taylor_mode.operators import partial, taylor
 
 __all__ = ["klein_gordon", "klein_gordon_inverse", "schroedinger", "sine_gordon"]
@@ -50,6 +51,7 @@ def klein_gordon() -> Problem:
 
 
 @problem
+@takes(square=FINITE, guess=FINITE)
 def klein_gordon_inverse(square: float = 4.0, guess: float = 1.0) -> Problem:
     """Find u and m^2 in u_tt - u_xx + m^2 u = 0 from u and u_t at t = 0 and u at sensors.
 
@@ -78,6 +80,7 @@ def klein_gordon_inverse(square: float = 4.0, guess: float = 1.0) -> Problem:
 
 
 @problem
+@takes(frequency=INSIDE)
 def sine_gordon(frequency: float = 0.6) -> Problem:
     """u_tt - u_xx + sin u = 0 on [0, 10] x [-5, 5], values at the ends: a breather.
 

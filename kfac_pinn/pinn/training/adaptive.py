@@ -19,7 +19,17 @@ from kfac_pinn import settings
 from kfac_pinn.pinn.domains import TimeSpace
 from kfac_pinn.pinn.problem import Batch, Function, Term, named_equations
 from kfac_pinn.pinn.training.run import Run, Sizes
-from kfac_pinn.settings import NAMES, NOT_NEGATIVE, POSITIVE, SIZES, whole
+from kfac_pinn.settings import (
+    GENERATOR,
+    NAMES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SIZES,
+    TENSOR,
+    optional,
+    takes,
+    whole,
+)
 
 __all__ = [
     "R3",
@@ -48,6 +58,14 @@ def residual_sizes(u: Function, term: Term, x: Tensor) -> Tensor:
     return sum(r.reshape(len(x), -1).square().sum(1) for r in found).sqrt()
 
 
+@takes(
+    candidates=TENSOR,
+    sizes=TENSOR,
+    n=whole(1),
+    power=NOT_NEGATIVE,
+    floor=POSITIVE,
+    generator=optional(GENERATOR),
+)
 def by_residual(
     candidates: Tensor,
     sizes: Tensor,
@@ -76,11 +94,8 @@ def by_residual(
             f"{n} points from {len(candidates)} candidates with {tuple(sizes.shape)} sizes of "
             "residuals: one size a candidate, and at least as many candidates as points"
         )
-    if not sizes.isfinite().all() or not floor > 0:
-        raise ValueError(
-            f"sizes of residuals must be finite and the floor above 0, found {floor} and "
-            f"{int((~sizes.isfinite()).sum())} sizes that are not finite"
-        )
+    if wrong := int((~sizes.isfinite()).sum()):
+        raise ValueError(f"sizes of residuals must be finite, found {wrong} that are not")
     tiny = torch.finfo(sizes.dtype).tiny
     # In units of the largest: powers of small or large residuals would leave the dtype
     relative = (sizes / sizes.max().clamp(min=tiny)) ** power

@@ -66,7 +66,7 @@ def check_budget(budget: Budget, every: Any, sampling: Any, callbacks: Any) -> N
             raise TypeError(f"{name} must be a number, found {value!r}")
         if value is not None and not value >= 0:
             raise ValueError(f"{name} must not be negative, found {value}")
-    if every < 1:
+    if every is None or every < 1:
         raise ValueError(f"every must be at least 1 step, found {every}")
     if isinstance(sampling, type) or not (sampling is None or callable(sampling)):
         found = sampling.__name__ if isinstance(sampling, type) else repr(sampling)
@@ -90,7 +90,7 @@ def check_points(run: Run) -> None:
     points = run.places[:1]
     try:
         with torch.no_grad():
-            run.model(points)
+            run.problem.value(run.model, points)
     except RuntimeError as error:
         raise ValueError(
             f"the model does not take the points of the problem '{run.problem.name}', which have "

@@ -15,10 +15,12 @@ from kfac_pinn.notices import outside
 from kfac_pinn.pinn.problem import Problem
 from kfac_pinn.pinn.training.checks import check_arguments, check_budget, check_points
 from kfac_pinn.pinn.training.run import Budget, Callback, Every, Fixed, Row, Run, Sampling
+from kfac_pinn.settings import INTEGER, takes
 
 __all__ = ["History", "fit"]
 
 
+@takes(seed=INTEGER)
 def fit(
     model: nn.Module,
     problem: Problem,
