@@ -20,7 +20,12 @@ from torch import nn
 import hyperlora_ext
 import kfac_pinn
 from hyperlora_ext.near_tasks import Near
-from hyperlora_ext.schedules import KFACPINNSchedule, LevenbergSchedule, StochasticSchedule
+from hyperlora_ext.schedules import (
+    GaussNewtonSchedule,
+    KFACPINNSchedule,
+    LevenbergSchedule,
+    StochasticSchedule,
+)
 from kfac_pinn import (
     ENGD,
     KFAC,
@@ -46,7 +51,7 @@ from kfac_pinn.linalg import ProgressOfSolve, RelativeProgress, RelativeResidual
 from kfac_pinn.search.damping import Towards
 
 OTHERS = [LevenbergSchedule, StochasticSchedule, RelativeProgress, RelativeResidual]
-OTHERS += [ProgressOfSolve, Towards, KFACPINNSchedule, Near]
+OTHERS += [ProgressOfSolve, Towards, KFACPINNSchedule, GaussNewtonSchedule, Near]
 
 # What the package makes itself and hands to users, or to those who write an optimizer.
 MADE = {"Jet", "Linearization", "Objective", "Step", "Outcome", "History", "Run", "Solved"}

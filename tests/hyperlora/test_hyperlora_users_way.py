@@ -17,7 +17,7 @@ from hyperlora_ext.base_check import SOLVED, unsolved
 from hyperlora_ext.condition import Condition, Function
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import burgers1d, helmholtz, kovasznay
-from hyperlora_ext.schedules import KFACPINNSchedule, LevenbergSchedule, suited
+from hyperlora_ext.schedules import GaussNewtonSchedule, KFACPINNSchedule, LevenbergSchedule, suited
 from hyperlora_ext.task_problem import TaskProblem
 from kfac_pinn import MLP, Box, taylor
 from kfac_pinn.pinn.domains import grid, sobol, together
@@ -88,6 +88,17 @@ def test_the_schedule_of_many_points_trains_a_base(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     base = hl.pretrain(MLP((1, 8, 8, 1)).double(), FAMILY, steps=20)
     assert FAMILY.errors(lambda task: base, torch.tensor([[2.0]])).relative < 1e-3
+
+
+def test_adapters_of_many_numbers_may_be_trained_at_one_ratio(base: nn.Module) -> None:
+    """Within a few steps: a new network's low ratio would take a hundred of them."""
+    torch.manual_seed(0)
+    errors = {}
+    for ratio in (0.1, 0.5):
+        v = hl.adapt(base, 2, aimed=FAMILY.problem(2.6))
+        GaussNewtonSchedule(every=20, ratio=ratio)(v, FAMILY.problem(2.6), steps=8)
+        errors[ratio] = float(FAMILY.errors(lambda task, v=v: v, torch.tensor([[2.6]])).relative)
+    assert errors[0.5] < 1e-3 and 5 * errors[0.5] < errors[0.1]
 
 
 def test_a_base_that_is_not_solved_is_warned_about_with_its_number(base: nn.Module) -> None:

@@ -24,6 +24,7 @@ from hyperlora_ext.problems import (
 from hyperlora_ext.problems.coupled_burgers import DOMAIN
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.schedules import (
+    GaussNewtonSchedule,
     KFACPINNSchedule,
     LevenbergSchedule,
     StochasticSchedule,
@@ -49,6 +50,7 @@ class Config:
         step, judges: points of a step of adapters, and those it is judged on, by condition.
         whole: schedule of all weights, and of adapters of far more numbers than a step has points;
             None: that of the other adapters.
+        several: schedule of adapters of about as many numbers as a step has points; None: likewise.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
@@ -73,6 +75,7 @@ class Config:
     judges: Sizes
     hyper_step: Sizes
     whole: Train | None = None
+    several: Train | None = None
     every: int = 25
     hyper_tasks: int = 20
     hyper_train: Train = field(default=LevenbergSchedule(every=10))
@@ -101,8 +104,11 @@ class Config:
 
     def train_some(self, parameters: int) -> Train:
         """The schedule for adapters of so many numbers."""
-        # About as many as points: exact steps of either schedule, and bent ones are ahead
-        return self.train if parameters <= 1.5 * sum(self.step.values()) else self.train_all
+        share = parameters / sum(self.step.values())
+        if share > 1.5:
+            return self.train_all
+        several = self.several if self.schedule is None and share > 0.75 else None
+        return several or self.train
 
     def by_physics(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
         """The tasks of every step by physics: new ones, or the training set."""
@@ -164,6 +170,7 @@ def _burgers1d() -> Config:
         {"interior": 8000, "initial": 256},
         {"interior": 8, "initial": 4},
         whole=KFACPINNSchedule(step),
+        several=GaussNewtonSchedule(step),
         every=5,
         hyper_tasks=150,
         hyper_train=StochasticSchedule(),
