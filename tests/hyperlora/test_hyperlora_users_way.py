@@ -94,11 +94,11 @@ def test_adapters_of_many_numbers_may_be_trained_at_one_ratio(base: nn.Module) -
     """Within a few steps: a new network's low ratio would take a hundred of them."""
     torch.manual_seed(0)
     errors = {}
-    for ratio in (0.1, 0.5):
+    for ratio in (0.1, 0.85):
         v = hl.adapt(base, 2, aimed=FAMILY.problem(2.6))
         GaussNewtonSchedule(every=20, ratio=ratio)(v, FAMILY.problem(2.6), steps=8)
         errors[ratio] = float(FAMILY.errors(lambda task, v=v: v, torch.tensor([[2.6]])).relative)
-    assert errors[0.5] < 1e-3 and 5 * errors[0.5] < errors[0.1]
+    assert errors[0.85] < 1e-3 and 10 * errors[0.85] < errors[0.1]
 
 
 def test_a_base_that_is_not_solved_is_warned_about_with_its_number(base: nn.Module) -> None:
