@@ -48,9 +48,8 @@ class Config:
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
         step, judges: points of a step of adapters, and those it is judged on, by condition.
-        whole: schedule of all weights, and of adapters of far more numbers than a step has points;
-            None: that of the other adapters.
-        several: schedule of adapters of about as many numbers as a step has points; None: likewise.
+        whole, several: schedules of all weights, and of adapters of about as many numbers as a step
+            has points, or more; None: that of the other adapters.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
@@ -104,11 +103,9 @@ class Config:
 
     def train_some(self, parameters: int) -> Train:
         """The schedule for adapters of so many numbers."""
-        share = parameters / sum(self.step.values())
-        if share > 1.5:
-            return self.train_all
-        several = self.several if self.schedule is None and share > 0.75 else None
-        return several or self.train
+        # Fewer than 3/4 of the points: dense solves are cheap, and bent steps ahead
+        few = parameters <= 0.75 * sum(self.step.values())
+        return self.train if few or self.schedule else self.several or self.train
 
     def by_physics(self, tasks: Tensor) -> Callable[[Generator | None], Tensor]:
         """The tasks of every step by physics: new ones, or the training set."""
