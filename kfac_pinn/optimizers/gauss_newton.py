@@ -115,6 +115,9 @@ class GaussNewton(ModelOptimizer):
     (`sketched_model`). Given minutes it ends the most accurate here by orders of magnitude, up to
     about ten thousand parameters; in seconds, from about a thousand on, truncated steps are ahead.
 
+    A network that is trained already, on a problem of the same kind, needs no such long steps: one
+    ratio, `schedule=TargetSchedule(low=0.5, least=0.5)`, is quicker by far (docs/howto).
+
     Args:
         params: as for any torch optimizer.
         lr: scales the steps of a group; 1 unless a group is to move less.
