@@ -110,12 +110,18 @@ class HyperLoRA(nn.Module):
         """u of all tasks at once: maps their points, task after task, (T n, d) to (T n, c)."""
         return Fields(self, self.factors(tasks), self.space.offset(self.space.check(tasks)))
 
-    def forward(self, tasks: Tensor, x: Tensor) -> Tensor:
+    def forward(self, tasks: Tensor, x: Tensor | None = None) -> Tensor:
         """u of each task at its own points x (T, n, d), or at shared ones (n, d): (T, n, c).
 
         Raises:
+            TypeError: without points, as networks of one task are called.
             ValueError: for tasks of the wrong size, or points of another number of tasks.
         """
+        if x is None:
+            raise TypeError(
+                "a HyperLoRA is a function of tasks and points: train it on TaskProblem(family), "
+                "and take hyper.pinn(task) where the network of one task is meant"
+            )
         tasks = self.space.check(tasks)
         if x.ndim == 3 and len(x) != len(tasks):
             raise ValueError(f"points of {len(x)} tasks for {len(tasks)} tasks")

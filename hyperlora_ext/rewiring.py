@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeGuard
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from hyperlora_ext.emitted_layers import TaskLinear
 from hyperlora_ext.lora import LoRALinear, frozen
 
 __all__ = ["is_linear", "linear_layers", "rewired"]
@@ -18,12 +19,17 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers by name.
 
     Raises:
-        ValueError: if there are none, if they have adapters already, or no size yet.
+        ValueError: if there are none, if they have adapters already or are emitted, or no size yet.
     """
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ValueError(
             f"{type(model).__name__} has adapters already: start from its base, or make plain "
             "layers of them first, by merge(model)"
+        )
+    if any(isinstance(m, TaskLinear) for m in model.modules()):
+        raise ValueError(
+            f"the weights of {type(model).__name__} are emitted for each task: adapt its base, or "
+            "polish the network of one task, hyper.pinn(task), which has adapters"
         )
     found = {n: m for n, m in model.named_modules() if is_linear(m)}
     if unmade := [n for n, m in found.items() if isinstance(m.weight, UninitializedParameter)]:

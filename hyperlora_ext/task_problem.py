@@ -38,7 +38,16 @@ class TaskBatch(Batch):
         return self.points["tasks"]
 
     def residuals(self, u: Any) -> TaskResiduals:  # type: ignore[override]
-        """The closure of a hypernetwork: call it, or let an optimizer linearise it."""
+        """The closure of a hypernetwork: call it, or let an optimizer linearise it.
+
+        Raises:
+            TypeError: for a network of one task, or of points and tasks.
+        """
+        if not callable(getattr(u, "fields", None)):
+            raise TypeError(
+                f"a TaskProblem trains a HyperLoRA, found a {type(u).__name__}: one task is "
+                "family.problem(task), and all tasks as inputs of one network parametric(family)"
+            )
         points = {name: self.points[name] for name in self.terms}
         terms = cast(Mapping[str, Condition], self.terms)
         return TaskResiduals(u, self.tasks, lambda f: residuals_of(terms, f, self.tasks, points))

@@ -277,6 +277,26 @@ MISTAKES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         r"decay has a solution and no points .* grid=points \(M, d\)",
         lambda: NO_GRID.errors(lambda task: FROZEN, TWO),
     ),
+    "a network for a hypernetwork": (
+        TypeError,
+        r"trains a HyperLoRA, found a MLP: .* parametric\(family\)",
+        lambda: LevenbergSchedule()(MLP((1, 4, 1)), TaskProblem(FAMILY, 2), steps=1),
+    ),
+    "a hypernetwork for a network": (
+        TypeError,
+        r"train it on TaskProblem\(family\)",
+        lambda: LevenbergSchedule()(WIDE, FAMILY.problem(2.0), steps=1),
+    ),
+    "a hypernetwork for a network of points and tasks": (
+        TypeError,
+        r"train it on TaskProblem\(family\)",
+        lambda: LevenbergSchedule()(WIDE, hl.parametric(FAMILY), steps=1),
+    ),
+    "a hypernetwork for a base": (
+        ValueError,
+        r"are emitted for each task: .* hyper.pinn\(task\)",
+        lambda: hl.adapt(WIDE, 1),
+    ),
     "layers without a size": (
         ValueError,
         "layer '0' has no size yet: call Sequential at",
