@@ -276,13 +276,13 @@ def test_every_figure_has_a_command(bench: Benchmark, tmp_path: Path) -> None:
 
 def test_how_adapters_are_trained_depends_on_their_numbers_and_the_points() -> None:
     config = CONFIGS["burgers1d"]()
-    assert isinstance(config.train_some(2314), LevenbergSchedule)
-    assert config.train_some(4362) is config.train_some(33034) is config.several
-    assert config.train_all is config.whole
+    assert isinstance(config.train_from_base(2314), LevenbergSchedule)
+    assert config.train_from_base(4362) is config.train_from_base(33034) is config.several
+    assert config.train_new is config.whole
     kovasznay, published = CONFIGS["kovasznay"](), CONFIGS["burgers1d_published"]()
-    assert isinstance(kovasznay.train_some(10**5), LevenbergSchedule)
+    assert isinstance(kovasznay.train_from_base(10**5), LevenbergSchedule)
     for numbers in (100, 4362, 10**5):
-        assert published.train_some(numbers) is PUBLISHED_PINN
+        assert published.train_from_base(numbers) is PUBLISHED_PINN
 
 
 def test_one_problem_is_posed_in_two_ways() -> None:

@@ -50,7 +50,7 @@ def test_the_papers_way_is_a_config_too(name: str) -> None:
     """Its network (Table 1's count), points, optimizer, start of adapters and training set."""
     ours, config = CONFIGS[name](), CONFIGS[f"{name}_published"]()
     assert sum(p.numel() for p in config.network().parameters()) == PUBLISHED[name]
-    assert config.train is config.train_all is PUBLISHED_PINN and not config.aimed
+    assert config.train is config.train_new is PUBLISHED_PINN and not config.aimed
     assert config.hyper_train is PUBLISHED_HYPER and config.printed == name
     assert isinstance(ours.train, LevenbergSchedule) and ours.aimed
     whole = {k: c.size for k, c in config.family.conditions.items()}

@@ -107,19 +107,21 @@ class Benchmark:
         """L-PINN."""
         config, spent = self.config, self._spent(self.budget.task)
         problem, base = config.family.problem(task), self.w0(task)
-        train = config.train_some(count(adapt(base, rank)))
+        train = config.train_from_base(count(adapt(base, rank)))
         torch.manual_seed(self.budget.seed)  # whatever was measured, or found in the cache, before
         return regimes.l_pinn(base, problem, train, rank, config.aimed, **spent)
 
     def fine_tuned(self, task: Tensor) -> nn.Module:
         """F-PINN."""
         problem, spent = self.config.family.problem(task), self._spent(self.budget.task)
-        return regimes.f_pinn(self.w0(task), problem, self.config.train_all, **spent)
+        base = self.w0(task)
+        train = self.config.train_from_base(sum(p.numel() for p in base.parameters()))
+        return regimes.f_pinn(base, problem, train, **spent)
 
     def from_scratch(self, task: Tensor) -> nn.Module:
         """PINN, in the time that the base had."""
         problem, spent = self.config.family.problem(task), self._spent(self.budget.base)
-        return regimes.pinn(self._network(), problem, self.config.train_all, **spent)
+        return regimes.pinn(self._network(), problem, self.config.train_new, **spent)
 
     def parametric(self) -> Callable[[Tensor], nn.Module]:
         """One plain network for all tasks, in the time of a hypernetwork.
@@ -181,7 +183,7 @@ class Benchmark:
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
         """One trained network a training task; kept as their numbers theta (T, size)."""
         config, spent = self.config, self._spent(self.budget.task)
-        train = config.train_some(hyper.size)
+        train = config.train_from_base(hyper.size)
 
         def made(task: Tensor) -> Tensor:
             (v,) = regimes.teachers(hyper, config.family, task[None], train, **spent)

@@ -48,7 +48,7 @@ class Config:
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
         step, judges: points of a step of adapters, and those it is judged on, by condition.
-        whole, several: schedules of all weights, and of adapters of about as many numbers as a step
+        whole, several: schedules of a new network, and from a base of about as many numbers as a step
             has points, or more; None: that of the other adapters.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
@@ -96,13 +96,13 @@ class Config:
         return self.schedule or ours
 
     @property
-    def train_all(self) -> Train:
-        """The schedule for all weights."""
+    def train_new(self) -> Train:
+        """The schedule for a new network."""
         ours = self.whole or LevenbergSchedule(self.step, self.judges, start=0.25)
         return self.schedule or ours
 
-    def train_some(self, parameters: int) -> Train:
-        """The schedule for adapters of so many numbers."""
+    def train_from_base(self, parameters: int) -> Train:
+        """The schedule for so many numbers, adapters' or all, that start from a base."""
         # Fewer than 3/4 of the points: dense solves are cheap, and bent steps ahead
         few = parameters <= 0.75 * sum(self.step.values())
         return self.train if few or self.schedule else self.several or self.train
@@ -133,7 +133,7 @@ class Config:
         for i, (share, task) in enumerate(zip(shares, self.path, strict=True)):
             budget: dict[str, Any] = {"seconds": seconds * share / sum(shares), "seed": seed}
             budget["callbacks"] = cache.callbacks(f"base {i}")
-            self.train_all(network, self.family.problem(task), **budget)
+            self.train_new(network, self.family.problem(task), **budget)
         return network
 
 
