@@ -187,7 +187,7 @@ class KFACPINNSchedule:
 
 @dataclass(frozen=True)
 class GaussNewtonSchedule:
-    """Our schedule for adapters of some thousand numbers, on a base that is solved.
+    """Our schedule for some thousand numbers, adapters' or all weights, from a base that is solved.
 
     `GaussNewton`, whose steps cost a third of those of a dense solve there. They aim at one ratio
     from the beginning: the low one with which it sets out from a new network pays after hundreds

@@ -48,8 +48,9 @@ class Config:
         path: tasks on which the base is trained, one after the other (a continuation); the last
             is the base's own.
         step, judges: points of a step of adapters, and those it is judged on, by condition.
-        whole, several: schedules of a new network, and from a base of about as many numbers as a step
-            has points, or more; None: that of the other adapters.
+        whole: schedule of a new network; None: that of adapters.
+        several: schedule of about as many numbers as a step has points, or more, that start from a
+            base; None: likewise.
         every: steps of adapters for which points are kept.
         hyper_step: points a task, for hypernetworks.
         hyper_tasks: tasks a step, for hypernetworks.
