@@ -23,6 +23,7 @@ from hyperlora_ext.schedules import LevenbergSchedule
 from kfac_pinn import MLP, Ball, Box, Problem, Term, TimeSpace
 from kfac_pinn.pinn.problems import PROBLEMS
 from kfac_pinn.settings import POSITIVE, RANGE, takes
+from kfac_pinn.taylor_mode.rule_table import RULES
 
 SPACE = hyperlora_ext.Interval(1.0, 2.0)
 BOX, ROAD = Box.cube(2), TimeSpace(0.0, 2.0, Box((0.0,), (1.0,)))
@@ -38,7 +39,6 @@ def values(u: Any, x: Tensor, *task: Tensor) -> Any:
 
 
 U, X = network(), torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
-SGD = torch.optim.SGD(U.parameters(), lr=0.1)
 TERMS = {"interior": Term(ROAD.interior, values, 20), "initial": Term(ROAD.initial, values, 5)}
 PROBLEM = Problem("p", ROAD, TERMS)
 FAMILY = hyperlora_ext.Family(
@@ -135,8 +135,8 @@ METHODS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 FURTHER: dict[str, dict[str, Any]] = {"LevenbergSchedule": {"steps": 0}}
 
-# Fills are called by samplers, `fit` and the files of adapters have tests of their own; what
-# registers rules would change them for all; a closure's output is told by its residuals' names.
+# Fills are called by samplers, `step_function` with jets, too; `fit` has tests of its own; a
+# closure's output is told by its residuals' names; the others stand at the end.
 ELSEWHERE = {"uniform", "sobol", "grid", "fit", "load", "save", "total_loss"}
 ELSEWHERE |= {"rule", "elementwise", "linear", "by_autograd", "together", "step_function"}
 
@@ -150,9 +150,8 @@ RIGHT: dict[str, list[Any]] = {
     "march.initial": ["1"],
     "march.velocity": ["1"],
 }
-VALUES = {"float | Callable[[Tensor], Tensor]", "Value"}
 SIGNED = {"seed", "axis", "lower", "upper", "period", "guess", "speed", "rate", "k", "square"}
-ZERO = {"power", "tolerance", "target", "steps", "end", "coordinate", "order", "n", "noise", "seed"}
+ZERO = {"power", "tolerance", "target", "steps", "end", "coordinate", "order", "n", "noise"}
 THINGS = [object(), b"1", 1j, nn.Tanh]
 
 
@@ -227,6 +226,30 @@ def test_what_the_others_are_given_is_right(name: str) -> None:
     """Else it is not the one value that is refused above."""
     function, given = NAMED[name]
     function(*given, **FURTHER.get(name, {}))
+
+
+FIXED = [kfac_pinn.rule, kfac_pinn.elementwise, kfac_pinn.linear, kfac_pinn.by_autograd]
+
+
+@pytest.mark.parametrize("wrong", [None, "torch.sin", 1.0, [torch.sin]])
+@pytest.mark.parametrize("function", [*FIXED, kfac_pinn.together], ids=lambda f: f.__name__)
+def test_several_functions_are_functions(function: Callable[..., Any], wrong: Any) -> None:
+    """Named before a rule is registered, which would hold for all."""
+    before = dict(RULES)
+    with pytest.raises(TypeError, match=re.escape(repr(wrong))):
+        function(torch.sin, wrong)
+    assert before == RULES
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [(None, "None"), (1, "1"), (b"file", "b'file'"), (nn.Tanh, "class Tanh")]
+)
+@pytest.mark.parametrize("function", [hyperlora_ext.save, hyperlora_ext.load])
+def test_files_have_models_and_paths(function: Any, wrong: Any, told: str) -> None:
+    with pytest.raises(TypeError, match=f"{function.__name__}: model .*{told}"):
+        function(wrong, "file")
+    with pytest.raises(TypeError, match=f"{function.__name__}: path .*{told}"):
+        function(ADAPTED, wrong)
 
 
 def test_arguments_are_found_by_place_and_by_name() -> None:

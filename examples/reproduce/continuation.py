@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 import typer
 from torch import nn
 from torch.optim import Optimizer
+from zoo_runs import commit_here
 
 from kfac_pinn import (
     KFACPINN,
@@ -88,12 +89,9 @@ def runs(seeds: int) -> Iterator[tuple[str, dict[str, Any]]]:
 def measure(seeds: int = 3, file: Path = RESULTS) -> None:
     """Relative L2 errors and seconds after some steps."""
     torch.set_num_threads(1)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    found = dict(runs(seeds))
-    content = {"commit": commit, "torch": torch.__version__, "runs": found}
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    made = {"commit": commit_here(), "torch": torch.__version__}
+    made["machine"] = platform.processor() or platform.machine()
+    file.write_text(json.dumps({**made, "runs": dict(runs(seeds))}, indent=1) + "\n")
 
 
 @app.command()

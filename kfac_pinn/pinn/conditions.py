@@ -3,8 +3,8 @@
     Term(plate.boundary, neumann(plate), 100)                     # insulated
     Term(plate.boundary, robin(plate, 2.0, 1.0, lambda x: x), 100)
 
-A domain is what has outward normals: a shape, or a `TimeSpace` of one. Values are numbers or
-functions of the points, (N, d) -> (N,), (N, 1) or (N, C).
+A domain is what has outward normals: a shape, or a `TimeSpace` of one. Values are numbers
+(trained ones are tensors) or functions of the points, (N, d) -> (N,), (N, 1) or (N, C).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kfac_pinn.taylor_mode.operators import taylor
 
 __all__ = ["Value", "dirichlet", "interface", "neumann", "periodic", "robin"]
 
-Value: TypeAlias = "float | Callable[[Tensor], Tensor]"
+Value: TypeAlias = "float | Tensor | Callable[[Tensor], Tensor]"
 Residual: TypeAlias = Callable[[Function, Tensor], Any]
 
 

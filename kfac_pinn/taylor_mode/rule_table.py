@@ -15,6 +15,7 @@ __all__ = [
     "OF_VALUES",
     "RULES",
     "apply",
+    "check_functions",
     "is_operator",
     "leaves_among",
     "missing",

@@ -45,6 +45,13 @@ def test_the_low_target_falls_while_the_damping_does_not(progress):
     assert SCHEDULE.least <= min(targets) <= max(targets) <= SCHEDULE.low
 
 
+@given(runs, st.floats(0.1, 0.8))
+def test_one_ratio_holds_throughout_the_first_stage(steps, ratio):
+    schedule = TargetSchedule(low=ratio, least=ratio)
+    for stage in staged(steps, schedule):
+        assert schedule.target(stage) == (schedule.high if stage.second else ratio)
+
+
 @given(runs)
 def test_the_target_is_low_in_the_first_stage_and_high_in_the_second(steps):
     for stage in staged(steps):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from kfac_pinn.taylor_mode.basis import Basis
 from kfac_pinn.taylor_mode.jets import Jet, jets_among
-from kfac_pinn.taylor_mode.rule_table import register
+from kfac_pinn.taylor_mode.rule_table import check_functions, register
 from kfac_pinn.taylor_mode.rules.series import (
     Bilinear,
     Composition,
@@ -32,6 +32,7 @@ def elementwise(*functions: Any) -> Callable[[Callable[..., Any]], Callable[...,
     value y = f(v) and the further arguments of f, and returns [f'(v), f''(v), ...]: `order` tensors
     like v, or fewer if the others vanish.  Faa di Bruno's formula does the rest, to any order.
     """
+    check_functions(functions)
 
     def decorate(derivatives: Callable[..., Any]) -> Callable[..., Any]:
         register(lambda function: partial(_apply, function, derivatives), *functions)
