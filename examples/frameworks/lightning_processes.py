@@ -53,7 +53,10 @@ def main(processes: Annotated[int, typer.Argument()] = 2, steps: int = 20) -> No
     with torch.no_grad():
         error = float((model.net(grid) - exact(grid)).norm() / exact(grid).norm())
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    print(f"relative L2 error {error:.1e}, parameters {float(theta.norm()):.12f}")
+    norms = model.all_gather(theta.norm()).reshape(-1).tolist()
+    if model.trainer.is_global_zero:  # one process prints, what all of them hold
+        every = " ".join(f"{norm:.12f}" for norm in norms)
+        print(f"relative L2 error {error:.1e}, norm of the parameters in each process: {every}")
 
 
 if __name__ == "__main__":
