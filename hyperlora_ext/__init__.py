@@ -34,7 +34,7 @@ from hyperlora_ext.lora import merge
 from hyperlora_ext.random_fields import GaussianField
 from hyperlora_ext.serialization import load, save
 from hyperlora_ext.symmetry import Symmetry, averaged
-from hyperlora_ext.task_inputs import AtTask, parametric
+from hyperlora_ext.task_inputs import AtTask, TaskFeatures, parametric
 from hyperlora_ext.task_problem import TaskProblem
 from hyperlora_ext.task_spaces import Interval, Intervals
 
@@ -49,6 +49,7 @@ __all__ = [
     "Intervals",
     "Solved",
     "Symmetry",
+    "TaskFeatures",
     "TaskProblem",
     "adapt",
     "averaged",

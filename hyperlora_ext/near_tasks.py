@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -71,6 +72,10 @@ class Near:
     def embed(self, tasks: Tensor) -> Tensor:
         """As the whole space does."""
         return self.space.embed(tasks)
+
+    def unembed(self, inputs: Any) -> Any:
+        """As the whole space does."""
+        return self.space.unembed(inputs)
 
     def offset(self, tasks: Tensor) -> Tensor:
         """As the whole space does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -74,6 +75,10 @@ class GaussianField:
     def embed(self, tasks: Tensor) -> Tensor:
         """The values (in the task's own frame), in units of their standard deviation."""
         return self.moved(tasks, self.offset(tasks)) / self.deviation
+
+    def unembed(self, inputs: Any) -> Any:
+        """The values, in the task's own frame."""
+        return self.deviation * inputs
 
     def offset(self, tasks: Tensor) -> Tensor:
         """s such that the first mode of u0(x + s) is a positive cosine, (T, 1); else (T, 0)."""

@@ -52,6 +52,9 @@ class TaskSpace(Protocol):
     def embed(self, tasks: Tensor) -> Tensor:
         """What a hypernetwork is fed: (T, p) of order one."""
 
+    def unembed(self, inputs: Any) -> Any:
+        """The tasks, in their own frames, that are embedded so, (T, p); of a jet, too."""
+
     def offset(self, tasks: Tensor) -> Tensor:
         """How far the last q coordinates are moved in each task's own frame, (T, q)."""
 
@@ -131,7 +134,7 @@ class Interval:
     def nodes(self, n: int) -> Tensor:
         """The n Chebyshev nodes, in `scale`: they leave no gap at the ends of the range, (n, 1)."""
         angles = (2 * torch.arange(n, dtype=torch.float64) + 1) * (math.pi / (2 * n))
-        return self._value(torch.cos(angles))[:, None]
+        return self.unembed(torch.cos(angles))[:, None]
 
     def middle(self) -> Tensor:
         """The middle of the range, in `scale`."""
@@ -142,12 +145,17 @@ class Interval:
         """Up to `margin` of the range beyond either end, half of them each."""
         unit = torch.rand(n, 1, generator=generator, dtype=torch.float64)
         side = torch.arange(n)[:, None] % 2 * 2 - 1
-        return self._value(side * (1 + 2 * self.margin * (1 - unit)))
+        return self.unembed(side * (1 + 2 * self.margin * (1 - unit)))
 
     def embed(self, tasks: Tensor) -> Tensor:
         """(scale(value) - middle) / half the range, in [-1, 1] within the trained range."""
-        low, high = self._ends(tasks)
+        low, high = self._ends
         return (2 * self.scale(tasks) - (high + low)) / (high - low)
+
+    def unembed(self, inputs: Any) -> Any:
+        """The value that is embedded so."""
+        low, high = self._ends
+        return self.inverse((low + high) / 2 + (high - low) / 2 * inputs)
 
     def offset(self, tasks: Tensor) -> Tensor:
         """None: q = 0."""
@@ -167,12 +175,11 @@ class Interval:
         """Say so where tasks lie outside the trained range."""
         warn_outside(self.contains(tasks), f"{self.lower:g} to {self.upper:g}")
 
-    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return self.scale(like.new_tensor(self.lower)), self.scale(like.new_tensor(self.upper))
-
-    def _value(self, coordinate: Tensor) -> Tensor:
-        low, high = self._ends(coordinate)
-        return self.inverse((low + high) / 2 + (high - low) / 2 * coordinate)
+    @property
+    def _ends(self) -> tuple[float, float]:
+        ends = torch.tensor([self.lower, self.upper], dtype=torch.float64)
+        low, high = self.scale(ends).tolist()
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,11 @@ class Intervals:
     def embed(self, tasks: Tensor) -> Tensor:
         """Each number as its interval embeds it."""
         return torch.cat([part.embed(t) for part, t in self._columns(tasks)], dim=1)
+
+    def unembed(self, inputs: Any) -> Any:
+        """Each number as its interval takes it back."""
+        columns = enumerate(self.parts)
+        return torch.cat([part.unembed(inputs[:, i : i + 1]) for i, part in columns], dim=1)
 
     def offset(self, tasks: Tensor) -> Tensor:
         """None: q = 0."""

@@ -108,6 +108,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Quadrature": (torch.zeros(3, 1), torch.ones(3)),
     "SIREN": ((2, 4, 1),),
     "Sampler": (torch.clone, 2),
+    "TaskFeatures": (SPACE, torch.add),
     "Schedule": (SCHEDULER,),
     "SideBySide": (network(),),
     "Corrected": (network(), network(), 1.0),

@@ -82,8 +82,9 @@ def transport(
     def known(x: Tensor, task: Tensor) -> Tensor:
         return terms.corner(x, task.expand(len(x), -1))
 
+    early = terms.diffuses or terms.reacts
     conditions = {
-        "interior": Condition(_early_points, interior, 1000),
+        "interior": Condition(_early_points if early else DOMAIN.interior, interior, 1000),
         "initial": Condition(DOMAIN.initial, initial, 100),
     }
     return Family(

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from experiments import EXAMPLES
-from transport_table import TERMS, Plan, markdown, measure
+from transport_table import COLUMNS, TERMS, Groups, Plan, markdown, measure
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
 from hyperlora_ext.problems.transport_equation import LENGTH, Terms, corner_at, gaussian
 from hyperlora_ext.schedules import LevenbergSchedule
+from hyperlora_ext.task_spaces import Intervals
 from kfac_pinn.pinn.networks import MLP, PeriodicFeatures
 
 F64 = torch.float64
@@ -196,7 +197,8 @@ def test_a_line_of_the_table_has_what_was_measured() -> None:
     several = {"mean": 1.5e-3, "worst": 0.02, "tasks": 20}
     ways = {"parametric": several, "hypernetwork": several, "adapted": several | {"tasks": 1}}
     rows = {"a": {"published": 0.1} | ways, "b": {"published": None} | ways}
-    _, _, first, second = markdown(rows)
+    head, _, first, second = markdown(rows)
+    assert head.count("|") == 6  # no column where nothing was measured
     assert first == "| a | 1.0e-01 | 1.5e-03, 2.0e-02 | 1.5e-03, 2.0e-02 | 1.5e-03 |"
     assert second == "| b |  | 1.5e-03, 2.0e-02 | 1.5e-03, 2.0e-02 | 1.5e-03 |"
 
@@ -209,12 +211,41 @@ def test_a_plan_goes_from_share_to_share() -> None:
 def test_a_row_from_easy_tasks_to_all(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     for _ in range(2):
-        measure(0.05, 0, 1, "Helmholtz", [0.5, 1.0], 4.0, out)
+        measure(0.05, 0, 1, "Helmholtz", [0.5, 1.0], 4.0, None, out)
     rows = json.loads(out.read_text())
     assert list(rows) == ["Helmholtz 1-3, seed 0"]
     (row,) = rows.values()
     assert row["shares"] == [0.5, 1.0] and row["omega"] == 4
     assert all(0 < row[way]["mean"] < 10 for way in ("parametric", "hypernetwork", "adapted"))
+
+
+def test_a_way_is_added_to_a_row(tmp_path: Path) -> None:
+    out, name = tmp_path / "rows.json", "convection-diffusion-reaction 1-5"
+    for way in ("groups", "moving", "groups"):
+        measure(0.05, 3, 1, name, None, 2.0, [way], out)
+    (row,) = json.loads(out.read_text()).values()
+    assert {way for way in COLUMNS if way in row} == {"groups", "moving"}
+    head, _, line = markdown({"this": row})
+    assert "of groups | moving along |" in head and line.startswith("| this | 5.3e-02 | ")
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_groups_are_all_that_solutions_depend_on(family: Family, moving: bool) -> None:
+    """Rows of the inputs but time and coefficients tell apart what the solutions do."""
+    letters = TERMS[family.name]
+    space = family.space
+    parts = space.parts if isinstance(space, Intervals) else (space,)
+    groups = Groups(letters, parts, moving)
+    tasks = torch.full((1, len(letters)), 2.0, dtype=F64)
+    x = torch.rand(40, 2, generator=seeded(), dtype=F64) * torch.tensor([0.5, LENGTH], dtype=F64)
+    twice = x * torch.tensor([2.0, 1.0], dtype=F64)  # later, where all is half as fast
+    here, there = groups(x, 2 * tasks.expand(40, -1)), groups(twice, tasks.expand(40, -1))
+    kept = [i for i in range(here.shape[1]) if torch.allclose(here[:, i], there[:, i])]
+    assert len(kept) == here.shape[1] - 1 - len(letters)
+    first, second = family.solution(x, 2 * tasks[0]), family.solution(twice, tasks[0])
+    # The splitting's steps are fixed in t
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5 if "dr" in letters else 1e-9)
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="results are in the repository only")

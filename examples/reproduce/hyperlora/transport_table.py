@@ -3,16 +3,20 @@
     python examples/reproduce/hyperlora/transport_table.py measure --seconds 20 --out rows.json
     python examples/reproduce/hyperlora/transport_table.py table rows.json
 
-Three ways, each given the same CPU seconds, on the same test tasks:
+Five ways, each given the same CPU seconds, on the same test tasks:
 
-- hypernetwork: a third of the time for its base, the rest for HyperLoRA of rank 4;
 - parametric: one plain PINN with the coefficients as further inputs;
+- groups: the same with dimensionless numbers, beta t and log(1 + nu t), among its inputs;
+- moving: likewise, with x - beta t in place of x and beta t;
+- hypernetwork: a third of the time for its base, the rest for HyperLoRA of rank 4;
 - adapted: that base, and as long again for low-rank adapters of each of a few tasks.
+
+`--way groups --way moving` measures these alone.
 
 With `--share 0.25 --share 0.5 --share 1` each begins with easy tasks: the parametric network near
 the smallest coefficients, the base at smaller ones than its own, the hypernetwork near its base.
 
-Rows are written as they are measured; a row that is there is not measured again.
+Rows are written as they are measured; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import math
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +40,9 @@ from hyperlora_ext.hyper import HyperLoRA
 from hyperlora_ext.lora import count
 from hyperlora_ext.problems import convection, helmholtz, transport
 from hyperlora_ext.schedules import LevenbergSchedule
-from hyperlora_ext.task_inputs import AtTask, parametric
+from hyperlora_ext.task_inputs import AtTask, TaskFeatures, parametric
 from hyperlora_ext.task_problem import TaskProblem
-from hyperlora_ext.task_spaces import Intervals
+from hyperlora_ext.task_spaces import Interval, Intervals
 from kfac_pinn import SIREN, PeriodicFeatures
 from kfac_pinn.pinn.training.clock import now
 
@@ -50,6 +55,7 @@ TERMS = {
     "reaction-diffusion": "dr",
     "convection-diffusion-reaction": "cdr",
 }
+LETTERS = TERMS | {"convection of a sine": "c"}  # Helmholtz' equation has no such groups
 # Cho et al. (2024): relative L2 errors of P2INN, one network for a family, in the order of RANGES
 PUBLISHED = {
     "convection": (7.9e-3, 1.8e-2, 4.6e-2),
@@ -59,7 +65,13 @@ PUBLISHED = {
     "reaction-diffusion": (0.19, 0.28, 0.14),
     "convection-diffusion-reaction": (5.3e-2, 9.4e-2, 8.1e-2),
 }
-WAYS = ("parametric", "hypernetwork", "adapted")
+COLUMNS = {
+    "parametric": "parametric PINN",
+    "groups": "of groups",
+    "moving": "moving along",
+    "hypernetwork": "hypernetwork",
+    "adapted": "adapted",
+}
 OMEGA = 2.0  # of the sine networks; 4 is as good on convection from 1 to 5
 ALL = (1.0,)  # of the tasks, from the beginning
 Row = dict[str, Any]
@@ -136,9 +148,57 @@ def measured(family: Family, predict: Callable[[Tensor], Any], tasks: Tensor) ->
     return {name: float(value) for name, value in numbers.items()} | {"tasks": len(tasks)}
 
 
-def plain(family: Family, plan: Plan) -> Row:
-    """One PINN with the coefficients as inputs."""
-    u, start = plan.network(family, family.space.inputs), now()
+@dataclass(frozen=True)
+class Groups:
+    """Inputs for networks of all tasks of a transport family: numbers without a unit.
+
+    By t -> t / s and c -> s c, a solution depends on x and on c t, for each coefficient c. Time and
+    coefficients stay among the inputs: they are what says how early it is.
+
+    Attributes:
+        letters: c, d, r: the terms that are there.
+        parts: their intervals.
+        moving: with x - beta t in place of x and beta t, by Galilei's change of frame.
+    """
+
+    letters: str
+    parts: tuple[Interval, ...]
+    moving: bool = False
+
+    def __call__(self, x: Tensor, task: Tensor) -> Tensor:
+        """(N, q) of order one."""
+        time, place = x[:, :1], x[:, 1:]
+        found = [2 * time - 1]
+        for i, (letter, part) in enumerate(zip(self.letters, self.parts, strict=True)):
+            number = task[:, i : i + 1]
+            found.append(part.embed(number))
+            if letter != "c":
+                found.append(torch.log1p(number * time) * (2 / math.log1p(part.upper)) - 1)
+            elif self.moving:
+                place = place - number * time
+            else:
+                found.append(number * time * (2 / part.upper) - 1)
+        # The solution of reaction alone is no smooth function around the ring
+        around = [torch.cos(place), torch.sin(place)]
+        return torch.cat(found + ([place / math.pi - 1] if self.letters == "r" else around), dim=1)
+
+
+def network_of_groups(family: Family, plan: Plan, moving: bool) -> nn.Module:
+    """As large as the plain one."""
+    space, letters = family.space, LETTERS[family.name]
+    parts = space.parts if isinstance(space, Intervals) else (space,)
+    features = TaskFeatures(space, Groups(letters, parts, moving))
+    inputs = features(torch.zeros(1, 2 + space.inputs)).shape[1]
+    return nn.Sequential(features, SIREN((inputs, 24, 24, 24, 1), plan.omega)).double()
+
+
+def trained(family: Family, plan: Plan, way: str) -> Row:
+    """One PINN of points and coefficients, or of groups of them."""
+    if way == "parametric":
+        u = plan.network(family, family.space.inputs)
+    else:
+        u = network_of_groups(family, plan, moving=way == "moving")
+    start = now()
     for share, seconds in plan.stages():
         problem = parametric(family.near(lowest(family), share))
         schedule(family, 1000, 0.25)(u, problem, seconds=seconds)
@@ -148,7 +208,7 @@ def plain(family: Family, plan: Plan) -> Row:
         return AtTask(u, family.space, task)
 
     found = measured(family, predict, family.splits().test)
-    return {"parametric": found, "parametric seconds": spent, "parametric parameters": count(u)}
+    return {way: found, f"{way} seconds": spent, f"{way} parameters": count(u)}
 
 
 def low_rank(family: Family, plan: Plan, some: int) -> Row:
@@ -175,6 +235,14 @@ def low_rank(family: Family, plan: Plan, some: int) -> Row:
     return row | {"hypernetwork seconds": spent, "base seconds": between - start}
 
 
+def ways(family: Family, plan: Plan, some: int) -> dict[str, Callable[[], Row]]:
+    """What there is to measure on a family, by name; the last one adapts its base, too."""
+    letters = LETTERS.get(family.name, "")
+    alone = ["parametric"] + ["groups"] * bool(letters) + ["moving"] * ("c" in letters)
+    found: dict[str, Callable[[], Row]] = {w: partial(trained, family, plan, w) for w in alone}
+    return found | {"hypernetwork": partial(low_rank, family, plan, some)}
+
+
 def commit() -> str:
     """Of the code that measured."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -183,15 +251,18 @@ def commit() -> str:
 
 def markdown(rows: dict[str, Row]) -> Iterator[str]:
     """Relative L2 errors, a family a line: the published one; mean and worst of each way."""
-    yield "| family, coefficients | P²INN | parametric PINN | hypernetwork | adapted |"
-    yield "|---|---|---|---|---|"
+    there = [way for way in COLUMNS if any(way in row for row in rows.values())]
+    yield f"| family, coefficients | P²INN | {' | '.join(COLUMNS[way] for way in there)} |"
+    yield "|---|---|" + "---|" * len(there)
     for name, row in rows.items():
         published = "" if row["published"] is None else f"{row['published']:.1e}"
-        yield f"| {name} | {published} | {' | '.join(shown(row[way]) for way in WAYS)} |"
+        yield f"| {name} | {published} | {' | '.join(shown(row.get(way)) for way in there)} |"
 
 
-def shown(found: Row) -> str:
+def shown(found: Row | None) -> str:
     """Mean and worst; of one task, its error."""
+    if found is None:
+        return ""
     numbers = [found["mean"], found["worst"]] if found["tasks"] > 1 else [found["mean"]]
     return ", ".join(f"{number:.1e}" for number in numbers)
 
@@ -211,19 +282,22 @@ def measure(
     only: Annotated[str, typer.Option(help="rows whose name holds this")] = "",
     share: Annotated[list[float] | None, typer.Option(help="of the tasks; one by one")] = None,
     omega: Annotated[float, typer.Option(help="frequency of the sine networks")] = OMEGA,
+    way: Annotated[list[str] | None, typer.Option(help="these alone, as above")] = None,
     out: Path = Path("transport.json"),
 ) -> None:
-    """Measure the rows that are not there yet."""
+    """Measure what is not there yet."""
     plan = Plan(seconds, share or ALL, omega)
     rows: dict[str, Row] = json.loads(out.read_text()) if out.exists() else {}
-    wanted = [row for row in families() if only in row[0] and f"{row[0]}, seed {seed}" not in rows]
-    with typer.progressbar(wanted, label="families") as bar:
+    given = asdict(plan) | {"seed": seed}
+    with typer.progressbar([row for row in families() if only in row[0]], label="families") as bar:
         for name, family, published in bar:
-            torch.manual_seed(seed)
-            found = plain(family, plan) | low_rank(family, plan, some)
-            given = asdict(plan) | {"seed": seed, "commit": commit(), "published": published}
-            rows[f"{name}, seed {seed}"] = given | found
-            out.write_text(json.dumps(rows, indent=1) + "\n")
+            row = rows.setdefault(f"{name}, seed {seed}", given | {"published": published})
+            for label, make in ways(family, plan, some).items():
+                if label in row or (way and label not in way):
+                    continue
+                torch.manual_seed(seed)
+                row |= make() | {f"{label} commit": commit()}
+                out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
