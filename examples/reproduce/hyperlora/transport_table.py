@@ -6,7 +6,7 @@
 Five ways, each given the same CPU seconds, on the same test tasks:
 
 - parametric: one plain PINN with the coefficients as further inputs;
-- groups: the same with dimensionless numbers, beta t and log(1 + nu t), among its inputs;
+- groups: the same with dimensionless numbers, beta t and log(1 + nu t), or a x, among its inputs;
 - moving: likewise, with x - beta t in place of x and beta t;
 - hypernetwork: a third of the time for its base, the rest for HyperLoRA of rank 4;
 - adapted: that base, and as long again for low-rank adapters of each of a few tasks.
@@ -55,7 +55,7 @@ TERMS = {
     "reaction-diffusion": "dr",
     "convection-diffusion-reaction": "cdr",
 }
-LETTERS = TERMS | {"convection of a sine": "c"}  # Helmholtz' equation has no such groups
+LETTERS = TERMS | {"convection of a sine": "c", "Helmholtz": ""}
 # Cho et al. (2024): relative L2 errors of P2INN, one network for a family, in the order of RANGES
 PUBLISHED = {
     "convection": (7.9e-3, 1.8e-2, 4.6e-2),
@@ -183,11 +183,16 @@ class Groups:
         return torch.cat(found + ([place / math.pi - 1] if self.letters == "r" else around), dim=1)
 
 
+def in_waves(x: Tensor, task: Tensor) -> Tensor:
+    """Of Helmholtz' equation: lengths in units of the source's, which is 1 / a, and a."""
+    return torch.cat([task * x / 3, task - 2], dim=1)
+
+
 def network_of_groups(family: Family, plan: Plan, moving: bool) -> nn.Module:
     """As large as the plain one."""
     space, letters = family.space, LETTERS[family.name]
     parts = space.parts if isinstance(space, Intervals) else (space,)
-    features = TaskFeatures(space, Groups(letters, parts, moving))
+    features = TaskFeatures(space, Groups(letters, parts, moving) if letters else in_waves)
     inputs = features(torch.zeros(1, 2 + space.inputs)).shape[1]
     return nn.Sequential(features, SIREN((inputs, 24, 24, 24, 1), plan.omega)).double()
 
@@ -237,8 +242,7 @@ def low_rank(family: Family, plan: Plan, some: int) -> Row:
 
 def ways(family: Family, plan: Plan, some: int) -> dict[str, Callable[[], Row]]:
     """What there is to measure on a family, by name; the last one adapts its base, too."""
-    letters = LETTERS.get(family.name, "")
-    alone = ["parametric"] + ["groups"] * bool(letters) + ["moving"] * ("c" in letters)
+    alone = ["parametric", "groups"] + ["moving"] * ("c" in LETTERS[family.name])
     found: dict[str, Callable[[], Row]] = {w: partial(trained, family, plan, w) for w in alone}
     return found | {"hypernetwork": partial(low_rank, family, plan, some)}
 
