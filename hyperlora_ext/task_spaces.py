@@ -95,6 +95,23 @@ def identity(value: Tensor) -> Tensor:
     return value
 
 
+def mapped(
+    name: str, function: Callable[[Tensor], Tensor], low: float, high: float
+) -> tuple[float, float]:
+    """The ends of an interval by one of its functions, in float64 on the CPU.
+
+    Raises:
+        TypeError: for a function of something else than tensors.
+    """
+    try:
+        ends = torch.tensor([low, high], dtype=torch.float64, device="cpu")
+        first, last = function(ends).tolist()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        text = f"Interval: {name} must map tensors to tensors, as torch.log does: {error}"
+        raise TypeError(text) from None
+    return first, last
+
+
 @dataclass(frozen=True)
 class Interval:
     """One number in [lower, upper], p = 1.
@@ -107,7 +124,8 @@ class Interval:
         margin: how far `outside` reaches, as a fraction of the range (in `scale`).
 
     Raises:
-        TypeError, ValueError: for a setting of another kind, or an empty range.
+        TypeError, ValueError: for a setting of another kind, an empty range, one that `scale` does
+            not take, or an `inverse` that is not that of `scale`.
     """
 
     lower: float
@@ -123,6 +141,19 @@ class Interval:
         check(self, margin=NOT_NEGATIVE)
         if not self.lower < self.upper:
             raise ValueError(f"tasks from {self.lower:g} to {self.upper:g}: give a longer range")
+        low, high = self._ends
+        if not (math.isfinite(low) and math.isfinite(high) and low != high):
+            raise ValueError(
+                f"Interval: scale maps {self.lower:g} and {self.upper:g} to {low:g} and {high:g}, "
+                "which must be two finite numbers"
+            )
+        first, last = mapped("inverse", self.inverse, low, high)
+        if not abs(first - self.lower) + abs(last - self.upper) < 1e-6 * (self.upper - self.lower):
+            raise ValueError(
+                f"Interval: inverse maps scale({self.lower:g}) and scale({self.upper:g}) to "
+                f"{first:g} and {last:g}: give the inverse of scale, as in "
+                "Interval(1.0, 20.0, torch.log, torch.exp)"
+            )
 
     @takes(n=whole(0))
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
@@ -177,9 +208,7 @@ class Interval:
 
     @property
     def _ends(self) -> tuple[float, float]:
-        ends = torch.tensor([self.lower, self.upper], dtype=torch.float64)
-        low, high = self.scale(ends).tolist()
-        return low, high
+        return mapped("scale", self.scale, self.lower, self.upper)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,16 @@ def test_a_task_is_a_number_too_but_not_several() -> None:
             Interval(lower, upper)
     with pytest.raises(ValueError, match="upper must be finite"):
         Interval(0.0, math.nan)
+    with pytest.raises(ValueError, match="scale maps 0 and 5 to -inf and"):
+        Interval(0.0, 5.0, torch.log, torch.exp)
+    with pytest.raises(ValueError, match="scale maps -1 and 1 to 1 and 1, which must be two"):
+        Interval(-1.0, 1.0, torch.square, torch.sqrt)
+    with pytest.raises(ValueError, match=r"to 0 and 2\.99573: give the inverse of scale"):
+        Interval(1.0, 20.0, torch.log)
+    with pytest.raises(TypeError, match=r"scale must map tensors to tensors, as torch\.log does"):
+        Interval(1.0, 20.0, math.log, math.exp)
+    with torch.device("meta"):
+        assert Interval(1.0, 20.0, torch.log, torch.exp).embed(torch.zeros(3, 1)).is_meta
 
 
 def test_tasks_of_several_numbers() -> None:
