@@ -167,8 +167,9 @@ class Benchmark:
             "pinns": lambda: regimes.by_pinns(
                 hyper, family, (tasks, self._teachers(hyper, rank)), train, size, **spent
             ),
+            # A linear problem of small damping, solved once: not in single precision
             "weights": lambda: regimes.by_weights(
-                hyper, family, (tasks, self._teachers(hyper, rank))
+                hyper.double(), family, (tasks, self._teachers(hyper, rank))
             ),
         }
         result = ways[method]()
@@ -181,18 +182,18 @@ class Benchmark:
         return torch.cat([tasks, space.sample(more, Generator().manual_seed(2030))])
 
     def _teachers(self, hyper: HyperLoRA, rank: int | None) -> list[nn.Module]:
-        """One trained network a training task; kept as their numbers theta (T, size)."""
+        """One trained network a training task, float64; kept as their numbers theta (T, size)."""
         config, spent = self.config, self._spent(self.budget.task)
-        train = config.train_from_base(hyper.size)
+        train, exact = config.train_from_base(hyper.size), copy.deepcopy(hyper).double()
 
         def made(task: Tensor) -> Tensor:
-            (v,) = regimes.teachers(hyper, config.family, task[None], train, **spent)
-            return hyper.numbers(v)
+            (v,) = regimes.teachers(exact, config.family, task[None], train, **spent)
+            return exact.numbers(v)
 
         names = [f"teacher {rank or '*'} {i}" for i in range(len(self.splits.train))]
         pairs = zip(names, self.splits.train, strict=True)
         return [
-            hyper.made_of(self.cache.tensor(n, lambda t=t: made(t)), t)  # type: ignore[misc]
+            exact.made_of(self.cache.tensor(n, lambda t=t: made(t)), t)  # type: ignore[misc]
             for n, t in pairs
         ]
 

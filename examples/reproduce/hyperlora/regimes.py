@@ -99,9 +99,8 @@ def by_pinns(
     Args:
         known: the tasks (T, p) and their networks (`teachers`).
     """
-    like = next(hyper.network.parameters())
     tasks, networks = known
-    grid = family.grid.to(like)
+    grid = family.grid.to(next(networks[0].parameters()))
     with torch.no_grad():
         fields = torch.stack([family.observed(network)(grid).cpu() for network in networks])
     terms = known_fields(family, lambda tasks: fields)
