@@ -47,6 +47,7 @@ class Remarks:
         self.made: set[Subject] = set()
         self.used: set[int] = set()  # parameters that some residual has depended on
         self.steepest = 0.0  # the largest gradient
+        self.highest = 1.0  # the largest loss, where it is above one
 
     def once(self, subject: Subject, message: str) -> None:
         """Warn at the line of the user's code that led here, unless done before."""
@@ -102,8 +103,11 @@ class Remarks:
         if Subject.DIFFERING in self.made or (step & (step - 1) and step % 100):
             return
         second = objective(torch.zeros_like(objective.origin))
-        # A quarter of the digits, 1e-4 in float64: sums in another order differ by far less
-        allowed = torch.finfo(objective.origin.dtype).eps ** 0.25 * abs(first)
+        self.highest = max(self.highest, abs(first)) if math.isfinite(first) else self.highest
+        eps = torch.finfo(objective.origin.dtype).eps
+        # A quarter of the digits, 1e-4 in float64: sums in another order differ by far less, until
+        # residuals are as small as what was rounded in them
+        allowed = eps**0.25 * abs(first) + (10 * eps) ** 2 * self.highest
         if math.isfinite(second) and abs(second - first) > allowed:
             self.once(
                 Subject.DIFFERING,

@@ -211,6 +211,29 @@ def test_those_that_do_not_compare_losses_may_draw_inside(make: Any, options: An
         optimizer.step(drawing_inside(model))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_what_rounding_leaves_of_a_solved_problem_may_differ(
+    dtype: torch.dtype, size: float
+) -> None:
+    """Residuals of eps times what cancels in them; a draw of a thousandth of that is found."""
+    model, x = network(2, 5, 1).to(dtype), points(20).to(dtype)
+    parameters, target = list(model.parameters()), size * model(x).detach()
+    remarking = remarks.Remarks()
+
+    def look(steps: int, off: float, noise: float) -> None:
+        def closure() -> Tensor:
+            return size * (model(x) - off + noise * torch.rand(20, 1, dtype=dtype)) - target
+
+        remarking.differing(steps, Objective(closure, parameters), linearize(closure, parameters))
+
+    look(0, 1.0, 0.0)  # not solved
+    look(1, 0.0, torch.finfo(dtype).eps)  # solved
+    with pytest.warns(UserWarning, match="two evaluations"):
+        look(3, 0.0, 1e-3)
+
+
 def test_a_closure_that_begins_to_draw_later_is_found_out() -> None:
     model, x = network(2, 5, 1), points(20)
     optimizer = KFACPINN(model.parameters())
