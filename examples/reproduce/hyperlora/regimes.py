@@ -151,8 +151,11 @@ def known_weights(numbers: Tensor) -> dict[str, Condition]:
 
 
 @torch.no_grad()
-def fit_last_layer(hyper: HyperLoRA, tasks: Tensor, numbers: Tensor, damping: float = 1e-8) -> None:
-    """Least squares for the last layer, theta_t = V phi_t + c, by the kernel phi phi^T + 1."""
+def fit_last_layer(hyper: HyperLoRA, tasks: Tensor, numbers: Tensor) -> None:
+    """Ridge regression of the last layer, theta_t = V phi_t + c, by the kernel phi phi^T + 1.
+
+    Its damping is the one that predicts each task best from the others.
+    """
     last = hyper.network.layers[-1]
     inputs: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -160,9 +163,21 @@ def fit_last_layer(hyper: HyperLoRA, tasks: Tensor, numbers: Tensor, damping: fl
     handle.remove()
     (phi,) = inputs
     kernel = phi @ phi.T + 1
-    alpha = damped_solve(kernel, misfit, damping * float(kernel.diagonal().mean()))
+    size = float(kernel.diagonal().mean())
+    dampings = [size * 10.0**power for power in range(-8, 3)]
+    damping = min(dampings, key=lambda damping: left_out(kernel, misfit, damping))
+    alpha = damped_solve(kernel, misfit, damping)
     last.get_parameter("weight").add_(alpha.T @ phi)
     last.get_parameter("bias").add_(alpha.sum(0))
+
+
+def left_out(kernel: Tensor, misfit: Tensor, damping: float) -> float:
+    """Mean square of what is left of each row (T, n) where it is predicted from the others.
+
+    With A = (K + damping I)^-1, (A Y)_i / A_ii.
+    """
+    inverse = torch.linalg.inv(kernel + damping * torch.eye(len(kernel)).to(kernel))
+    return float((inverse @ misfit / inverse.diagonal()[:, None]).square().mean())
 
 
 def teachers(
