@@ -172,6 +172,15 @@ def test_the_corners_series_is_the_corner() -> None:
     assert (found - corner_at(x[:, 1:])).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_points_are_early_where_something_decays_or_grows(family: Family) -> None:
+    """Times of even points have the mean 1/2, their squares 1/3."""
+    tasks = family.space.sample(50, seeded())
+    times = family.conditions["interior"].draw(200, tasks, seeded())[..., 0]
+    expected = 1 / 2 if family.name == "convection" else 1 / 3
+    assert times.mean().item() == pytest.approx(expected, abs=0.01)
+
+
 def test_ranges_are_checked() -> None:
     with pytest.raises(ValueError, match="give at least one term"):
         transport()
