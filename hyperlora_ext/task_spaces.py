@@ -95,21 +95,18 @@ def identity(value: Tensor) -> Tensor:
     return value
 
 
-def mapped(
-    name: str, function: Callable[[Tensor], Tensor], low: float, high: float
-) -> tuple[float, float]:
-    """The ends of an interval by one of its functions, in float64 on the CPU.
+def mapped(name: str, function: Callable[[Tensor], Tensor], *values: float) -> list[float]:
+    """Numbers by one of an interval's functions, in float64 on the CPU.
 
     Raises:
         TypeError: for a function of something else than tensors.
     """
     try:
-        ends = torch.tensor([low, high], dtype=torch.float64, device="cpu")
-        first, last = function(ends).tolist()
+        found = function(torch.tensor(values, dtype=torch.float64, device="cpu"))
+        return [float(value) for value in found.tolist()]
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         text = f"Interval: {name} must map tensors to tensors, as torch.log does: {error}"
         raise TypeError(text) from None
-    return first, last
 
 
 @dataclass(frozen=True)
@@ -147,13 +144,15 @@ class Interval:
                 f"Interval: scale maps {self.lower:g} and {self.upper:g} to {low:g} and {high:g}, "
                 "which must be two finite numbers"
             )
-        first, last = mapped("inverse", self.inverse, low, high)
-        if not abs(first - self.lower) + abs(last - self.upper) < 1e-6 * (self.upper - self.lower):
-            raise ValueError(
-                f"Interval: inverse maps scale({self.lower:g}) and scale({self.upper:g}) to "
-                f"{first:g} and {last:g}: give the inverse of scale, as in "
-                "Interval(1.0, 20.0, torch.log, torch.exp)"
-            )
+        # One within, too: squares of 0 and 1 are 0 and 1
+        known = (self.lower, self.lower + 0.3 * (self.upper - self.lower), self.upper)
+        back = mapped("inverse", self.inverse, *mapped("scale", self.scale, *known))
+        for value, found in zip(known, back, strict=True):
+            if not abs(found - value) < 1e-6 * (self.upper - self.lower):
+                raise ValueError(
+                    f"Interval: inverse maps scale({value:g}) to {found:g}: give the inverse of "
+                    "scale, as in Interval(1.0, 20.0, torch.log, torch.exp)"
+                )
 
     @takes(n=whole(0))
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
@@ -208,7 +207,8 @@ class Interval:
 
     @property
     def _ends(self) -> tuple[float, float]:
-        return mapped("scale", self.scale, self.lower, self.upper)
+        low, high = mapped("scale", self.scale, self.lower, self.upper)
+        return low, high
 
 
 @dataclass(frozen=True)

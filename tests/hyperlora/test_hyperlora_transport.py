@@ -11,6 +11,7 @@ import pytest
 import torch
 from experiments import EXAMPLES
 from transport_table import COLUMNS, TERMS, Groups, Plan, markdown, measure
+from typer import BadParameter
 
 from hyperlora_ext.family import Family
 from hyperlora_ext.problems import convection, helmholtz, solve_transport, transport
@@ -236,6 +237,31 @@ def test_a_way_is_added_to_a_row(tmp_path: Path) -> None:
     assert {way for way in COLUMNS if way in row} == {"groups", "moving"}
     head, _, line = markdown({"this": row})
     assert "of groups | moving along |" in head and line.startswith("| this | 5.3e-02 | ")
+
+
+def test_what_would_mix_rows_is_named(tmp_path: Path) -> None:
+    out, name = tmp_path / "rows.json", "diffusion 1-5"
+    with pytest.raises(BadParameter, match="not adapted"):
+        measure(0.05, 0, 1, name, None, 2.0, ["adapted"], out)
+    out.write_text(json.dumps({f"{name}, seed 0": {"seconds": 9, "shares": [1], "omega": 2}}))
+    with pytest.raises(BadParameter, match="with other settings: take another file"):
+        measure(0.05, 0, 1, name, None, 2.0, ["groups"], out)
+
+
+@pytest.mark.parametrize("letters", ["c", "cd", "cdr"])
+def test_who_moves_along_sees_the_same_at_every_speed(letters: str) -> None:
+    family = family_of(letters)
+    space = family.space
+    groups = Groups(letters, space.parts if isinstance(space, Intervals) else (space,), True)
+    slow = torch.full((1, len(letters)), 2.0, dtype=F64)
+    fast = slow + torch.eye(len(letters), dtype=F64)[:1]
+    x = torch.rand(40, 2, generator=seeded(), dtype=F64)
+    ahead = torch.stack([x[:, 0], x[:, 1] + x[:, 0]], dim=1)
+    here, there = groups(x, slow.expand(40, -1)), groups(ahead, fast.expand(40, -1))
+    same = [torch.allclose(a, b) for a, b in zip(here.T, there.T, strict=True)]
+    assert same.count(False) == 1  # the speed itself
+    first, second = family.solution(x, slow[0]), family.solution(ahead, fast[0])
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5 if "dr" in letters else 1e-9)
 
 
 @pytest.mark.parametrize("moving", [False, True])

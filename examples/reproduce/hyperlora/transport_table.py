@@ -72,6 +72,7 @@ COLUMNS = {
     "hypernetwork": "hypernetwork",
     "adapted": "adapted",
 }
+MEASURED = ("parametric", "groups", "moving", "hypernetwork")  # the last with its adapters
 OMEGA = 2.0  # of the sine networks; 4 is as good on convection from 1 to 5
 ALL = (1.0,)  # of the tasks, from the beginning
 Row = dict[str, Any]
@@ -292,10 +293,14 @@ def measure(
     """Measure what is not there yet."""
     plan = Plan(seconds, share or ALL, omega)
     rows: dict[str, Row] = json.loads(out.read_text()) if out.exists() else {}
-    given = asdict(plan) | {"seed": seed}
+    if unknown := set(way or ()) - set(MEASURED):
+        raise typer.BadParameter(f"--way is one of {', '.join(MEASURED)}, not {', '.join(unknown)}")
+    given = asdict(plan) | {"shares": list(plan.shares), "seed": seed}
     with typer.progressbar([row for row in families() if only in row[0]], label="families") as bar:
         for name, family, published in bar:
             row = rows.setdefault(f"{name}, seed {seed}", given | {"published": published})
+            if any(row.get(k) != value for k, value in given.items()):
+                raise typer.BadParameter(f"{out} has {name} with other settings: take another file")
             for label, make in ways(family, plan, some).items():
                 if label in row or (way and label not in way):
                     continue
